@@ -1,0 +1,45 @@
+"""Headgate: routed and gated fine-tuning of language models, with the evidence."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_model": "headgate.models.load",
+    "HeadgateTrainer": "headgate.training.trainer",
+    "MethodsMixin": "headgate.training.mixin",
+    "Method": "headgate.methods.base",
+    "Stage": "headgate.methods.stage",
+    "Step": "headgate.methods.step",
+    "SchemaBank": "headgate.methods.schema_bank",
+    "BackwardGate": "headgate.methods.backward_gate",
+    "LayerRouting": "headgate.methods.layer_routing",
+    "LoraExperts": "headgate.methods.lora_experts",
+    "load": "headgate.training.saved",
+    "attached": "headgate.training.saved",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from headgate.methods.base import Method as Method
+    from headgate.methods.stage import Stage as Stage
+    from headgate.methods.step import Step as Step
+    from headgate.models.load import load_model as load_model
+    from headgate.training.mixin import MethodsMixin as MethodsMixin
+    from headgate.training.saved import attached as attached
+    from headgate.training.saved import load as load
+    from headgate.training.trainer import HeadgateTrainer as HeadgateTrainer
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: ``import headgate`` itself stays fast."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'headgate' has no attribute {name!r}")

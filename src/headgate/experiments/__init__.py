@@ -1,0 +1,1 @@
+"""Floor 6: recipes, run directories, comparisons, sweeps, statistics, reports, export."""

@@ -1,0 +1,1 @@
+"""Floor 3: the four methods, and what a method is."""

@@ -1,0 +1,1 @@
+"""Floor 1: nn.Modules over ops."""

@@ -1,0 +1,1 @@
+"""Floor 4: HeadgateTrainer, stages, checkpoints, accounting, telemetry."""

@@ -1,0 +1,73 @@
+"""What a run really computed: FLOPs of forward and backward, tokens, seconds, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import psutil
+import torch
+
+from headgate.models.anatomy import Anatomy
+
+
+def block_flops_per_token(anatomy: Anatomy) -> float:
+    """Matrix-product FLOPs of one block for one token, attention scores left out (2 per multiply-add)."""
+    h, f = anatomy.hidden_size, anatomy.intermediate_size
+    q = anatomy.num_heads * anatomy.head_dim
+    kv = anatomy.num_kv_heads * anatomy.head_dim
+    gated = hasattr(anatomy.mlp(anatomy.blocks[0]), "gate_proj") or hasattr(
+        anatomy.mlp(anatomy.blocks[0]), "gate_up_proj"
+    )
+    return 2.0 * (h * q + 2 * h * kv + q * h + (3 if gated else 2) * h * f)
+
+
+def attention_flops(anatomy: Anatomy, length: float) -> float:
+    """Scores and mixing of one causal attention over ``length`` tokens: 2 products over half the square."""
+    return 2.0 * 2 * anatomy.num_heads * anatomy.head_dim * length * (length + 1) / 2
+
+
+def forward_flops(
+    anatomy: Anatomy, tokens: float, square_lengths: float, executed_share: float = 1.0
+) -> float:
+    """A forward over real tokens: ``executed_share`` of the blocks, and the head.
+
+    ``square_lengths`` is the sum over documents of length * (length + 1) / 2, the attended pairs.
+    """
+    attended = 4.0 * anatomy.num_heads * anatomy.head_dim * square_lengths
+    blocks = anatomy.num_blocks * (tokens * block_flops_per_token(anatomy) + attended)
+    return executed_share * blocks + 2.0 * tokens * anatomy.hidden_size * anatomy.vocab_size
+
+
+def backward_flops(forward: float, tokens: float, trainable: int, frozen_base: bool = True) -> float:
+    """Activations' gradients cost one forward; weights' gradients 2 per trainable weight and token."""
+    return forward + 2.0 * tokens * trainable if frozen_base else 2.0 * forward
+
+
+def peak_memory_bytes() -> int:
+    """Peak allocated bytes on the GPU, or peak resident set size of this process on a CPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    scale = 1 if psutil.MACOS else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * scale
+
+
+class Stopwatch:
+    """Training time: evaluation and checkpoints are left out."""
+
+    def __init__(self) -> None:
+        self.seconds, self._since = 0.0, None
+
+    def start(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> float:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+        return self.seconds
+
+    def read(self) -> float:
+        running = time.perf_counter() - self._since if self._since is not None else 0.0
+        return self.seconds + running

@@ -1,0 +1,175 @@
+"""Checkpoints: the adapter as plain PEFT, the methods' state beside it, and a manifest written last.
+
+A folder without a manifest, or whose files do not match it, is never resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import headgate
+from headgate.errors import CheckpointError
+from headgate.methods.compose import MethodStack
+from headgate.methods.registry import method_class
+
+FORMAT_VERSION = 1
+STATE_FILE = "headgate.safetensors"
+STRUCTURE_FILE = "headgate.json"
+MANIFEST = "manifest.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """All of the text or none of it, whatever happens in between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def save_methods(folder: Path, methods: MethodStack, extra: Mapping[str, Any]) -> None:
+    """Parameters and buffers of all methods, and the structure to build them from."""
+    state = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in methods.state_dict().items()
+    }
+    save_file(state, folder / STATE_FILE, metadata={"format": "pt"})
+    description = {
+        "format_version": FORMAT_VERSION,
+        "headgate_version": headgate.__version__,
+        "methods": methods.structure(),
+        **extra,
+    }
+    write_atomically(folder / STRUCTURE_FILE, json.dumps(description, indent=1))
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """``headgate.json``. Raises CheckpointError when it is absent, unreadable or of a later format."""
+    path = folder / STRUCTURE_FILE
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no {STRUCTURE_FILE}: it was not saved by Headgate")
+    try:
+        description: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is corrupted ({error}): use another checkpoint") from None
+    if description["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {description['format_version']}, this Headgate reads up to {FORMAT_VERSION}: upgrade headgate"
+        )
+    return description
+
+
+def load_method_state(folder: Path, methods: MethodStack) -> None:
+    """Strict load into methods that have the saved structure; nothing missing, nothing left over."""
+    path = folder / STATE_FILE
+    try:
+        state: dict[str, Tensor] = load_file(path) if path.exists() else {}
+    except Exception as error:
+        raise CheckpointError(f"{path} is corrupted ({error}): use another checkpoint") from None
+    try:
+        methods.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the methods of this run: {error}") from None
+
+
+def restore_methods(folder: Path, methods: MethodStack) -> dict[str, Any]:
+    """Bring attached methods to the saved structure and state, for a resume. Returns the description."""
+    description = read_description(folder)
+    saved, present = set(description["methods"]), {method.name for method in methods}
+    if saved != present:
+        raise CheckpointError(
+            f"{folder} was saved with methods {sorted(saved)}, this run has {sorted(present)}"
+        )
+    for method in methods:
+        method.restore(description["methods"][method.name])
+    load_method_state(folder, methods)
+    return description
+
+
+def build_methods(description: Mapping[str, Any]) -> MethodStack:
+    """Methods with the saved structure, not attached yet."""
+    return MethodStack([method_class(name).from_structure(s) for name, s in description["methods"].items()])
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest: from now on the checkpoint is complete."""
+    files = {
+        str(path.relative_to(folder)): _digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None if it is complete and unharmed."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return "is incomplete (no manifest: the save was cut short)"
+    files = json.loads(path.read_text())["files"]
+    for name, digest in files.items():
+        if not (folder / name).exists():
+            return f"has lost {name}"
+        if _digest(folder / name) != digest:
+            return f"is corrupted: {name} has changed since it was saved"
+    return None
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [
+        path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
+    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
+
+
+def last_valid(output_dir: str | Path, tell: Any = None) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are named through ``tell`` and passed over."""
+    for folder in checkpoints(output_dir):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        if tell is not None:
+            tell(f"{folder} {wrong}: not resumed from")
+    return None
+
+
+def require_valid(folder: str | Path) -> Path:
+    """The folder, if it is a whole checkpoint; CheckpointError naming what is wrong otherwise."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {folder} does not exist")
+    wrong = damage(folder)
+    if wrong is not None:
+        raise CheckpointError(f"checkpoint {folder} {wrong}: resume from another one")
+    return folder
+
+
+def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one, and whatever a kill left half-written."""
+    folders = checkpoints(output_dir)
+    whole = [folder for folder in folders if (folder / MANIFEST).exists()]
+    stale = [folder for folder in folders if folder not in whole]
+    if keep is not None:
+        kept = set(whole[: max(1, keep)]) | ({Path(best)} if best else set())
+        kept_names = {folder.name for folder in kept}
+        stale += [folder for folder in whole if folder.name not in kept_names]
+    for folder in stale:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def deterministic(on: bool) -> None:
+    """Deterministic kernels where torch has them; an operation without one only warns."""
+    torch.use_deterministic_algorithms(on, warn_only=True)

@@ -1,0 +1,52 @@
+"""The ``training`` block of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from headgate.config import StrictConfig
+from headgate.methods.stage import Stage
+
+LossChoice = Literal["auto", "plain", "chunked"]
+ScheduleClock = Literal["offered", "accepted"]
+
+
+class EarlyStopping(StrictConfig):
+    """Stop when ``metric`` has not improved for ``patience`` evaluations; the best checkpoint is then the result."""
+
+    metric: str = "eval_loss"
+    patience: int = Field(default=5, ge=1)
+
+
+class TrainingConfig(StrictConfig):
+    """How long, how fast, on which clock. Names follow transformers.TrainingArguments where it has one."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=0)
+    per_device_train_batch_size: int = Field(default=4, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    lr_scheduler: str = "linear"
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    loss: LossChoice = "auto"
+    schedule_clock: ScheduleClock = "offered"
+    early_stopping: EarlyStopping | None = None
+    eval_every: float = Field(default=0.1, gt=0)
+    save_every: float = Field(default=0.1, gt=0)
+    deterministic: bool = True
+    stages: list[Stage] | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("give one of epochs and max_steps, not both")
+        return self
+
+    def interval(self, every: float, max_steps: int) -> int:
+        """``eval_every`` / ``save_every`` in optimizer steps: below 1 a share of the run, else steps."""
+        return max(1, round(every * max_steps)) if every < 1 else int(every)

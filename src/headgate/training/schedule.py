@@ -1,0 +1,37 @@
+"""A learning-rate schedule on the chosen clock: offered windows, or accepted ones only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class ClockedScheduler:
+    """Any torch schedule whose ``step`` moves only when ``ticks()`` says so."""
+
+    def __init__(self, inner: Any, ticks: Callable[[], bool]) -> None:
+        self.inner, self._ticks = inner, ticks
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        if self._ticks():
+            self.inner.step(*args, **kwargs)
+
+    def get_last_lr(self) -> list[float]:
+        return list(self.inner.get_last_lr())
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.inner.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+    def continue_from(self, state: dict[str, Any]) -> None:
+        """Stand where ``state`` stood, over this schedule's own (perhaps other) parameter groups."""
+        self.inner.last_epoch = state["last_epoch"]
+        rates = [
+            base * factor(self.inner.last_epoch)
+            for base, factor in zip(self.inner.base_lrs, self.inner.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.inner.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.inner._last_lr = rates

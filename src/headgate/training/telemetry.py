@@ -1,0 +1,108 @@
+"""Telemetry: one list of names, the same in JSONL, TensorBoard, trackio and W&B."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+NAMES = ["loss", "loss_all", "loss/<part>", "learning_rate", "learning_rate/<group>", "grad_norm", "grad_norm/<group>", "epoch", "stage", "stage_step", "tokens_per_second", "trained_tokens", "padding_fraction", "packed_sequence_length_histogram", "flops", "memory_peak", "gate/novelty", "gate/score", "gate/threshold", "gate/accept", "gate/acceptance_rate", "gate/accepted_steps", "gate/total_steps", "gate/<part>", "routing/utilization", "routing/entropy", "routing/temperature", "routing/<part>", "schema/<layer>/entropy", "schema/<layer>/tag_alignment", "schema/<layer>/<part>", "routing_entropy", "expert_usage_<name>", "similarity_scores_on_creation", "experts/<part>", "eval_loss", "eval_<skill>_loss", "eval_<part>", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"]
+
+_PATTERNS = [
+    re.compile(re.sub(r"<\w+>", r"[^\\s]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")))
+    for name in NAMES
+]
+
+
+def is_known(name: str) -> bool:
+    """Whether ``name`` is one of the fixed telemetry names."""
+    return any(pattern.fullmatch(name) for pattern in _PATTERNS)
+
+
+class Telemetry:
+    """Means over the micro-batches since the last log. Tensors are read once, at the logging step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._latest: dict[str, Any] = {}
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Average numbers and scalar tensors; keep the latest of anything else (lists, histograms)."""
+        for name, value in values.items():
+            if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+                self._sums[name] = self._sums[name] + (
+                    value.detach().float().reshape(()) if isinstance(value, Tensor) else value
+                )
+                self._counts[name] += 1
+            else:
+                self._latest[name] = value
+
+    def set(self, name: str, value: Any) -> None:
+        """A value that is not averaged: totals, rates, thresholds at this moment."""
+        self._latest[name] = value
+
+    def flush(self) -> dict[str, Any]:
+        """Everything since the last flush as plain JSON values."""
+        out = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        out.update({name: _plain(value) for name, value in self._latest.items()})
+        self._sums.clear()
+        self._counts.clear()
+        self._latest.clear()
+        return out
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+class JsonlCallback(TrainerCallback):
+    """Every log as one line of ``metrics.jsonl``; lines after a resumed step are cut, never repeated."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept: list[str] = []
+        if self.path.exists() and state.global_step > 0:
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # the line that a kill cut short
+                if row["step"] <= state.global_step:
+                    kept.append(line)
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def scalar_logs(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The part of a log that a tracker can plot."""
+    return {k: v for k, v in logs.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def gradient_norms(groups: Mapping[str, list[torch.nn.Parameter]]) -> dict[str, Tensor]:
+    """``grad_norm/<group>``: 2-norm of all gradients of a group."""
+    norms = {}
+    for name, parameters in groups.items():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if gradients:
+            norms[f"grad_norm/{name}"] = torch.linalg.vector_norm(
+                torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])
+            )
+    return norms

@@ -1,0 +1,126 @@
+"""HeadgateTrainer: transformers.Trainer with the methods, stages and checkpoints of Headgate."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from headgate.methods.stage import ScheduledStage
+from headgate.training.mixin import MethodsMixin
+from headgate.training.order import LengthGroupedOrder, StreamOrder
+
+
+class HeadgateTrainer(MethodsMixin, Trainer):
+    """A transformers.Trainer that routes and gates.
+
+    ``train_dataset`` may be a mapping from skill names to data sets: stages then name the one they read.
+    Validation loss is token-weighted and label-masked, so it does not depend on the batch size.
+    """
+
+    def __init__(self, *args: Any, train_dataset: Any = None, **kwargs: Any) -> None:
+        self.views: dict[str, range] = {}
+        if isinstance(train_dataset, Mapping):
+            start = 0
+            for name, dataset in train_dataset.items():
+                self.views[name] = range(start, start + len(dataset))
+                start += len(dataset)
+            train_dataset = _Concatenated(list(train_dataset.values()))
+        super().__init__(*args, train_dataset=train_dataset, **kwargs)
+
+    def stage_dataset(self, scheduled: ScheduledStage) -> Any:
+        """The part of the training data that a stage reads."""
+        view = self.views.get(scheduled.stage.data) if scheduled.stage.data is not None else None
+        return self.train_dataset if view is None else torch.utils.data.Subset(self.train_dataset, view)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        if self.views:
+            scheduled = self.plan_stages(self.args.max_steps).scheduled
+            return StreamOrder(scheduled, self.views, per_step, self.args.seed)
+        if self.args.train_sampling_strategy == "group_by_length":
+            column = self.args.length_column_name
+            lengths = (
+                dataset[column]
+                if column in dataset.column_names
+                else [len(row["input_ids"]) for row in dataset]
+            )
+            return LengthGroupedOrder(lengths, self.args.train_batch_size, self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        if self.compute_metrics is not None:
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        model = self._wrap_model(self.model, training=False, dataloader=dataloader)
+        model.eval()
+        self.methods.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        rows = 0
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            labels = batch["labels"]
+            tokens = labels[..., 1:].ne(-100).sum()
+            loss = self.compute_loss(model, batch, num_items_in_batch=tokens.clamp(min=1))
+            total += torch.tensor([float(loss), float(tokens)], dtype=torch.float64) * torch.tensor(
+                [float(tokens), 1.0], dtype=torch.float64
+            )
+            rows += labels.shape[0]
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total.to(self.args.device), reduction="sum").cpu()
+        mean = float(total[0] / total[1].clamp(min=1))
+        metrics = {f"{metric_key_prefix}_loss": mean, f"{metric_key_prefix}_tokens": float(total[1])}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
+
+
+class _Concatenated(ConcatDataset):  # type: ignore[type-arg]
+    """Data sets end to end; knows its column names so that the trainer can remove unused columns."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.datasets[0].column_names)  # type: ignore[attr-defined]
+
+
+class StopSignals(TrainerCallback):
+    """Ctrl-C and SIGTERM finish the optimizer step, save a checkpoint and stop; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
