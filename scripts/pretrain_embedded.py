@@ -20,7 +20,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ALLOCATOR = {"MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+ALLOCATOR = {
+    "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
 if __name__ == "__main__" and any(os.environ.get(k) != v for k, v in ALLOCATOR.items()):
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
 
@@ -30,25 +34,29 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from headgate.data import wordmath  # noqa: E402
-from headgate.data.wordmath.pretraining import PRETRAINING, arithmetic_line, story, target_vocabulary  # noqa: E402
+from headgate.data.wordmath.pretraining import PRETRAINING, arithmetic_line, number_puzzle, statements, story  # noqa: E402
 from headgate.data.wordmath.targets import TARGETS  # noqa: E402
 from headgate.ops.randomness import derive_seed  # noqa: E402
 
 VOCABULARY, CONTEXT = 1024, 512
 SHORT, LONG_FROM = 256, 0.9  # rows of 256 are a third cheaper; the last tenth sees the whole context
-SHARE_ARITHMETIC, SHARE_STORY = 0.10, 0.12  # the rest are problems with worked solutions
+MIXTURE = {"problem": 0.50, "puzzle": 0.18, "arithmetic": 0.07, "story": 0.25}  # shares of documents
 PROMPT = "{question}\nThe answer is: {answer}"  # the default GSM8K prompt of the recipes
 
 
-def documents(rng: random.Random, vocabulary: list[str]) -> Iterator[str]:
-    """An endless stream: problems of the pretraining families, arithmetic, stories of every family."""
-    families, storied = list(PRETRAINING.values()), [*TARGETS.values(), *TARGETS.values(), *PRETRAINING.values()]
+def documents(rng: random.Random) -> Iterator[str]:
+    """An endless stream: problems of the pretraining families, puzzles, arithmetic, stories of every family."""
+    families, storied = list(PRETRAINING.values()), [*TARGETS.values(), *PRETRAINING.values()]
+    spoken = {family.name: statements(family) for family in storied}
     while True:
-        kind = rng.random()
-        if kind < SHARE_ARITHMETIC:
+        kind = rng.choices(tuple(MIXTURE), tuple(MIXTURE.values()))[0]
+        if kind == "arithmetic":
             yield arithmetic_line(rng)
-        elif kind < SHARE_ARITHMETIC + SHARE_STORY:
-            yield story(rng, rng.choice(storied), vocabulary)
+        elif kind == "puzzle":
+            yield number_puzzle(rng)
+        elif kind == "story":
+            family = rng.choice(list(TARGETS.values()) if rng.random() < 0.85 else families)
+            yield story(rng, family, spoken[family.name])
         else:
             family = rng.choice(families)
             template = rng.choice(family.templates)
@@ -59,9 +67,9 @@ def documents(rng: random.Random, vocabulary: list[str]) -> Iterator[str]:
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE with single digits, trained on the corpus plus target-family text (its words only)."""
-    stream = documents(random.Random(derive_seed(seed, "tokenizer")), target_vocabulary())
+    stream = documents(random.Random(derive_seed(seed, "tokenizer")))
     corpus = [next(stream) for _ in range(12_000)]
-    corpus += [PROMPT.format_map(row) for row in wordmath.generate("train", 4_000, seed=seed)]
+    corpus += [PROMPT.format_map(row) for row in wordmath.generate("train", 10_000, seed=seed)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -96,11 +104,9 @@ def model_config() -> LlamaConfig:
     )  # fmt: skip
 
 
-def batch(
-    step: int, seed: int, count: int, width: int, tokenizer: PreTrainedTokenizerFast, vocabulary: list[str]
-) -> torch.Tensor:
+def batch(step: int, seed: int, count: int, width: int, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """``[count / width, width]`` token ids: documents end to end, no padding, each ``<bos> ... <eos>``."""
-    stream = documents(random.Random(derive_seed(seed, "pretraining", step)), vocabulary)
+    stream = documents(random.Random(derive_seed(seed, "pretraining", step)))
     ids: list[int] = []
     while len(ids) < count:
         for encoded in tokenizer([next(stream) for _ in range(64)])["input_ids"]:
@@ -116,7 +122,7 @@ def learning_rate(seen: int, total: int, peak: float, warmup: int = 200_000, dec
 def save(work: Path, step: int, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> None:
     """One file, written beside and renamed: a checkpoint is complete or absent."""
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-    for (name, parameter) in model.named_parameters():
+    for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value.detach().clone()
     save_file(tensors, work / "checkpoint.tmp", metadata={"step": str(step)})
@@ -157,18 +163,19 @@ def train(args: argparse.Namespace) -> None:
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
     step = restore(work, model, optimizer)
-    vocabulary = target_vocabulary()
-    held_out = batch(0, args.seed + 1, 8192, 256, tokenizer, vocabulary)
+    held_out = batch(0, args.seed + 1, 8192, 256, tokenizer)
     tokens_per_step = args.batch_tokens
     total_steps = args.tokens // tokens_per_step
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, step {step} of {total_steps}", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters())} parameters, step {step} of {total_steps}", flush=True
+    )
     clock = time.perf_counter()
     while step < total_steps:
         rate = learning_rate(step * tokens_per_step, args.tokens, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = rate
         width = SHORT if step < LONG_FROM * total_steps else CONTEXT
-        ids = batch(step + 1, args.seed, tokens_per_step, width, tokenizer, vocabulary)
+        ids = batch(step + 1, args.seed, tokens_per_step, width, tokenizer)
         with torch.autocast("cpu", torch.bfloat16):
             loss = language_loss(model, ids)
         loss.backward()
@@ -197,7 +204,9 @@ def language_loss(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["train", "export"])
     parser.add_argument("--work", default="build/embedded")
     parser.add_argument("--tokens", type=int, default=20_000_000)

@@ -150,6 +150,10 @@ class Method(nn.Module):
         """Asked at a step boundary: why a sub-stage begins (the parameter set has changed), or None."""
         return None
 
+    def summary(self) -> Mapping[str, Any]:
+        """Final JSON figures for the run's result (accepted steps, utilization held, experts made)."""
+        return {}
+
     # -- evaluation -------------------------------------------------------------------------------------
     def set_routing(self, routing: str) -> None:
         """Choose how the method acts at evaluation (``on``, ``removed``, ...); ConfigError if it cannot."""

@@ -508,6 +508,13 @@ class MethodsMixin:
         self._flops_reported = self.flops
         self.stopwatch.seconds = counters["seconds"]
 
+    def summary(self) -> dict[str, Any]:
+        """Final figures of the methods, for the run's result."""
+        merged: dict[str, Any] = {}
+        for method in self.methods:
+            merged.update(method.summary())
+        return merged
+
     def detach_methods(self) -> None:
         """Take every method out of the model."""
         self.methods.detach()

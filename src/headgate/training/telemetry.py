@@ -13,7 +13,51 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-NAMES = ["loss", "loss_all", "loss/<part>", "learning_rate", "learning_rate/<group>", "grad_norm", "grad_norm/<group>", "epoch", "stage", "stage_step", "tokens_per_second", "trained_tokens", "padding_fraction", "packed_sequence_length_histogram", "flops", "memory_peak", "gate/novelty", "gate/score", "gate/threshold", "gate/accept", "gate/acceptance_rate", "gate/accepted_steps", "gate/total_steps", "gate/<part>", "routing/utilization", "routing/entropy", "routing/temperature", "routing/<part>", "schema/<layer>/entropy", "schema/<layer>/tag_alignment", "schema/<layer>/<part>", "routing_entropy", "expert_usage_<name>", "similarity_scores_on_creation", "experts/<part>", "eval_loss", "eval_<skill>_loss", "eval_<part>", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"]
+NAMES = [
+    "loss",
+    "loss_all",
+    "loss/<part>",
+    "learning_rate",
+    "learning_rate/<group>",
+    "grad_norm",
+    "grad_norm/<group>",
+    "epoch",
+    "stage",
+    "stage_step",
+    "tokens_per_second",
+    "trained_tokens",
+    "padding_fraction",
+    "packed_sequence_length_histogram",
+    "flops",
+    "memory_peak",
+    "gate/novelty",
+    "gate/score",
+    "gate/threshold",
+    "gate/accept",
+    "gate/acceptance_rate",
+    "gate/accepted_steps",
+    "gate/total_steps",
+    "gate/<part>",
+    "routing/utilization",
+    "routing/entropy",
+    "routing/temperature",
+    "routing/<part>",
+    "schema/<layer>/entropy",
+    "schema/<layer>/tag_alignment",
+    "schema/<layer>/<part>",
+    "routing_entropy",
+    "expert_usage_<name>",
+    "similarity_scores_on_creation",
+    "experts/<part>",
+    "eval_loss",
+    "eval_<skill>_loss",
+    "eval_<part>",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "total_flos",
+    "train_loss",
+]
 
 _PATTERNS = [
     re.compile(re.sub(r"<\w+>", r"[^\\s]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")))

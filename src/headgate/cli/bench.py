@@ -1,0 +1,30 @@
+"""``headgate bench NAME``: speed and memory against named peers; one JSON line last."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from headgate.cli.options import JsonOption
+from headgate.experiments.benchmarks.frame import benchmark_names, run_benchmark
+from headgate.training.checkpoint import write_atomically
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(benchmark_names())}.", show_default=False)],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and smaller shapes.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure speed and memory, arms interleaved in one process; exit code 1 if a target is missed."""
+    report = run_benchmark(name, quick=quick, say=lambda line: print(line, flush=True))
+    text = json.dumps(report)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(json_file, json.dumps(report, indent=1))
+    print(text)
+    sys.stdout.flush()
+    if any(check["ok"] is False for check in report["checks"]):
+        raise typer.Exit(1)

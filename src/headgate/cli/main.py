@@ -1,0 +1,76 @@
+"""The ``headgate`` command: one verb a file, errors without a traceback, exit codes that scripts can read.
+
+Exit codes: 0 done; 1 something failed; 2 a recipe or an argument is wrong; 130 interrupted (state saved).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from headgate.cli.bench import bench
+from headgate.cli.evaluate import evaluate
+from headgate.cli.generate import generate
+from headgate.cli.info import env, schema
+from headgate.cli.train import train
+from headgate.cli.validate import validate
+from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Routed and gated fine-tuning of language models, with the evidence.",
+)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(generate)
+app.command()(bench)
+app.command()(validate)
+app.command()(schema)
+app.command()(env)
+
+
+def quiet_libraries() -> None:
+    """Progress bars and advice of the libraries underneath are not part of this program's output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    quiet_libraries()
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except HeadgateError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, (ConfigError, DataError, ModelError)) else 1)
+    except OSError as error:
+        if debug:
+            raise
+        print(
+            f"error: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What a verb is pointed at: a run directory, a saved checkpoint, or a model by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from headgate.errors import CheckpointError
+from headgate.experiments.run_directory import RunDirectory
+from headgate.models.load import load_model
+from headgate.training.checkpoint import STRUCTURE_FILE, last_valid
+from headgate.training.saved import load
+
+
+def open_target(
+    target: str, *, device: str = "auto", allow_partial: bool = False
+) -> tuple[Any, Any, Path | None]:
+    """(model, tokenizer, the run's folder or None). Refuses an unfinished run unless ``allow_partial``."""
+    path = Path(target)
+    if (path / "recipe.yaml").exists():
+        directory = RunDirectory(path)
+        if directory.status != "complete":
+            if not allow_partial:
+                raise CheckpointError(
+                    f"{path} is {directory.status}: finish it with `headgate train`, or pass --allow-partial"
+                )
+            found = last_valid(directory.trainer_dir)
+            if found is None:
+                raise CheckpointError(f"{path} has no whole checkpoint yet")
+            return (*load(found, device=device), path)
+        if not directory.checkpoint.exists():
+            recipe = directory.recipe()
+            model, tokenizer = load_model(**{**recipe.model.model_dump(), "device": device})
+            return model, tokenizer, path
+        return (*load(path, device=device), path)
+    if (path / STRUCTURE_FILE).exists():
+        return (*load(path, device=device), path)
+    model, tokenizer = load_model(target, device=device)
+    return model, tokenizer, None

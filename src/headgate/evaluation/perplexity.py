@@ -1,0 +1,77 @@
+"""Perplexity: token-weighted and label-masked, at given context lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from headgate.data.config import DataConfig
+from headgate.data.prepare import prepare
+from headgate.errors import DataError
+from headgate.methods.step import IGNORE_INDEX
+from headgate.models.anatomy import describe
+
+
+@torch.no_grad()
+def sequence_losses(
+    model: Any, rows: Sequence[Mapping[str, Any]], pad_id: int, batch_size: int
+) -> list[tuple[float, int]]:
+    """(summed negative log-likelihood in nats, trained tokens) of every row, in order; fp32 sums."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        width = max(len(rows[i]["input_ids"]) for i in indices)
+        ids = torch.full((len(indices), width), pad_id)
+        labels = torch.full((len(indices), width), IGNORE_INDEX)
+        mask = torch.zeros((len(indices), width), dtype=torch.long)
+        for row, index in enumerate(indices):
+            length = len(rows[index]["input_ids"])
+            ids[row, :length] = torch.as_tensor(rows[index]["input_ids"])
+            labels[row, :length] = torch.as_tensor(rows[index]["labels"])
+            mask[row, :length] = 1
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        targets = labels[:, 1:].to(device)
+        losses = cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
+        ).double()
+        for row, index in enumerate(indices):
+            results[index] = (float(losses[row].sum()), int(targets[row].ne(IGNORE_INDEX).sum()))
+    model.train(was_training)
+    return results
+
+
+def perplexity(
+    model: Any, tokenizer: Any, rows: Any, *, length: int, loss_on: str = "completion", batch_size: int = 32
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Loss per token (nats) and perplexity over rows cut at ``length`` tokens, and each row's share.
+
+    Raises DataError when no row has a trained token at this length.
+    """
+    context = describe(model).context_length
+    config = DataConfig(max_length=length, loss_on=loss_on, group_by_length=False)
+    prepared = prepare(rows, tokenizer, config, context_length=context)
+    losses = sequence_losses(model, prepared.dataset, tokenizer.pad_token_id, batch_size)
+    tokens = sum(count for _, count in losses)
+    if tokens == 0:
+        raise DataError(f"no row has a trained token within {length} tokens: raise the length")
+    loss = math.fsum(value for value, _ in losses) / tokens
+    items = [
+        {"id": row["example_id"], "loss": value / max(count, 1), "tokens": count}
+        for row, (value, count) in zip(prepared.dataset, losses, strict=True)
+    ]
+    metrics = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700)),
+        "tokens": tokens,
+        "rows": len(items),
+        "truncated_rows": prepared.report.truncated,
+    }
+    return metrics, items

@@ -1,0 +1,117 @@
+"""The plan of a run, from its recipe alone: no model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from headgate.experiments.paths import with_paths
+from headgate.experiments.recipe import Recipe
+from headgate.experiments.run_directory import RunDirectory
+from headgate.methods.compose import MethodStack
+from headgate.methods.registry import build_method
+from headgate.methods.stage import schedule_stages
+from headgate.models.load import EMBEDDED
+from headgate.models.shapes import SHAPES
+
+
+def model_shape(recipe: Recipe) -> Any:
+    """The model on the meta device (shapes, no weights), or None where its config cannot be read from here."""
+    name = recipe.model.name_or_path
+    try:
+        if name.startswith("random:") and name.removeprefix("random:") in SHAPES:
+            config = AutoConfig.for_model(**SHAPES[name.removeprefix("random:")])
+        else:
+            path = str(EMBEDDED) if name == "embedded" else name.removeprefix("random:")
+            config = AutoConfig.from_pretrained(path, revision=recipe.model.revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError):
+        return None
+
+
+def lora_parameters(recipe: Recipe, model: Any) -> int | None:
+    """Trainable parameters of the adapter, counted on the meta device."""
+    from headgate.models.load import add_adapter
+
+    if model is None:
+        return None
+    if recipe.lora is None:
+        return sum(p.numel() for p in model.parameters())
+    with torch.device("meta"):
+        adapted = add_adapter(model, recipe.lora)
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
+    """Model, trainable parameters, methods, stages, steps, tokens, memory estimate, run directory."""
+    recipe = with_paths(recipe)
+    training = recipe.training
+    lines = [f"{recipe.name}  (seed {recipe.seed})"]
+    model = model_shape(recipe)
+    if model is None:
+        lines.append(f"  model      {recipe.model.name_or_path} (its shape is not known from here)")
+    else:
+        total = sum(p.numel() for p in model.parameters())
+        trainable = lora_parameters(recipe, model)
+        share = f", adapter {trainable:,} ({trainable / total:.2%})" if trainable is not None else ""
+        lines.append(f"  model      {recipe.model.name_or_path}: {total:,} parameters{share}")
+    for name in recipe.methods:
+        lines.append(f"  method     {name}")
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    steps = recipe.steps_given
+    if steps is None:
+        lines.append(f"  steps      {training.epochs:g} epochs, {batch} examples a step")
+    else:
+        lines.append(
+            f"  steps      {steps}, {batch} examples a step, at most {steps * batch * recipe.data.max_length:,} tokens"
+        )
+    methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
+    stages = training.stages or MethodStack(methods).stages(training.learning_rate)
+    if recipe.data.stream:
+        for skill in recipe.data.stream:
+            lines.append(f"  skill      {skill.skill}: {skill.source}, {skill.steps} steps")
+    elif steps:
+        for scheduled in schedule_stages(stages, steps):
+            rates = ", ".join(f"{group} {rate:g}" for group, rate in scheduled.stage.train.items())
+            lines.append(
+                f"  stage      {scheduled.name}: steps {scheduled.start + 1}-{scheduled.stop}, {rates}"
+            )
+        for method in methods:
+            method.check_run(steps)
+    if model is not None and steps != 0:
+        lines.append(f"  memory     about {_memory(recipe, model):.1f} GiB")
+    for task in recipe.evaluation:
+        lines.append(
+            f"  evaluate   {task.key} on {task.path or task.source}/{task.split}"
+            + (f", {task.limit} items" if task.limit else "")
+        )
+    lines += [f"  alias      {alias}" for alias in aliases]
+    directory = RunDirectory.of(recipe)
+    lines.append(f"  run        {directory.path} ({directory.status})")
+    return "\n".join(lines)
+
+
+def _memory(recipe: Recipe, model: Any) -> float:
+    """GiB: weights, adapter with AdamW's two moments and gradient, activations of one micro-batch."""
+    config = model.config.get_text_config()
+    weights = sum(p.numel() for p in model.parameters())
+    bytes_each = {"float32": 4, "auto": 2 if torch.cuda.is_available() else 4}.get(recipe.model.dtype, 2)
+    base = weights * (0.55 if recipe.model.load_in_4bit else bytes_each)
+    trainable = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if recipe.lora is None
+        else weights * 0.005
+    )
+    tokens = recipe.training.per_device_train_batch_size * recipe.data.max_length
+    per_token = 34 * config.hidden_size * config.num_hidden_layers * bytes_each / 2
+    if recipe.model.activation_checkpointing:
+        per_token /= 8
+    chunked = recipe.training.loss == "chunked" or (
+        recipe.training.loss == "auto" and config.vocab_size >= 32_768
+    )
+    logits = 0 if chunked else tokens * config.vocab_size * 12
+    return float(base + trainable * 16 + tokens * per_token + logits) / 2**30

@@ -1,0 +1,109 @@
+"""The recipe: everything a run needs, strict and typed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from headgate.config import StrictConfig
+from headgate.data.config import DataConfig
+from headgate.evaluation.config import EvalTask
+from headgate.methods.base import build_config
+from headgate.methods.registry import method_class
+from headgate.models.config import LoraConfig, ModelConfig
+from headgate.training.config import TrainingConfig
+
+TRACKERS = ("jsonl", "tensorboard", "trackio", "wandb")
+
+
+class TuneConfig(StrictConfig):
+    """Learning-rate (or any other) tuning before a comparison: equal for every arm, chosen on validation."""
+
+    arms: str | list[str] = "all"
+    key: str = "training.learning_rate"
+    values: list[Any]
+    seed: int = 7
+    metric: str = "eval_loss"
+
+
+class CompareConfig(StrictConfig):
+    """Arms x seeds. An arm overrides the recipe; its ``methods`` names exactly the methods that run in it."""
+
+    seeds: list[int] = Field(default_factory=lambda: [42, 123, 456])
+    arms: dict[str, dict[str, Any]]
+    tune: TuneConfig | None = None
+    baseline: str | None = None
+    metric: str | None = None
+    equal_time: list[str] = Field(default_factory=list)
+
+
+class SweepConfig(StrictConfig):
+    """A grid over dotted keys, or an explicit list of overrides."""
+
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    runs: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Recipe(StrictConfig):
+    """One experiment. See docs/recipes.md for every key."""
+
+    base: str | None = None
+    name: str = "my-run"
+    seed: int = 42
+    output_dir: str = "runs"
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    lora: LoraConfig | None = Field(default_factory=LoraConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    evaluation: list[EvalTask] = Field(default_factory=list)
+    report_to: list[str] = Field(default_factory=lambda: ["jsonl"])
+    logging_every: int = Field(default=10, ge=1)
+    compare: CompareConfig | None = None
+    sweep: SweepConfig | None = None
+
+    @field_validator("methods", mode="after")
+    @classmethod
+    def _known_methods(cls, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Method blocks are completed with that method's defaults."""
+        resolved = {}
+        for name, options in methods.items():
+            config = build_config(method_class(name).Config, options or {})
+            resolved[name] = config.model_dump(mode="json")
+        return resolved
+
+    @field_validator("report_to", mode="after")
+    @classmethod
+    def _known_trackers(cls, trackers: list[str]) -> list[str]:
+        unknown = [tracker for tracker in trackers if tracker not in TRACKERS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no tracker: choose from {', '.join(TRACKERS)}")
+        return trackers
+
+    @property
+    def steps_given(self) -> int | None:
+        """Optimizer steps where the recipe fixes them: max_steps, or the stream's sum; None with epochs."""
+        if self.data.stream:
+            steps = [skill.steps for skill in self.data.stream]
+            if None not in steps:
+                return sum(step or 0 for step in steps)
+        if self.training.epochs is not None:
+            return None
+        return 200 if self.training.max_steps is None else self.training.max_steps
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run this run: all but output, reporting, logging and device settings."""
+        content = self.model_dump(
+            mode="json",
+            exclude={"base", "name", "output_dir", "report_to", "logging_every", "compare", "sweep"},
+        )
+        content["model"].pop("device")
+        return content
+
+    def run_id(self) -> str:
+        """Short hash of ``identity``: the same work has the same id wherever it runs."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return f"{hashlib.sha256(canonical.encode()).hexdigest()[:10]}-s{self.seed}"

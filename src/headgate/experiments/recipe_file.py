@@ -1,0 +1,299 @@
+"""Read a recipe: YAML, ``base:`` inheritance, ``--set`` overrides, and errors with the dotted path and the cure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from headgate.errors import ConfigError
+from headgate.experiments.recipe import Recipe
+
+ALIASES: dict[str, str] = {
+    "base_model": "model.name_or_path",
+    "model.base_model": "model.name_or_path",
+    "model.model_name_or_path": "model.name_or_path",
+    "model.name": "model.name_or_path",
+    "model.torch_dtype": "model.dtype",
+    "lora.lora_alpha": "lora.alpha",
+    "lora.lora_dropout": "lora.dropout",
+    "training.total_steps": "training.max_steps",
+    "training.batch_size": "training.per_device_train_batch_size",
+    "data.max_seq_length": "data.max_length",
+    "methods.schema_bank.topk": "methods.schema_bank.top_k",
+    "methods.backward_gate.target_novelty": "methods.backward_gate.target_acceptance",
+    "methods.backward_gate.target_novelty_scaler": "methods.backward_gate.beta",
+    "methods.backward_gate.novelty_scaler": "methods.backward_gate.beta",
+    "methods.backward_gate.novelty_ema_rate": "methods.backward_gate.ema_rate",
+    "methods.backward_gate.k_topk": "methods.backward_gate.error_top_k",
+    "methods.backward_gate.reorth_every": "methods.backward_gate.reorthonormalize_every",
+}
+"""Names of the seed projects and of PEFT, accepted and named in the plan."""
+
+REMOVED: dict[str, str] = {
+    "training.warmup_ratio": "training.warmup (a share of the stage's steps)",
+    "training.warmup_steps": "training.warmup (a share of the stage's steps)",
+    "training.evaluation_strategy": "training.eval_every",
+    "training.eval_strategy": "training.eval_every",
+    "training.eval_steps": "training.eval_every",
+    "training.save_steps": "training.save_every",
+    "training.save_strategy": "training.save_every",
+    "training.logging_steps": "logging_every",
+    "training.num_train_epochs": "training.epochs",
+    "training.lr_scheduler_type": "training.lr_scheduler",
+    "training.label_smoothing_factor": "training.label_smoothing",
+    "training.group_by_length": "data.group_by_length",
+    "training.overwrite_output_dir": "--force on the command line",
+    "training.gradient_checkpointing": "model.activation_checkpointing",
+    "model.gradient_checkpointing": "model.activation_checkpointing",
+    "training.output_dir": "output_dir",
+    "training.seed": "seed",
+    "training.report_to": "report_to",
+    "training.bf16": "model.dtype: bfloat16",
+    "training.fp16": "model.dtype: float16",
+    "model.use_flash_attention_2": "model.attn_implementation: flash_attention_2",
+}
+"""Old transformers.Trainer names, and what to write instead."""
+
+
+EXCLUSIVE = (("epochs", "max_steps"), ("max_steps", "epochs"))
+"""Keys of which one replaces the other: setting it over a recipe that has the other takes that one out."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key written twice is an error, and 1e-4 is a number."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise ConfigError(
+                f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} is written twice"
+            )
+        seen.add(key)
+    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    loader = _UniqueKeys(text)
+    loader.name = where
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """``override`` over ``base``: mappings merge, everything else replaces.
+
+    ``methods`` names exactly the methods that run: one that ``override`` leaves out is off.
+    """
+    merged = dict(base)
+    for one, other in EXCLUSIVE:
+        if one in override and other not in override:
+            merged.pop(other, None)
+    for key, value in override.items():
+        old = merged.get(key)
+        if key == "methods" and isinstance(value, Mapping):
+            old = old if isinstance(old, Mapping) else {}
+            merged[key] = {name: merge(old.get(name) or {}, options or {}) for name, options in value.items()}
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def set_dotted(content: dict[str, Any], dotted: str, value: Any) -> None:
+    """``content["a"]["b"] = value`` for ``a.b``; a number indexes a list."""
+    node: Any = content
+    *parents, last = dotted.split(".")
+    for i, part in enumerate(parents):
+        if isinstance(node, list):
+            node = node[_index(node, part, dotted)]
+            continue
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, (dict, list)):
+            raise ConfigError(f"{dotted}: {'.'.join(parents[: i + 1])} is a value, not a section")
+    if isinstance(node, list):
+        node[_index(node, last, dotted)] = value
+        return
+    for one, other in EXCLUSIVE:
+        if last == one:
+            node.pop(other, None)
+    node[last] = value
+
+
+def _index(node: list[Any], part: str, dotted: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"{dotted}: {part!r} is no index of a list of {len(node)}")
+    return int(part)
+
+
+def _apply_aliases(content: dict[str, Any]) -> list[str]:
+    """Move aliased keys to their names; return what was moved, for the plan."""
+    used = []
+    for alias, name in ALIASES.items():
+        found, value = _pop_dotted(content, alias)
+        if found:
+            set_dotted(content, name, value)
+            used.append(f"{alias} -> {name}")
+    return used
+
+
+def _pop_dotted(content: Any, dotted: str) -> tuple[bool, Any]:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        if not isinstance(content, dict) or part not in content:
+            return False, None
+        content = content[part]
+    if not isinstance(content, dict) or last not in content:
+        return False, None
+    return True, content.pop(last)
+
+
+def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping with its ``base:`` recipes merged underneath."""
+    path = Path(path)
+    if not path.exists():
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f": did you mean {path.parent / close[0]}?" if close else ""
+        raise ConfigError(f"recipe {path} does not exist{hint}")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not a recipe file")
+    resolved = path.resolve()
+    if resolved in _chain:
+        raise ConfigError(f"base: {path} inherits from itself through {' -> '.join(map(str, _chain))}")
+    content = parse_yaml(path.read_text(), str(path)) or {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, not a mapping of recipe keys")
+    used = _apply_aliases(content)
+    base = content.pop("base", None)
+    if base is not None:
+        content = merge(read_content(path.parent / base, (*_chain, resolved)), content)
+    content.setdefault("_aliases", []).extend(used)
+    return content
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A validated recipe. Raises ConfigError with the dotted path of whatever is wrong."""
+    content = read_content(path)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: write it as --set a.b=value")
+        set_dotted(content, dotted.strip(), parse_yaml(text, f"--set {dotted}"))
+    return recipe_from(content, str(path))
+
+
+def recipe_from(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a mapping as a recipe."""
+    content = {key: value for key, value in content.items() if key != "_aliases"}
+    content = merge(content, {})
+    _apply_aliases(content)
+    try:
+        return Recipe(**content)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{where}: " + "\n  ".join(_explain(item, content) for item in error.errors())
+        ) from None
+
+
+def aliases_used(path: str | Path) -> list[str]:
+    """The seed names that a recipe file uses, with their Headgate names."""
+    used: list[str] = read_content(path).get("_aliases", [])
+    return used
+
+
+def _explain(item: Any, content: Mapping[str, Any]) -> str:
+    parts = [
+        str(part) for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))
+    ]
+    dotted = ".".join(parts)
+    if item["type"] == "extra_forbidden":
+        generic = ".".join(part for part in parts if not part.isdigit())
+        if generic in REMOVED:
+            return f"{dotted}: this name is gone; use {REMOVED[generic]}"
+        known = sorted(_fields_at(Recipe, parts[:-1]))
+        close = difflib.get_close_matches(parts[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{dotted}: unknown key: {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = (
+        f" (got {given!r})" if not isinstance(given, (dict, list, BaseModel)) and given is not None else ""
+    )
+    return f"{dotted or 'recipe'}: {message}{shown}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> set[str]:
+    """Field names of the configuration at a dotted path below ``model``."""
+    for part in path:
+        if part.isdigit():
+            continue
+        field = model.model_fields.get(part)
+        inner = _model_in(field.annotation) if field is not None else None
+        if inner is None:
+            return set()
+        model = inner
+    return set(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation):
+            found = _model_in(inner)
+            if found is not None:
+                return found
+    return None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, with the methods' own blocks."""
+    from headgate.methods.registry import LOCATIONS, method_class
+
+    schema = Recipe.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    blocks = {}
+    for name in LOCATIONS:
+        config = method_class(name).Config
+        own = config.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(own.pop("$defs", {}))
+        definitions[config.__name__] = own
+        blocks[name] = {"$ref": f"#/$defs/{config.__name__}"}
+    schema["properties"]["methods"] = {
+        "type": "object",
+        "properties": blocks,
+        "additionalProperties": False,
+        "default": {},
+        "title": "Methods",
+    }
+    return schema

@@ -1,0 +1,334 @@
+"""One run: data, model, training, evaluation, result; whatever happens, what was done is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+
+from headgate.data.collation import Collator
+from headgate.data.prepare import prepare
+from headgate.data.sources import load_data, load_rows
+from headgate.data.streams import load_stream
+from headgate.errors import CheckpointError, ConfigError
+from headgate.evaluation.predictions import write_predictions
+from headgate.evaluation.tasks import run_task
+from headgate.experiments.model_card import model_card
+from headgate.experiments.paths import with_paths
+from headgate.experiments.recipe import Recipe
+from headgate.experiments.run_directory import RunDirectory
+from headgate.methods.base import Method
+from headgate.methods.registry import build_method
+from headgate.methods.stage import Stage
+from headgate.models.load import load_base, prepare_model
+from headgate.training import checkpoint
+from headgate.training.telemetry import JsonlCallback
+from headgate.training.trainer import HeadgateTrainer, StopSignals
+
+
+@dataclass
+class Console:
+    """Where a run tells what it does. The command line gives one with a progress bar; the default is silent."""
+
+    say: Callable[[str], None] = lambda _message: None
+    callbacks: Sequence[TrainerCallback] = ()
+    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
+
+
+@dataclass
+class Prepared:
+    """Everything in memory that a run needs before its first step."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    methods: list[Method]
+    train: Any
+    validation: Any
+    stages: list[Stage] | None
+    reports: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    recipe: Recipe, *, console: Console | None = None, fresh: bool = False, resume: bool = False
+) -> RunDirectory:
+    """Train and evaluate a recipe in its run directory.
+
+    A complete run is left as it is; a partial or failed one resumes from its newest whole checkpoint.
+    ``fresh`` starts over; ``resume`` demands something to resume. KeyboardInterrupt is raised after a
+    checkpoint was saved when Ctrl-C or SIGTERM arrived.
+    """
+    console = console or Console()
+    recipe = with_paths(recipe)
+    directory = RunDirectory.of(recipe)
+    if directory.status == "complete" and not fresh:
+        console.say(f"{directory.path} is complete: nothing to do (--fresh runs it again)")
+        return directory
+    if resume and not directory.resumable:
+        raise CheckpointError(f"nothing to resume: {directory.path} has no checkpoint")
+    prepared = prepare_run(recipe)
+    directory.open(recipe, fresh=fresh)
+    try:
+        _train_and_evaluate(prepared, directory, console)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        directory.fail(error)
+        raise
+    return directory
+
+
+def prepare_run(recipe: Recipe) -> Prepared:
+    """Load and check everything; whatever is wrong is found here, before any long work."""
+    if recipe.training.deterministic:
+        checkpoint.deterministic(True)
+    set_seed(recipe.seed)
+    methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
+    for task in recipe.evaluation:
+        if task.task in ("exact_match", "gsm8k", "perplexity"):
+            load_rows(task.source_config())
+    base, tokenizer = load_base(recipe.model, seed=recipe.seed)
+    train, validation, stages, reports = _data(recipe, base, tokenizer, methods)
+    model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
+    return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports)
+
+
+def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method]) -> Any:
+    """Tokenised training and validation data, the stages a stream makes, and what preparation did."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    makers: dict[str, Any] = {}
+
+    def tokenise(rows: Any, packing: bool) -> Any:
+        return prepare(rows, tokenizer, recipe.data, context_length=context, columns=makers, packing=packing)
+
+    if recipe.data.stream:
+        segments = load_stream(recipe.data.stream, recipe.training.max_steps)
+        texts = [text_of(row) for segment in segments for row in segment.train]
+        makers.update(_makers(methods, model, tokenizer, texts))
+        made = {s.name: tokenise(s.train, recipe.data.packing) for s in segments}
+        held = {s.skill: tokenise(s.validation, False) for s in segments}
+        reports = {f"train {name}": part.report for name, part in made.items()}
+        rates = {
+            g: lr for m in methods for g, lr in m.group_learning_rates(recipe.training.learning_rate).items()
+        }
+        if recipe.lora is not None:
+            rates["lora"] = recipe.training.learning_rate
+        stages = [
+            Stage(
+                name=s.name,
+                steps=s.steps,
+                train=rates,
+                data=s.name,
+                options={"labelled": s.labelled, "skill": s.skill},
+            )
+            for s in segments
+        ]
+        return (
+            {n: p.dataset for n, p in made.items()},
+            {n: p.dataset for n, p in held.items()},
+            stages,
+            reports,
+        )
+    train_rows, validation_rows = load_data(recipe.data)
+    makers.update(_makers(methods, model, tokenizer, [text_of(row) for row in train_rows]))
+    train = tokenise(train_rows, recipe.data.packing)
+    reports = {"train": train.report}
+    validation = None
+    if validation_rows is not None:
+        held_out = tokenise(validation_rows, False)
+        validation, reports["validation"] = held_out.dataset, held_out.report
+    return train.dataset, validation, recipe.training.stages, reports
+
+
+def text_of(row: Any) -> str:
+    """The problem text of a normalised row: what tags and novelty look at."""
+    return str(row.get("prompt") or row.get("text") or row.get("messages"))
+
+
+def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: list[str]) -> dict[str, Any]:
+    makers: dict[str, Any] = {}
+    for method in methods:
+        method.fit_columns(lambda wanted: pooled_embeddings(model, tokenizer, wanted), texts)
+        makers.update(method.column_makers())
+    return makers
+
+
+@torch.no_grad()
+def pooled_embeddings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> torch.Tensor:
+    """Masked mean of the base model's final hidden states, ``[n, H]`` fp32."""
+    pooled = []
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            texts[start : start + batch_size], return_tensors="pt", padding=True, truncation=True
+        )
+        batch = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "token_type_ids"}
+        hidden = model(**batch, output_hidden_states=True).hidden_states[-1].float()
+        mask = batch["attention_mask"].unsqueeze(-1)
+        pooled.append(((hidden * mask).sum(1) / mask.sum(1)).cpu())
+    return torch.cat(pooled)
+
+
+def make_trainer(prepared: Prepared, directory: RunDirectory, console: Console) -> HeadgateTrainer:
+    """The trainer of a run, not started."""
+    recipe, training = prepared.recipe, prepared.recipe.training
+    stages = prepared.stages
+    max_steps = recipe.steps_given
+    rough = max_steps if max_steps is not None else _epoch_steps(recipe, len(prepared.train))
+    evaluates = prepared.validation is not None
+    stopping = training.early_stopping
+    interval = training.interval(training.eval_every, rough)
+    arguments = TrainingArguments(
+        output_dir=str(directory.trainer_dir),
+        max_steps=max_steps if max_steps is not None else -1,
+        num_train_epochs=training.epochs or 1,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=max(16, training.per_device_train_batch_size),
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler,
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval if stopping else training.interval(training.save_every, rough),
+        save_total_limit=2,
+        load_best_model_at_end=stopping is not None,
+        metric_for_best_model=stopping.metric if stopping else None,
+        logging_steps=recipe.logging_every,
+        logging_first_step=True,
+        seed=recipe.seed,
+        use_cpu=next(prepared.model.parameters()).device.type == "cpu",
+        report_to=[tracker for tracker in recipe.report_to if tracker != "jsonl"],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        train_sampling_strategy="group_by_length"
+        if recipe.data.group_by_length and not recipe.data.packing
+        else "random",
+        length_column_name="length",
+        run_name=recipe.name,
+        label_names=["labels"],
+    )
+    columns = {column: method.name for method in prepared.methods for column in method.columns()}
+    trainer = HeadgateTrainer(
+        model=prepared.model,
+        args=arguments,
+        train_dataset=prepared.train,
+        eval_dataset=prepared.validation,
+        data_collator=Collator(
+            prepared.tokenizer.pad_token_id, ["example_id", *columns], column_owners=columns
+        ),
+        processing_class=prepared.tokenizer,
+        methods=prepared.methods,
+        stages=stages,
+        loss=training.loss,
+        label_smoothing=training.label_smoothing,
+        schedule_clock=training.schedule_clock,
+        callbacks=[JsonlCallback(directory.metrics_file), *console.callbacks],
+    )
+    trainer.base_model_name = recipe.model.name_or_path
+    if stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(stopping.patience))
+    quiet(trainer)
+    return trainer
+
+
+def quiet(trainer: Any) -> None:
+    """transformers prints every log as a dict where there is no bar; ours go to the console and metrics.jsonl."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _epoch_steps(recipe: Recipe, rows: int) -> int:
+    per_step = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
+    return max(1, round((recipe.training.epochs or 1) * rows / per_step))
+
+
+def _train_and_evaluate(prepared: Prepared, directory: RunDirectory, console: Console) -> None:
+    recipe = prepared.recipe
+    for name, report in prepared.reports.items():
+        console.say(f"{name}: {report}")
+    started = time.time()
+    result: dict[str, Any] = {
+        "run_id": recipe.run_id(),
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "data": {name: report.as_dict() for name, report in prepared.reports.items()},
+    }
+    if recipe.steps_given != 0:
+        result["training"] = _train(prepared, directory, console)
+    else:
+        result["training"] = {"steps": 0, "trained_tokens": 0, "flops": 0, "seconds": 0.0}
+    result["evaluation"] = evaluate(prepared.model, prepared.tokenizer, recipe, directory, console)
+    result["elapsed_seconds"] = time.time() - started
+    env = json.loads((directory.path / "env.json").read_text())
+    result["versions"], result["hardware"] = env["versions"], env["hardware"]
+    if recipe.steps_given != 0:
+        card = model_card(recipe, result)
+        checkpoint.write_atomically(directory.checkpoint / "README.md", card)
+        checkpoint.seal(directory.checkpoint)
+    directory.finish(result)
+
+
+def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dict[str, Any]:
+    trainer = make_trainer(prepared, directory, console)
+    found = checkpoint.last_valid(directory.trainer_dir, tell=warnings.warn)
+    if found is not None:
+        console.say(f"resuming from {found}")
+    with StopSignals() as signals:
+        trainer.add_callback(signals)
+        trainer.train(resume_from_checkpoint=str(found) if found is not None else None)
+    if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        console.say(f"stopped at step {trainer.state.global_step}: saved in {directory.trainer_dir}")
+        raise KeyboardInterrupt
+    validation = trainer.evaluate() if prepared.validation is not None else {}
+    trainer.save_model(str(directory.checkpoint))
+    prepared.tokenizer.save_pretrained(directory.checkpoint)
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "train_loss": history[-1]["loss"] if history else None,
+        "trained_tokens": float(trainer.trained_tokens),
+        "seconds": trainer.stopwatch.stop(),
+        "flops": float(trainer.flops),
+        "memory_peak": history[-1]["memory_peak"] if history else None,
+        "trainable_parameters": sum(p.numel() for p in trainer.named_trainable.values()),
+        "parameters": sum(p.numel() for p in trainer.anatomy.model.parameters()),
+        **{
+            k: v
+            for k, v in validation.items()
+            if k.startswith("eval") and "runtime" not in k and "per_second" not in k
+        },
+        **trainer.summary(),
+    }
+
+
+def evaluate(
+    model: Any, tokenizer: Any, recipe: Recipe, directory: RunDirectory, console: Console
+) -> dict[str, Any]:
+    """Every task of the recipe; predictions are written as each task ends."""
+    metrics = {}
+    keys = [task.key for task in recipe.evaluation]
+    if len(set(keys)) < len(keys):
+        raise ConfigError(
+            f"two evaluation entries are called {max(keys, key=keys.count)!r}: give one a label"
+        )
+    for task in recipe.evaluation:
+        result = run_task(
+            model,
+            tokenizer,
+            task,
+            lambda done, total, name=task.key: console.progress(f"evaluate {name}", done, total),
+        )
+        metrics[task.key] = result.metrics
+        write_predictions(directory.predictions / f"{task.key}.jsonl", result.items)
+    return metrics

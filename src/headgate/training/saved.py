@@ -1,0 +1,86 @@
+"""Load what a run saved: adapter, methods' state, routing live where it was trained to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headgate.errors import CheckpointError
+from headgate.methods.base import Method
+from headgate.methods.compose import MethodStack
+from headgate.models.anatomy import describe
+from headgate.models.config import ModelConfig
+from headgate.models.load import load_adapter, load_base
+from headgate.training import checkpoint
+
+
+def saved_folder(path: str | Path) -> Path:
+    """The folder that holds ``headgate.json``: the path itself, or the ``checkpoint`` of a run directory."""
+    path = Path(path)
+    for folder in (path, path / "checkpoint"):
+        if (folder / checkpoint.STRUCTURE_FILE).exists():
+            return folder
+    raise CheckpointError(
+        f"{path} holds no saved Headgate model (no {checkpoint.STRUCTURE_FILE} there or in checkpoint/): "
+        "give a run directory or its checkpoint folder"
+    )
+
+
+def load(path: str | Path, *, attach: bool = True, **model_options: Any) -> tuple[Any, Any]:
+    """Base model, adapter and methods of a saved run.
+
+    Args:
+        path: a run directory, its ``checkpoint`` folder, or what ``HeadgateTrainer.save_model`` wrote.
+        attach: whether the saved methods are installed; ``model.headgate_methods`` holds them.
+        model_options: keys of the recipe's ``model`` block (``device``, ``dtype``, ``name_or_path``...).
+
+    Raises CheckpointError or ModelError; never falls back to the bare base model.
+    """
+    folder = saved_folder(path)
+    description = checkpoint.read_description(folder)
+    base = {"name_or_path": description["base_model"], **description.get("model", {}), **model_options}
+    base.pop("adapter", None)
+    model, tokenizer = load_base(ModelConfig(**base))
+    if (folder / "adapter_config.json").exists():
+        model = load_adapter(model, str(folder))
+    elif (folder / "model.safetensors").exists():
+        model, tokenizer = load_base(ModelConfig(**{**base, "name_or_path": str(folder)}))
+    elif description.get("trained", True):
+        raise CheckpointError(f"{folder} has neither an adapter nor full weights: the save is incomplete")
+    methods = checkpoint.build_methods(description)
+    methods.attach(describe(model))
+    methods.to(next(model.parameters()).device)
+    checkpoint.load_method_state(folder, methods)
+    methods.eval()
+    if not attach:
+        methods.detach()
+    object.__setattr__(model, "headgate_methods", methods)
+    model.eval()
+    return model, tokenizer
+
+
+@contextmanager
+def attached(model: Any, *methods: Method) -> Iterator[Any]:
+    """``with attached(model, LayerRouting.from_pretrained("out")): model.generate(...)``."""
+    stack = MethodStack(methods)
+    stack.attach(describe(model))
+    stack.to(next(model.parameters()).device)
+    stack.eval()
+    try:
+        yield model
+    finally:
+        stack.detach()
+
+
+def load_method(kind: type[Method], path: str | Path) -> Method:
+    """One saved method with its state, not attached (behind ``Method.from_pretrained``)."""
+    folder = saved_folder(path)
+    description = checkpoint.read_description(folder)
+    if kind.name not in description["methods"]:
+        raise CheckpointError(f"{folder} holds {sorted(description['methods'])}, no {kind.name}")
+    stack = checkpoint.build_methods(description)
+    checkpoint.load_method_state(folder, stack)
+    (method,) = [method for method in stack if method.name == kind.name]
+    return method
