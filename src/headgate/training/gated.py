@@ -1,0 +1,277 @@
+"""One micro-batch inside a transformers.Trainer: votes, forward, auxiliary losses, the decision, the accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headgate.methods.step import ForwardStopped, Step
+from headgate.models.surgery import on_block_output
+from headgate.ops.randomness import derive_seed
+from headgate.training import replicas
+from headgate.training.accounting import backward_flops, forward_flops
+from headgate.training.checks import require_gradients
+from headgate.training.loss import TaskLoss, chunked_loss, plain_loss, trained_tokens
+from headgate.training.telemetry import gradient_norms
+
+MODEL_INPUTS = frozenset(
+    {"input_ids", "attention_mask", "position_ids", "labels", "inputs_embeds", "token_type_ids"}
+)
+
+
+@dataclass
+class Window:
+    """Counts of one gradient accumulation window: micro-batches and trained tokens, offered and accepted."""
+
+    step: int = -1
+    index: int = 0
+    offered: int = 0
+    accepted: int = 0
+    tokens: Tensor | int = 0
+    accepted_tokens: Tensor | int = 0
+    loss: Tensor | float = 0.0
+    last: Step | None = None
+
+    @property
+    def share_correction(self) -> Tensor | float:
+        """What a gradient divided by all offered tokens must be multiplied by."""
+        if self.accepted == self.offered:
+            return 1.0
+        return self.tokens / torch.clamp(torch.as_tensor(self.accepted_tokens), min=1)
+
+
+class GatedTraining:
+    """The training step: ask the methods, run what they agree to run, count what was really computed."""
+
+    def _begin_window(self) -> None:
+        assert self.curriculum is not None
+        if self.curriculum.is_over(self.state.global_step):
+            self._advance_stage()
+        elif (reason := self._substage_reason()) is not None:
+            self._begin_substage(reason)
+        for parameter in self.methods.parameters():
+            parameter.grad = None
+        self.window = Window(step=self.state.global_step)
+
+    def _substage_reason(self) -> str | None:
+        last = self.window.last
+        if last is None:
+            return None
+        reasons = [reason for method in self.methods if (reason := method.substage(last)) is not None]
+        return "; ".join(reasons) or None
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.stopwatch.start()
+        if self.window.step != self.state.global_step:
+            self._begin_window()
+        assert self.curriculum is not None
+        model.train()
+        self.methods.train()
+        inputs = self._prepare_inputs(inputs)
+        window = self.window
+        step = Step(
+            batch=inputs,
+            scheduled=self.curriculum.current,
+            global_step=self.state.global_step,
+            micro_step=self.micro_step,
+            seed=self.args.seed,
+            max_steps=self.state.max_steps,
+            model=model,
+            window_index=window.index,
+            window_size=self.current_gradient_accumulation_steps,
+            epoch=float(self.state.epoch or 0.0),
+            num_tokens=trained_tokens(inputs["labels"]),
+            window_tokens=num_items_in_batch,
+            should_log=self._will_log(),
+            sum_across_ranks=replicas.sum_across_ranks,
+        )
+        torch.manual_seed(derive_seed(self.args.seed, self.micro_step, "dropout", self.args.process_index))
+        self.methods.on_step_start(step)
+        step.accepted = self._decide(step)
+        task = self._forward(step, num_items_in_batch) if step.accepted else None
+        if task is not None:
+            step.hidden, step.logits, step.outputs = task.hidden, task.logits, task.outputs
+            step.raw_loss = task.loss.detach()
+            step.task_loss = self._mean_loss(step.raw_loss, step)
+            self.nan_watch.add(step.task_loss, self.state.global_step, inputs)
+            step.phase = "forward"
+            step.accepted = self._decide(step)
+        if task is not None and step.accepted:
+            self._backward(step, task)
+        forwarded, task = task is not None, None
+        step.phase = "done"
+        self._count(step, forwarded)
+        if step.is_window_end:
+            self._end_window(step)
+        self.telemetry.add(self.methods.on_step_end(step))
+        window.last = step
+        window.index += 1
+        self.micro_step += 1
+        loss = step.task_loss if step.task_loss is not None else torch.zeros((), device=self.args.device)
+        step.hidden = step.logits = step.outputs = None
+        return loss / step.window_size
+
+    def _decide(self, step: Step) -> bool:
+        vote = self.methods.vote(step)
+        return True if vote is None else replicas.all_agree(vote)
+
+    def _forward(self, step: Step, num_items: Any) -> TaskLoss | None:
+        """The forward and the task loss; None when a method stopped it on the way (phase ``partial``)."""
+        inputs = self.model_inputs(step.batch)
+        if num_items is not None and self.model_accepts_loss_kwargs:
+            inputs["num_items_in_batch"] = num_items
+        handles = [
+            on_block_output(self.anatomy.blocks[m.partial_block], self._partial_vote(step))
+            for m in self.methods
+            if m.partial_block is not None
+        ]
+        try:
+            with self.compute_loss_context_manager():
+                task = self._task_loss(step, inputs, num_items)
+        except ForwardStopped:
+            step.accepted = False
+            return None
+        finally:
+            for handle in handles:
+                handle.remove()
+        return task
+
+    def _task_loss(self, step: Step, inputs: dict[str, Any], num_items: Any) -> TaskLoss:
+        if self.loss_choice == "plain":
+            task = plain_loss(step.model, self.anatomy, inputs)
+        else:
+            observers = tuple(o for m in self.methods if (o := m.head_observer(step)) is not None)
+            task = chunked_loss(
+                step.model,
+                self.anatomy,
+                inputs,
+                num_items=num_items,
+                label_smoothing=self.label_smoothing,
+                observers=observers,
+                gated=bool(observers),
+            )
+        if num_items is None:
+            task.loss = task.loss / step.window_size
+        elif self.args.average_tokens_across_devices:
+            task.loss = task.loss * replicas.world_size()
+        return task
+
+    def _partial_vote(self, step: Step) -> Any:
+        def observe(hidden: Tensor) -> Tensor:
+            if step.phase == "batch":
+                step.phase, step.hidden = "partial", hidden.detach()
+                if not self._decide(step):
+                    raise ForwardStopped
+            return hidden
+
+        return observe
+
+    def _mean_loss(self, loss: Tensor, step: Step) -> Tensor:
+        """The mean over this micro-batch's trained tokens, whatever it was divided by for the backward."""
+        if step.window_tokens is None:
+            return loss * step.window_size
+        scale = replicas.world_size() if self.args.average_tokens_across_devices else 1
+        return loss * step.window_tokens / (scale * torch.clamp(torch.as_tensor(step.num_tokens), min=1))
+
+    def _backward(self, step: Step, task: TaskLoss) -> None:
+        parts = self.methods.losses(step)
+        total = task.loss
+        for method in self.methods:
+            weight = method.loss_weight(step)
+            if isinstance(weight, Tensor) or weight != 1.0:
+                total = total * weight
+        for part in parts.values():
+            total = total + part / step.window_size
+        if total.requires_grad:
+            self.accelerator.backward(total)
+        self.telemetry.add({f"loss/{name}": part for name, part in parts.items()})
+
+    def _count(self, step: Step, forwarded: bool) -> None:
+        window = self.window
+        tokens = step.num_tokens
+        window.offered += 1
+        window.tokens = window.tokens + tokens
+        if step.accepted:
+            window.accepted += 1
+            window.accepted_tokens = window.accepted_tokens + tokens
+            self.trained_tokens = self.trained_tokens + tokens
+            window.loss = window.loss + step.raw_loss
+        if step.task_loss is not None:
+            self.telemetry.add({"loss_all": step.task_loss})
+        self.flops = self.flops + self._flops(step, forwarded)
+        valid = step.valid
+        self.telemetry.add({"padding_fraction": 1 - valid.float().mean()})
+
+    def _flops(self, step: Step, forwarded: bool) -> Tensor | float:
+        """Executed FLOPs of this micro-batch on real tokens."""
+        if not forwarded:
+            return 0.0
+        lengths = step.valid.sum(-1).float()
+        if step.segment_ids is not None:
+            ids = step.segment_ids[step.segment_ids >= 0]
+            lengths = torch.bincount(ids).float()
+        share = 1.0
+        for method in self.methods:
+            share = share * method.executed_share(step)
+        forward = forward_flops(self.anatomy, lengths.sum(), (lengths * (lengths + 1) / 2).sum(), share)
+        if not step.accepted:
+            return forward
+        trainable = sum(p.numel() for p in self.named_trainable.values() if p.requires_grad)
+        frozen = trainable < sum(p.numel() for p in self.anatomy.model.parameters()) / 2
+        return forward + backward_flops(forward, lengths.sum(), trainable, frozen)
+
+    def _end_window(self, step: Step) -> None:
+        """Reduce over ranks, renormalise by what was accepted, check and measure the gradients."""
+        assert self.curriculum is not None
+        window, parameters = self.window, list(self.named_trainable.values())
+        if window.accepted:
+            replicas.average_gradients(parameters)
+            factor = window.share_correction
+            self.telemetry.add({"loss": window.loss * factor})
+            if window.accepted < window.offered and self._renormalize:
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad *= factor
+            if self._checked_stage != self.curriculum.index and not any(m.skips_blocks for m in self.methods):
+                require_gradients(self.named_trainable, self.curriculum.current.name)
+            self._checked_stage = self.curriculum.index
+        if step.should_log:
+            self.telemetry.add(gradient_norms(self.groups))
+            for group in self.optimizer.param_groups:
+                self.telemetry.set(f"learning_rate/{group['name']}", float(group["lr"]))
+
+    @property
+    def _renormalize(self) -> bool:
+        return all(getattr(method.config, "renormalize", True) for method in self.methods)
+
+    def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model itself is called with: the methods' extra columns are left out."""
+        return {k: v for k, v in batch.items() if k in MODEL_INPUTS}
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        return super().compute_loss(
+            model,
+            self.model_inputs(inputs),
+            return_outputs=return_outputs,
+            num_items_in_batch=num_items_in_batch,
+        )
+
+    def _will_log(self) -> bool:
+        every = self.state.logging_steps or 1
+        return (self.state.global_step + 1) % every == 0 or self.state.global_step == 0
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        parameters = [*model.parameters(), *self.methods.parameters()]
+        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        """FLOPs executed since the last call: skipped forwards, backwards and blocks are not counted."""
+        total = float(self.flops)
+        done, self._flops_reported = total - getattr(self, "_flops_reported", 0.0), total
+        return done

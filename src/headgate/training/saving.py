@@ -1,0 +1,102 @@
+"""Checkpoints and logs inside a transformers.Trainer: sealed folders, exact resume, one set of names."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from headgate.training import checkpoint
+from headgate.training.accounting import peak_memory_bytes
+
+
+class SavedTraining:
+    """What is written while training: telemetry, checkpoints that are whole or not at all, the final figures."""
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        if "loss" in logs and self.curriculum is not None:
+            seconds = self.stopwatch.read()
+            self.nan_watch.check()
+            mine = self.telemetry.flush()
+            logs = {**logs, **mine}
+            if "loss" not in mine:
+                logs.pop("loss")  # nothing was accepted since the last log: no loss rather than a zero
+            scheduled = self.curriculum.current
+            logs |= {
+                "stage": scheduled.name,
+                "stage_step": self.state.global_step - scheduled.start,
+                "trained_tokens": float(self.trained_tokens),
+                "tokens_per_second": float(self.trained_tokens) / max(seconds, 1e-9),
+                "flops": float(self.flops),
+                "memory_peak": peak_memory_bytes(),
+            }
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        self.stopwatch.stop()
+        self.methods.eval()
+        return super().evaluate(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        checkpoint.save_methods(folder, self.methods, self._description())
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "base_model": getattr(self, "base_model_name", None) or self.anatomy.model.config._name_or_path,
+            "stage_index": self.curriculum.index if self.curriculum is not None else 0,
+            "counters": {
+                "micro_step": self.micro_step,
+                "trained_tokens": float(self.trained_tokens),
+                "flops": float(self.flops),
+                "seconds": self.stopwatch.read(),
+            },
+        }
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.stopwatch.stop()
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = keep
+        if self.args.should_save:
+            run_dir = Path(self._get_output_dir(trial=trial))
+            checkpoint.seal(run_dir / f"checkpoint-{self.state.global_step}")
+            checkpoint.rotate(run_dir, keep, self.state.best_model_checkpoint)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As transformers.Trainer.train; ``True`` resumes from the newest checkpoint that is whole."""
+        if resume_from_checkpoint is True:
+            found = checkpoint.last_valid(self.args.output_dir, tell=self._tell)
+            resume_from_checkpoint = str(found) if found is not None else None
+        elif resume_from_checkpoint:
+            checkpoint.require_valid(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _tell(self, message: str) -> None:
+
+        warnings.warn(message, stacklevel=3)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        description = checkpoint.restore_methods(Path(resume_from_checkpoint), self.methods)
+        counters = description["counters"]
+        self._resume_stage = description["stage_index"]
+        self.micro_step = counters["micro_step"]
+        self.trained_tokens, self.flops = counters["trained_tokens"], counters["flops"]
+        self._flops_reported = self.flops
+        self.stopwatch.seconds = counters["seconds"]
+
+    def summary(self) -> dict[str, Any]:
+        """Final figures of the methods, for the run's result."""
+        merged: dict[str, Any] = {}
+        for method in self.methods:
+            merged.update(method.summary())
+        return merged
+
+    def detach_methods(self) -> None:
+        """Take every method out of the model."""
+        self.methods.detach()
