@@ -16,7 +16,8 @@ documents = st.lists(st.lists(st.integers(3, 90), min_size=1, max_size=24), min_
 
 def rows_of(lists):
     return [
-        {"input_ids": ids, "labels": list(ids), "length": len(ids), "example_id": f"d{i}"} for i, ids in enumerate(lists)
+        {"input_ids": ids, "labels": list(ids), "length": len(ids), "example_id": f"d{i}"}
+        for i, ids in enumerate(lists)
     ]
 
 
@@ -70,7 +71,9 @@ def test_packed_logits_equal_those_of_documents_alone():
     batch = Collator(0)(list(pack(rows_of(lists), 9)))
     assert "attention_mask" not in batch and batch["input_ids"].shape[0] > 1
     with torch.no_grad():
-        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        packed = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits
         for ids in lists:
             alone = model(input_ids=torch.tensor([ids])).logits[0]
             row, column = next(
@@ -103,8 +106,12 @@ def test_a_missing_column_names_itself_and_its_method():
 
 def test_prepare_packs_with_columns_per_document(word_tokenizer):
     rows = [{"example_id": f"r{i}", "prompt": f"w{i} w1 ", "completion": "w2 " * (i + 1)} for i in range(6)]
-    prepared = prepare(rows, word_tokenizer, DataConfig(max_length=16, packing=True), columns={"tags": lambda r: [3]})
-    assert sorted(name for row in prepared.dataset for name in row["example_id"]) == [f"r{i}" for i in range(6)]
+    prepared = prepare(
+        rows, word_tokenizer, DataConfig(max_length=16, packing=True), columns={"tags": lambda r: [3]}
+    )
+    assert sorted(name for row in prepared.dataset for name in row["example_id"]) == [
+        f"r{i}" for i in range(6)
+    ]
     assert all(tag == [3] for row in prepared.dataset for tag in row["tags"])
     assert sum(prepared.dataset["length"]) == prepared.report.tokens
     assert len(prepared.dataset) < len(rows) == prepared.report.rows

@@ -9,7 +9,16 @@ import sys
 import datasets
 import pytest
 
-from headgate.data import DataConfig, SkillConfig, SourceConfig, check_disjoint, load_data, load_rows, load_stream, prepare
+from headgate.data import (
+    DataConfig,
+    SkillConfig,
+    SourceConfig,
+    check_disjoint,
+    load_data,
+    load_rows,
+    load_stream,
+    prepare,
+)
 from headgate.data.tags import hash_tags, keyword_class, keyword_tags
 from headgate.errors import ConfigError, DataError
 
@@ -21,7 +30,10 @@ def write(path, rows):
 
 @pytest.fixture
 def problems(tmp_path):
-    rows = [{"question": f"What is {i} + 1?", "answer": f"It is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1:,}"} for i in range(2000)]
+    rows = [
+        {"question": f"What is {i} + 1?", "answer": f"It is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1:,}"}
+        for i in range(2000)
+    ]
     return write(tmp_path / "problems.jsonl", rows)
 
 
@@ -35,7 +47,9 @@ def test_styles_of_gsm8k(problems):
 
 def test_one_file_for_both_splits_is_divided_by_content(problems):
     source = SourceConfig(source="gsm8k", path=str(problems))
-    train, validation = load_data(DataConfig(train=source, validation=source.model_copy(update={"split": "validation"})))
+    train, validation = load_data(
+        DataConfig(train=source, validation=source.model_copy(update={"split": "validation"}))
+    )
     assert len(train) + len(validation) == 2000 and 60 < len(validation) < 145
     assert not set(train["prompt"]) & set(validation["prompt"])
     again, _ = load_data(DataConfig(train=source, validation=source))
@@ -48,7 +62,10 @@ def test_limit_takes_the_first_rows_or_a_seeded_sample(problems):
     options = {"sample_seed": 42}
     sample = load_rows(SourceConfig(source="gsm8k", path=str(problems), limit=5, options=options))
     assert sample["example_id"] != first["example_id"]
-    assert sample["example_id"] == load_rows(SourceConfig(source="gsm8k", path=str(problems), limit=5, options=options))["example_id"]
+    assert (
+        sample["example_id"]
+        == load_rows(SourceConfig(source="gsm8k", path=str(problems), limit=5, options=options))["example_id"]
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv", "jsonl.gz"])
@@ -65,9 +82,14 @@ def test_formats_give_the_same_rows(tmp_path, suffix):
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     else:
         write(path, rows)
-    for source in (SourceConfig(source="auto", path=str(path)), SourceConfig(source="auto", path=str(tmp_path))):
+    for source in (
+        SourceConfig(source="auto", path=str(path)),
+        SourceConfig(source="auto", path=str(tmp_path)),
+    ):
         loaded = load_rows(source)
-        assert [(row["prompt"], row["completion"]) for row in loaded] == [(r["prompt"], r["completion"]) for r in rows]
+        assert [(row["prompt"], row["completion"]) for row in loaded] == [
+            (r["prompt"], r["completion"]) for r in rows
+        ]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +101,13 @@ def test_formats_give_the_same_rows(tmp_path, suffix):
         ({"instruction": "a", "input": "x", "response": "b"}, {"prompt", "completion"}),
         ({"question": "a", "answer": "so\n#### 3"}, {"prompt", "completion", "answer"}),
         ({"text": "some text"}, {"text"}),
-        ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, {"messages"}),
+        (
+            {
+                "prompt": [{"role": "user", "content": "a"}],
+                "completion": [{"role": "assistant", "content": "b"}],
+            },
+            {"messages"},
+        ),
     ],
 )
 def test_auto_reads_known_columns(tmp_path, raw, expected):
@@ -153,7 +181,11 @@ BAD_LINE = '{"question": "a", "answer": "b\\n#### 1"}\n{"question": "no answer"}
         ("[1]\n", "auto", r"bad.jsonl:1: a JSON object is needed"),
         ('{"question": "a", "answer": "7"}\n', "gsm8k", "bad.jsonl:1.*####"),
         ('{"colour": "red"}\n', "auto", r"columns \['colour'\] fit no reader"),
-        ('{"conversations": [{"from": "martian", "value": "x"}]}\n', "sharegpt", "bad.jsonl:1: turn 1.*martian"),
+        (
+            '{"conversations": [{"from": "martian", "value": "x"}]}\n',
+            "sharegpt",
+            "bad.jsonl:1: turn 1.*martian",
+        ),
     ],
 )
 def test_bad_files_name_file_line_and_cure(tmp_path, content, source, message):
@@ -172,7 +204,11 @@ def test_other_bad_requests(tmp_path, problems):
     with pytest.raises(DataError, match="no file for split 'test'.*problems.jsonl"):
         load_rows(SourceConfig(source="gsm8k", path=str(tmp_path), split="test"))
     with pytest.raises(DataError, match="split 'validation'.*empty after filtering"):
-        load_rows(SourceConfig(source="gsm8k", path=str(problems), split="validation", options={"validation_share": 0}))
+        load_rows(
+            SourceConfig(
+                source="gsm8k", path=str(problems), split="validation", options={"validation_share": 0}
+            )
+        )
     with pytest.raises(DataError, match="needs a path"):
         load_rows(SourceConfig(source="text"))
 
@@ -181,7 +217,9 @@ def test_tags_are_stable_distinct_and_in_range():
     text = "Anna has 3 bags with 4 nuts each. How many nuts are there?"
     for tags in (hash_tags(text, 32, 3, seed=1), keyword_tags(text, 32, 3, seed=1)):
         assert len(set(tags)) == 3 and all(0 <= tag < 32 for tag in tags)
-    assert hash_tags(text, 32, 1, seed=1) != hash_tags(text, 32, 1, seed=2) or hash_tags(text, 32, 4) != hash_tags(text, 32, 4, 9)
+    assert hash_tags(text, 32, 1, seed=1) != hash_tags(text, 32, 1, seed=2) or hash_tags(
+        text, 32, 4
+    ) != hash_tags(text, 32, 4, 9)
     assert keyword_class(text) == 4
     assert keyword_class("Ben has 9 kites and loses 4. How many are left?") == 2
     assert all(tag // 4 == keyword_class(text) for tag in keyword_tags(text, 32, 4))
@@ -195,9 +233,15 @@ def test_rows_and_tags_do_not_depend_on_the_process(problems):
     )
     environment = {**os.environ, "PYTHONHASHSEED": "99"}
     printed = subprocess.run(
-        [sys.executable, "-c", code, str(problems)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(problems)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    config = SourceConfig(source="gsm8k", path=str(problems), options={"validation_share": 0.1}, split="validation")
+    config = SourceConfig(
+        source="gsm8k", path=str(problems), options={"validation_share": 0.1}, split="validation"
+    )
     assert json.loads(printed.stdout) == [load_rows(config)["example_id"], hash_tags("a problem", 32, 4, 7)]
 
 
@@ -225,5 +269,7 @@ def test_real_data_sets(shared, source, path, split, count, columns):
 @pytest.mark.shared
 def test_the_official_splits_of_gsm8k_share_no_question(shared):
     folder = str(shared / "data/gsm8k")
-    train, test = (load_rows(SourceConfig(source="gsm8k", path=folder, split=split)) for split in ("train", "test"))
+    train, test = (
+        load_rows(SourceConfig(source="gsm8k", path=folder, split=split)) for split in ("train", "test")
+    )
     assert check_disjoint(train, test).shared == 0

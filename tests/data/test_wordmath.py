@@ -126,5 +126,7 @@ def test_bad_requests_say_what_and_how(arguments, message):
 def test_rows_do_not_depend_on_the_process():
     code = "import json; from headgate.data import wordmath; print(json.dumps(wordmath.generate('train', 20, seed=5)))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert json.loads(printed.stdout) == wordmath.generate("train", 20, seed=5)

@@ -33,7 +33,11 @@ def describe_log(logs: dict[str, Any]) -> str:
     ):
         if isinstance(logs.get(name), (int, float)):
             parts.append(f"{label} {form.format(logs[name])}")
-    parts += [f"{k} {v:.4f}" for k, v in logs.items() if k.startswith("eval_") and k.endswith("_loss")]
+    parts += [
+        f"{k} {v:.4f}"
+        for k, v in logs.items()
+        if k.startswith("eval_") and k.endswith("_loss") and k != "eval_loss"
+    ]
     return "  ".join(parts)
 
 

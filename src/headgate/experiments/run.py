@@ -289,7 +289,7 @@ def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dic
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         console.say(f"stopped at step {trainer.state.global_step}: saved in {directory.trainer_dir}")
         raise KeyboardInterrupt
-    validation = trainer.evaluate() if prepared.validation is not None else {}
+    validation = final_validation(trainer)
     trainer.save_model(str(directory.checkpoint))
     prepared.tokenizer.save_pretrained(directory.checkpoint)
     history = [row for row in trainer.state.log_history if "loss" in row]
@@ -303,13 +303,22 @@ def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dic
         "memory_peak": history[-1]["memory_peak"] if history else None,
         "trainable_parameters": sum(p.numel() for p in trainer.named_trainable.values()),
         "parameters": sum(p.numel() for p in trainer.anatomy.model.parameters()),
-        **{
-            k: v
-            for k, v in validation.items()
-            if k.startswith("eval") and "runtime" not in k and "per_second" not in k
-        },
+        **validation,
         **trainer.summary(),
     }
+
+
+def final_validation(trainer: HeadgateTrainer) -> dict[str, float]:
+    """Validation losses at the last step; measured now only if the last step was not evaluated."""
+    if trainer.eval_dataset is None:
+        return {}
+    step = trainer.state.global_step
+    if not any(
+        row["step"] == step and any(k.startswith("eval_") for k in row) for row in trainer.state.log_history
+    ):
+        trainer.evaluate()
+    rows = [row for row in trainer.state.log_history if row["step"] == step]
+    return {k: v for row in rows for k, v in row.items() if k.startswith("eval_") and k.endswith("loss")}
 
 
 def evaluate(

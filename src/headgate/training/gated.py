@@ -36,12 +36,13 @@ class Window:
     loss: Tensor | float = 0.0
     last: Step | None = None
 
-    @property
     def share_correction(self) -> Tensor | float:
-        """What a gradient divided by all offered tokens must be multiplied by."""
+        """What a gradient divided by all offered tokens must be multiplied by; counts are summed over ranks."""
         if self.accepted == self.offered:
             return 1.0
-        return self.tokens / torch.clamp(torch.as_tensor(self.accepted_tokens), min=1)
+        counts = torch.stack([torch.as_tensor(self.tokens), torch.as_tensor(self.accepted_tokens)]).float()
+        offered, accepted = replicas.sum_across_ranks(counts)
+        return offered / accepted.clamp(min=1)
 
 
 class GatedTraining:
@@ -230,7 +231,7 @@ class GatedTraining:
         window, parameters = self.window, list(self.named_trainable.values())
         if window.accepted:
             replicas.average_gradients(parameters)
-            factor = window.share_correction
+            factor = window.share_correction()
             self.telemetry.add({"loss": window.loss * factor})
             if window.accepted < window.offered and self._renormalize:
                 for parameter in parameters:
