@@ -236,3 +236,23 @@ def test_validation_loss_does_not_depend_on_the_batch_size(make_trainer, rows) -
         trainer = make_trainer(f"b{size}", arguments={"per_device_eval_batch_size": size}, eval_dataset=rows)
         found.append(trainer.evaluate()["eval_loss"])
     assert max(found) - min(found) < 1e-5
+
+
+def test_a_save_cut_short_leaves_the_checkpoint_before_it(make_trainer, tmp_path: Path, monkeypatch) -> None:
+    real, calls = torch.save, []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 4:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        make_trainer().train()
+    monkeypatch.undo()
+    assert checkpoint.last_valid(tmp_path / "run") == tmp_path / "run" / "checkpoint-5"
+    whole, again = make_trainer("whole"), make_trainer("run")
+    whole.train()
+    again.train(resume_from_checkpoint=True)
+    assert same(trained(whole), trained(again))

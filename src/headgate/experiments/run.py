@@ -233,7 +233,7 @@ def make_trainer(prepared: Prepared, directory: RunDirectory, console: Console) 
         schedule_clock=training.schedule_clock,
         callbacks=[JsonlCallback(directory.metrics_file), *console.callbacks],
     )
-    trainer.base_model_name = recipe.model.name_or_path
+    trainer.base_model = recipe.model.model_dump(mode="json", exclude={"device", "adapter"})
     if stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(stopping.patience))
     quiet(trainer)

@@ -67,6 +67,7 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining):
         self.loss_choice = choose_loss(loss, self.anatomy, label_smoothing)
         self.label_smoothing, self.schedule_clock = label_smoothing, schedule_clock
         self._given_stages = list(stages) if stages is not None else None
+        self.base_model: dict[str, Any] | None = None  # the recipe's model block, to load it again
         self.curriculum: Curriculum | None = None
         self.telemetry, self.stopwatch = Telemetry(), Stopwatch()
         self.nan_watch = NanWatch(trainer_args.output_dir)

@@ -40,14 +40,13 @@ def load(path: str | Path, *, attach: bool = True, **model_options: Any) -> tupl
     """
     folder = saved_folder(path)
     description = checkpoint.read_description(folder)
-    base = {"name_or_path": description["base_model"], **description.get("model", {}), **model_options}
-    base.pop("adapter", None)
-    model, tokenizer = load_base(ModelConfig(**base))
+    base = {**description["model"], **model_options}
+    model, tokenizer = load_base(ModelConfig(**base), seed=description["seed"])
     if (folder / "adapter_config.json").exists():
         model = load_adapter(model, str(folder))
     elif (folder / "model.safetensors").exists():
         model, tokenizer = load_base(ModelConfig(**{**base, "name_or_path": str(folder)}))
-    elif description.get("trained", True):
+    else:
         raise CheckpointError(f"{folder} has neither an adapter nor full weights: the save is incomplete")
     methods = checkpoint.build_methods(description)
     methods.attach(describe(model))

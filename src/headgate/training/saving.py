@@ -6,6 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from headgate.errors import TrainingError
 from headgate.training import checkpoint
 from headgate.training.accounting import peak_memory_bytes
 
@@ -45,7 +48,8 @@ class SavedTraining:
 
     def _description(self) -> dict[str, Any]:
         return {
-            "base_model": getattr(self, "base_model_name", None) or self.anatomy.model.config._name_or_path,
+            "model": self.base_model or {"name_or_path": self.anatomy.model.config._name_or_path},
+            "seed": self.args.seed,
             "stage_index": self.curriculum.index if self.curriculum is not None else 0,
             "counters": {
                 "micro_step": self.micro_step,
@@ -60,6 +64,11 @@ class SavedTraining:
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise TrainingError(
+                f"checkpoint-{self.state.global_step} in {self.args.output_dir} could not be written ({error}): "
+                "free some space and run again, which resumes from the checkpoint before it"
+            ) from error
         finally:
             self.args.save_total_limit = keep
         if self.args.should_save:

@@ -1,0 +1,63 @@
+"""auto_off: stop gating when, in measured seconds, it does not pay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headgate.modules.fixed_precision import FixedPrecision
+
+BLOCK = 25
+SCHEDULE = (True, False, False, True, True, False, False, True)
+"""Gated and ungated blocks in ABBA order, so that a loss falling at an even pace favours neither."""
+
+
+class AutoOff(FixedPrecision):
+    """A trial of 200 optimizer steps after the burn-in, half gated and half not; then one verdict.
+
+    Progress of a block is the drop of the mean loss of *all* offered micro-batches between its two halves;
+    a verdict compares seconds per unit of progress. It depends on measured time, so a run with ``auto_off`` is
+    the one kind that a resume does not repeat bit by bit.
+    """
+
+    stays_on_cpu = frozenset({"steps", "seconds", "halves", "off", "decided"})
+    steps: Tensor
+    seconds: Tensor
+    halves: Tensor
+    off: Tensor
+    decided: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seconds", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("halves", torch.zeros(2, 2, 2, dtype=torch.float64))
+        self.register_buffer("off", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("decided", torch.zeros((), dtype=torch.bool))
+
+    def gated(self) -> bool:
+        """Whether the coming micro-batch is gated."""
+        if bool(self.decided):
+            return not bool(self.off)
+        return SCHEDULE[min(int(self.steps) // BLOCK, len(SCHEDULE) - 1)]
+
+    def add(self, loss: float, seconds: float) -> bool:
+        """Record one optimizer step of the trial; True when the verdict has just fallen and it is *off*."""
+        if bool(self.decided):
+            return False
+        arm = int(self.gated())
+        half = int(int(self.steps) % BLOCK >= BLOCK // 2)
+        self.seconds[arm] += seconds
+        self.halves[arm, half, 0] += loss
+        self.halves[arm, half, 1] += 1
+        self.steps += 1
+        if int(self.steps) == BLOCK * len(SCHEDULE):
+            self.decided.fill_(True)
+            self.off.fill_(self.speed(1) < self.speed(0))
+            return bool(self.off)
+        return False
+
+    def speed(self, arm: int) -> float:
+        """Loss progress per second of the gated (1) or ungated (0) blocks."""
+        first, second = self.halves[arm, :, 0] / self.halves[arm, :, 1].clamp(min=1)
+        return float((first - second) / self.seconds[arm].clamp(min=1e-9))

@@ -1,0 +1,289 @@
+"""SchemaBank as a Method: routed banks on the last blocks, three stages, tag supervision, removed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from headgate.errors import ConfigError, DataError, ModelError
+from headgate.methods.base import Method, build_config
+from headgate.methods.schema_bank.config import BANK, ROUTER, Routing, SchemaBankConfig
+from headgate.methods.schema_bank.layer import SchemaLayer
+from headgate.methods.schema_bank.tags import TEXT_SOURCES, fitted_tags, kept_share, permute_tags, text_tags
+from headgate.methods.stage import Stage
+from headgate.methods.step import Step
+from headgate.models.anatomy import Anatomy
+from headgate.models.surgery import on_block_output
+from headgate.ops.gating import Gates
+from headgate.ops.randomness import derive_seed, generator
+from headgate.ops.routing_losses import (
+    document_mean,
+    entropy,
+    expert_load,
+    flat_mean,
+    routing_entropy,
+    tag_alignment,
+    tag_cross_entropy,
+    token_mean,
+)
+
+LOAD_DECAY = 0.99
+DEAD_BELOW = 0.01
+"""A schema is dead when its average load is under this share of an equal one."""
+
+
+class SchemaBank(Method):
+    """Routed low-rank transforms that shape a LoRA adapter while it trains; see the package docstring."""
+
+    name = "schema_bank"
+    Config = SchemaBankConfig
+    attach_order = 30
+    citation = (
+        "@software{schemabank2025,\n"
+        "  title={SchemaBank: Sparse Routing as Training Curriculum for Parameter-Efficient Fine-Tuning},\n"
+        "  author={Dean Brown}, year={2025}, url={https://github.com/dean-brown1/sb_poc_V4}\n}"
+    )
+
+    def __init__(self, config: SchemaBankConfig | None = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.layers = nn.ModuleDict()
+        self.hidden_size = 0
+        self.routing: Routing = self.config.eval_routing
+        self._records: dict[str, Gates] | None = None
+        self._trace: dict[str, list[Tensor]] | None = None
+        self._fitted: dict[str, list[int]] = {}
+
+    # -- installation ---------------------------------------------------------------------------------
+    def attach(self, anatomy: Anatomy) -> None:
+        """Put a bank on the output of each chosen block. Raises ModelError if a saved bank does not fit."""
+        if not self.layers:
+            self._build(self.config.blocks(anatomy.num_blocks), anatomy.hidden_size)
+        if self.hidden_size != anatomy.hidden_size or max(self._blocks()) >= anatomy.num_blocks:
+            raise ModelError(
+                f"the bank was made for blocks {self._blocks()} of width {self.hidden_size}; this model has "
+                f"{anatomy.num_blocks} blocks of width {anatomy.hidden_size}: load it with its own base model"
+            )
+        for key, layer in self.layers.items():
+            block = anatomy.blocks[int(key)]
+            self.handles.append(on_block_output(block, self._transform(key, block, layer)))
+
+    def _build(self, blocks: Sequence[int], hidden_size: int) -> None:
+        self.hidden_size = hidden_size
+        for block in blocks:
+            stream = generator(self.seed, 0, f"schema_bank.init.{block}")
+            self.layers[str(block)] = SchemaLayer(self.config, hidden_size, stream)
+
+    def _blocks(self) -> list[int]:
+        return [int(key) for key in self.layers]
+
+    def _transform(self, key: str, block: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        assert isinstance(layer, SchemaLayer)
+
+        def transform(hidden: Tensor) -> Tensor:
+            routing: Routing = "on" if block.training else self.routing
+            if self._trace is not None:
+                self._trace[key].append(layer.gates(hidden).weight.detach())
+            output, gates = layer(hidden, routing)
+            # The first differentiable pass of the step: a recompute or a teacher's pass leaves it alone.
+            if block.training and self._records is not None and torch.is_grad_enabled():
+                self._records.setdefault(key, gates)
+            return output
+
+        return transform
+
+    def claims(self) -> Sequence[str]:
+        if self.config.combine == "add":
+            return ()
+        return [f"replaces:block {block}" for block in self._blocks()]
+
+    # -- what is trained, on what, from what ------------------------------------------------------------
+    def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        layers = [layer for layer in self.layers.values() if isinstance(layer, SchemaLayer)]
+        groups = {
+            ROUTER: [p for layer in layers for p in layer.router_parameters()],
+            BANK: [p for layer in layers for p in layer.bank_parameters()],
+        }
+        return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def stages(self, learning_rate: float) -> Sequence[Stage]:
+        stages: list[Stage] = self.config.stages(learning_rate)
+        return stages
+
+    def columns(self) -> Sequence[str]:
+        return () if self.config.tags == "none" else ("tags",)
+
+    def fit_columns(self, embed: Callable[[list[str]], Tensor], texts: list[str]) -> None:
+        """Fit the tag sources that look at the whole training set (embeddings, permutation)."""
+        config = self.config
+        if config.tags == "none" or (config.tags in TEXT_SOURCES and not config.permuted_tags):
+            return
+        if config.tags in TEXT_SOURCES:
+            tags = [self._text_tags(text) for text in texts]
+        else:
+            tags = fitted_tags(
+                config.tags, embed(texts), config.num_schemas, config.tags_per_example, config.tag_seed
+            )
+        if config.permuted_tags:
+            tags = permute_tags(tags, config.tag_seed)
+        self._fitted = dict(zip(texts, tags, strict=True))
+
+    def _text_tags(self, text: str) -> list[int]:
+        c = self.config
+        return text_tags(c.tags, text, c.num_schemas, c.tags_per_example, c.tag_seed)
+
+    def tags_of(self, row: Mapping[str, Any]) -> list[int]:
+        """The tags of a normalised data row. Raises DataError for a text that a fitted source has not seen."""
+        text = str(row.get("prompt") or row.get("text") or row.get("messages"))
+        if self.config.tags in TEXT_SOURCES and not self.config.permuted_tags:
+            return self._text_tags(text)
+        if text not in self._fitted:
+            raise DataError(
+                f"tags: {self.config.tags} were not fitted on the text {text[:60]!r}: call "
+                "fit_columns(embed, texts) with every training text first, or use tags: hash or keyword"
+            )
+        return self._fitted[text]
+
+    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+        return {} if self.config.tags == "none" else {"tags": self.tags_of}
+
+    def row_transform(self, stage: Stage) -> Callable[[Mapping[str, Any], int, float], Any] | None:
+        """The released code's text prefix ``[Schema: a,b] `` on the examples that keep their tag."""
+        if not self.config.tag_prefix or not stage.options.get("tags"):
+            return None
+
+        def prefix(row: Mapping[str, Any], index: int, share: float) -> dict[str, Any]:
+            kept = kept_share(self.config.tag_schedule, int(share * 10_000), 10_000)
+            if derive_seed(self.seed, "schema_bank.prefix", index) >= kept * 2**63:
+                return dict(row)
+            field = "prompt" if row.get("prompt") else "text"
+            tags = ",".join(map(str, self.tags_of(row)))
+            return {**row, field: f"[Schema: {tags}] {row[field]}"}
+
+        return prefix
+
+    # -- state ------------------------------------------------------------------------------------------
+    def structure(self) -> dict[str, Any]:
+        """Config, what it changes of its preset, and where the banks sit."""
+        deviations = self.config.deviations()
+        place = {"blocks": self._blocks(), "hidden_size": self.hidden_size}
+        return {**super().structure(), "preset_deviations": deviations, **place}
+
+    @classmethod
+    def from_structure(cls, structure: Mapping[str, Any]) -> SchemaBank:
+        method = cls(build_config(cls.Config, structure["config"]))
+        method._build(structure["blocks"], structure["hidden_size"])
+        return method
+
+    # -- training ---------------------------------------------------------------------------------------
+    def on_step_start(self, step: Step) -> None:
+        self._records = {}
+
+    def losses(self, step: Step) -> Mapping[str, Tensor]:
+        """``schema_tag``, ``schema_orth`` and ``schema_entropy``, each where its stage and weight ask for it."""
+        config, options, records = self.config, step.stage.options, self._records or {}
+        if set(records) != set(self.layers):
+            raise ModelError(
+                f"schema_bank: blocks {sorted(set(self.layers) - set(records))} ran without a gradient graph in "
+                "training: use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        found: dict[str, Tensor] = {}
+        if options.get("tags") and config.lambda_tag and config.router != "uniform":
+            means, tags = self._document_logits(step)
+            keep_share = kept_share(config.tag_schedule, step.stage_step, step.stage_steps)
+            kept = torch.rand(len(tags), generator=step.generator("schema_bank.tags")) < keep_share
+            per_layer = [tag_cross_entropy(mean, tags, kept.to(tags.device)) for mean in means.values()]
+            found["schema_tag"] = config.lambda_tag * torch.stack(per_layer).mean()
+        if options.get("orth") and config.lambda_orth:
+            per_layer = [
+                layer.bank.orthonormality(config.reduction) for layer in self._schema_layers().values()
+            ]
+            stacked = torch.stack(per_layer)
+            found["schema_orth"] = config.lambda_orth * (
+                stacked.mean() if config.reduction == "mean" else stacked.sum()
+            )
+        if config.lambda_entropy and config.router == "trained":
+            mean_of = [
+                flat_mean(entropy(torch.softmax(gates.logits, -1)).unsqueeze(-1), step.valid).squeeze(-1)
+                for gates in records.values()
+            ]
+            found["schema_entropy"] = config.lambda_entropy * torch.stack(mean_of).mean()
+        return found
+
+    def _schema_layers(self) -> dict[str, SchemaLayer]:
+        return {key: layer for key, layer in self.layers.items() if isinstance(layer, SchemaLayer)}
+
+    def _document_logits(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
+        """Token-mean logits per layer, ``[D, S]``, and the tags, ``[D, L]``; a document is a sample."""
+        records = self._records or {}
+        tags = tag_table(step.batch["tags"], packed=step.segment_ids is not None).to(step.valid.device)
+        segments = step.segment_ids
+        if segments is None:
+            return {key: token_mean(gates.logits, step.valid) for key, gates in records.items()}, tags
+        starts = torch.tensor([0, *map(len, step.batch["tags"])][:-1], device=segments.device).cumsum(0)
+        numbered = torch.where(segments >= 0, segments + starts.unsqueeze(-1), -1)
+        return {k: document_mean(g.logits, numbered, len(tags)) for k, g in records.items()}, tags
+
+    @torch.no_grad()
+    def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
+        """Load averages from accepted batches; statistics of this batch's routing at logging steps."""
+        records, self._records = self._records or {}, None
+        if not step.accepted or not records:
+            return {}
+        valid = step.valid
+        shape = valid.shape
+        loads = torch.stack([expert_load((g.weight > 0).expand(*shape, -1), valid) for g in records.values()])
+        summed = step.sum_across_ranks(torch.cat([loads, torch.ones_like(loads[:1])]))
+        loads = summed[:-1] / summed[-1]
+        for key, load in zip(records, loads, strict=True):
+            self._schema_layers()[key].load_average.lerp_(load, 1 - LOAD_DECAY)
+        return self._telemetry(step, records, loads) if step.should_log else {}
+
+    def _telemetry(self, step: Step, records: dict[str, Gates], loads: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        supervised = "tags" in step.batch and self.config.router != "uniform"
+        means, tags = self._document_logits(step) if supervised else ({}, None)
+        for (key, gates), load in zip(records.items(), loads, strict=True):
+            layer, name = self._schema_layers()[key], f"schema/{key}"
+            h = routing_entropy(torch.softmax(gates.logits, -1).expand(*step.valid.shape, -1), step.valid)
+            found[f"{name}/entropy"], found[f"{name}/entropy_of_mean"] = h.mean_of, h.of_mean
+            found[f"{name}/entropy_normalised"] = h.mean_of_normalised
+            found[f"{name}/entropy_of_mean_normalised"] = h.of_mean_normalised
+            found[f"{name}/load"] = load
+            dead = layer.load_average < DEAD_BELOW / self.config.num_schemas
+            found[f"{name}/dead"] = dead.sum().float()
+            found[f"{name}/orthonormality"] = layer.bank.orthonormality("mean")
+            if tags is not None:
+                found[f"{name}/tag_alignment"] = tag_alignment(means[key], tags, self.config.top_k)
+        return found
+
+    # -- evaluation -------------------------------------------------------------------------------------
+    def set_routing(self, routing: str) -> None:
+        """``removed`` (plain LoRA), ``on`` (as trained), ``all`` (eq. 6) or ``dense`` (softmax over all)."""
+        if routing not in get_args(Routing):
+            raise ConfigError(f"routing {routing!r} is not one of {', '.join(get_args(Routing))}")
+        if routing != "removed" and not self.layers:
+            raise ConfigError(f"routing {routing!r} needs a bank, and this model was saved without one")
+        self.routing = routing  # type: ignore[assignment]
+
+    @contextmanager
+    def tracing(self) -> Iterator[dict[str, list[Tensor]]]:
+        """Inside, the gate weights ``[B, T, S]`` of every forward are kept, per block, whatever the routing."""
+        self._trace = {key: [] for key in self.layers}
+        try:
+            yield self._trace
+        finally:
+            self._trace = None
+
+
+def tag_table(tags: Any, packed: bool) -> Tensor:
+    """Tags of a batch as ``[D, L]``, -1 where an example has fewer; packed rows hold a list per document."""
+    if isinstance(tags, Tensor):
+        return tags.view(len(tags), -1)
+    documents = [document for row in tags for document in row] if packed else list(tags)
+    documents = [[document] if isinstance(document, int) else list(document) for document in documents]
+    width = max(1, *map(len, documents)) if documents else 1
+    return torch.tensor([document + [-1] * (width - len(document)) for document in documents])

@@ -1,0 +1,107 @@
+"""Routers: features -> logits, always computed in fp32 (float64 stays), autocast or not.
+
+A router hands out logits; `headgate.ops.gating` turns them into gates.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headgate.ops.gating import at_least_fp32
+
+
+class LinearRouter(nn.Module):
+    """z = W norm(h) [+ b]. ``weight`` is [N, I], drawn from N(0, std^2) by ``generator``; the bias starts at 0."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_experts: int,
+        *,
+        bias: bool = False,
+        norm: bool = False,
+        std: float = 0.02,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_experts, in_features, generator=generator) * std)
+        self.bias = nn.Parameter(torch.zeros(num_experts)) if bias else None
+        self.norm = nn.RMSNorm(in_features, eps=1e-6) if norm else None
+
+    def forward(self, x_BTI: Tensor) -> Tensor:
+        with torch.autocast(x_BTI.device.type, enabled=False):
+            x_BTI = at_least_fp32(x_BTI)
+            weight_NI = at_least_fp32(self.weight)
+            x_BTI = x_BTI.to(weight_NI.dtype)
+            if self.norm is not None:
+                x_BTI = self.norm(x_BTI)
+            return F.linear(x_BTI, weight_NI, self.bias)
+
+
+class AttributeRouter(LinearRouter):
+    """score_s = W_s . [h; a_s] = W_s^h . h + W_s^a . a_s: each schema's learned attributes enter as its bias.
+
+    SchemaBank section 3.3: attributes "concatenated with router input". A W shared by all schemas would add the
+    same W^h . h to every score, which the softmax cancels; hence one row per schema.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_experts: int,
+        attribute_dim: int = 32,
+        *,
+        std: float = 0.02,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(in_features, num_experts, std=std, generator=generator)
+        self.attribute_weight = nn.Parameter(
+            torch.randn(num_experts, attribute_dim, generator=generator) * std
+        )
+        self.attributes = nn.Parameter(torch.randn(num_experts, attribute_dim, generator=generator) * std)
+
+    def forward(self, x_BTI: Tensor) -> Tensor:
+        return super().forward(x_BTI) + (self.attribute_weight * self.attributes).sum(-1)
+
+
+class MLPRouter(nn.Module):
+    """z = W_n gelu(... gelu(W_1 norm(h))) with an RMSNorm in front; ``init_bias`` sets the first gates' odds.
+
+    The last layer starts at zero weight plus ``init_bias``: every input begins with the same logits.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        num_experts: int,
+        *,
+        init_bias: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(in_features, eps=1e-6)
+        sizes = [in_features, *hidden, num_experts]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        for layer, size in zip(self.layers, sizes[:-1], strict=True):
+            assert isinstance(layer, nn.Linear)
+            with torch.no_grad():
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / size**0.5)
+            nn.init.zeros_(layer.bias)
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, init_bias)
+
+    def forward(self, x_BTI: Tensor) -> Tensor:
+        with torch.autocast(x_BTI.device.type, enabled=False):
+            hidden = self.norm(at_least_fp32(x_BTI).to(self.norm.weight.dtype))
+            for index, layer in enumerate(self.layers):
+                hidden = layer(F.gelu(hidden) if index else hidden)
+            out: Tensor = hidden
+            return out

@@ -1,0 +1,58 @@
+"""The threshold that holds an acceptance rate: a short-EMA integral controller with anti-windup."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SATURATION = 7.0
+"""|logit| beyond which an acceptance probability no longer moves: sigmoid(7) = .999."""
+
+
+def acceptance_probability(score: Tensor, threshold: Tensor, beta: float) -> Tensor:
+    """``sigmoid(beta (score - tau))``: SLoRA, step 6."""
+    return torch.sigmoid(beta * (score - threshold))
+
+
+def expected_acceptance(threshold: float, beta: float) -> float:
+    """Mean acceptance of scores uniform on [0, 1] (what a windowed rank is): the integral of the sigmoid."""
+
+    def softplus(x: float) -> float:
+        return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+    return (softplus(beta * (1 - threshold)) - softplus(-beta * threshold)) / beta
+
+
+def threshold_bounds(beta: float) -> tuple[float, float]:
+    """Thresholds outside these accept (or reject) every score in [0, 1]: integrating further is windup."""
+    return -SATURATION / beta, 1 + SATURATION / beta
+
+
+def initial_threshold(target: float, beta: float) -> float:
+    """The threshold whose expected acceptance is ``target``, by bisection."""
+    low, high = threshold_bounds(beta)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected_acceptance(middle, beta) > target else (low, middle)
+    return (low + high) / 2
+
+
+def control(
+    threshold: Tensor,
+    average: Tensor,
+    accepted: Tensor,
+    target: float,
+    rate: float,
+    bounds: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """One step: ``a <- a + 10 rate (accepted - a)``, ``tau <- clip(tau + rate (a - target))``.
+
+    The sum of ``a - target`` is the way tau has gone divided by ``rate``, so over T steps the realised rate
+    is off by at most ``|tau_T - tau_0| / (rate T)``. The average is ten times faster than the integral:
+    for any slope of the acceptance up to 2.5 (beta = 10) the pair is overdamped and does not oscillate.
+    """
+    average = average + min(1.0, 10 * rate) * (accepted - average)
+    moved = threshold + rate * (average - target)
+    return torch.clamp(moved, *bounds), average
