@@ -217,7 +217,7 @@ def test_the_tag_draw_follows_schedule_and_seed() -> None:
         method.on_step_start(step)
         forward(model, batch)
         losses[at] = float(method.losses(step)["schema_tag"].detach())
-        means, tags = method._document_logits(step)
+        means, tags = method._document_logits(step, method._records)
         kept = (
             torch.ones(8) if at == 0 else torch.rand(8, generator=generator(0, 7, "schema_bank.tags")) < 0.5
         )

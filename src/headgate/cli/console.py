@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from headgate.experiments.run import Console
 
-out = RichConsole(highlight=False, soft_wrap=True)
+out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
 

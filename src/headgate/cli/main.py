@@ -12,6 +12,7 @@ import sys
 import typer
 
 from headgate.cli.bench import bench
+from headgate.cli.compare import compare
 from headgate.cli.evaluate import evaluate
 from headgate.cli.generate import generate
 from headgate.cli.info import env, schema
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="Routed and gated fine-tuning of language models, with the evidence.",
 )
 app.command()(train)
+app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(bench)

@@ -80,9 +80,9 @@ def prompt_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
 
 
 def _inside(offset: Span, spans: Sequence[Span]) -> bool:
-    """Whether a token ends within a span; a token across the boundary belongs to what follows it."""
+    """Whether a token reaches into a span; one that lies across a boundary is trained."""
     start, end = offset
-    return end > start and any(low < end <= high for low, high in spans)
+    return end > start and any(low < end and start < high for low, high in spans)
 
 
 def _render(row: Mapping[str, Any], tokenizer: Any, loss_on: str) -> tuple[str, list[Span], bool]:

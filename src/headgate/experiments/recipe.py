@@ -30,14 +30,16 @@ class TuneConfig(StrictConfig):
 
 
 class CompareConfig(StrictConfig):
-    """Arms x seeds. An arm overrides the recipe; its ``methods`` names exactly the methods that run in it."""
+    """Arms x seeds. An arm overrides the recipe; its ``methods`` names exactly the methods that run in it.
+
+    An arm with ``equal_time: other`` trains for as many steps as fit in that other arm's measured time.
+    """
 
     seeds: list[int] = Field(default_factory=lambda: [42, 123, 456])
     arms: dict[str, dict[str, Any]]
     tune: TuneConfig | None = None
     baseline: str | None = None
     metric: str | None = None
-    equal_time: list[str] = Field(default_factory=list)
 
 
 class SweepConfig(StrictConfig):

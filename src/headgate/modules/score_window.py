@@ -71,11 +71,15 @@ class ScoreWindow(FixedPrecision):
 
     def rank(self, value: float) -> float:
         """Mid-rank in the window, in (0, 1)."""
-        return float(calibration.windowed_rank(torch.tensor(value, dtype=torch.float64), self.values, self.count))
+        return float(
+            calibration.windowed_rank(torch.tensor(value, dtype=torch.float64), self.values, self.count)
+        )
 
     def loss_rank(self, loss: float) -> float:
         """Mid-rank of a loss among the window's losses."""
-        return float(calibration.windowed_rank(torch.tensor(loss, dtype=torch.float64), self.losses, self.count))
+        return float(
+            calibration.windowed_rank(torch.tensor(loss, dtype=torch.float64), self.losses, self.count)
+        )
 
     def push(self, value: float, raw: float, loss: float, tokens: float) -> None:
         """Remember an offered micro-batch, accepted or not."""

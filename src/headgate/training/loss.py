@@ -11,6 +11,7 @@ from headgate.errors import ConfigError
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy
 from headgate.models.surgery import head_bypassed, head_input_captured
+from headgate.modules.fused_head import chunked_head_loss
 
 CHUNKED_FROM_VOCABULARY = 32_768
 """From this vocabulary on, ``loss: auto`` never materialises [B, T, V] logits."""
@@ -68,8 +69,6 @@ def chunked_loss(
     gated: bool = False,
 ) -> TaskLoss:
     """Cross-entropy from the head's input, chunk by chunk; ``[B, T, V]`` is never materialised."""
-    from headgate.modules.fused_head import chunked_head_loss
-
     inputs = dict(inputs)
     labels = inputs.pop("labels")
     inputs.pop("num_items_in_batch", None)

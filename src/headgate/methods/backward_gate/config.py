@@ -122,7 +122,9 @@ class BackwardGateConfig(StrictConfig):
             if self.score != "random":
                 raise ValueError(f"replay belongs to score: random, not to score: {self.score}")
             if not 0 <= accepted <= offered:
-                raise ValueError(f"replay={[accepted, offered]} must be [accepted, offered], accepted <= offered")
+                raise ValueError(
+                    f"replay={[accepted, offered]} must be [accepted, offered], accepted <= offered"
+                )
         if self.score == "token" and self.score_layer is not None:
             raise ValueError("score: token acts at the head and takes no score_layer: remove one of them")
         if self.granularity == "sequence":

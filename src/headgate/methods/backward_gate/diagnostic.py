@@ -43,8 +43,8 @@ class ProxyDiagnostic(FixedPrecision):
         size = proxy_M.numel()
         flat = torch.cat([g.detach().reshape(-1).float() for g in gradients]).to(proxy_M.device)
         index = torch.arange(flat.numel(), device=flat.device)
-        mixed = (index + 1) * 2654435761 % (1 << 32)
-        bucket, sign = (mixed >> 8) % size, (((mixed >> 5) & 1) * 2 - 1).to(torch.int8)
+        bucket = ((index + 1) * 2654435761 % (1 << 32) >> 12) % size
+        sign = (((index + 1) * 2246822519 % (1 << 32) >> 31) * 2 - 1).to(torch.int8)
         true_M = subspace.unit(sketch.count_sketch(flat[None], bucket, sign, size)[0])
         place = int(self.looks)
         if place >= self.recent:

@@ -52,7 +52,9 @@ class PlainLoop:
         self.score(evidence)
         return self._core().novelty(evidence)
 
-    def accept(self, score: Score | Tensor | float | None = None, *, optimizer_step: int | None = None) -> bool:
+    def accept(
+        self, score: Score | Tensor | float | None = None, *, optimizer_step: int | None = None
+    ) -> bool:
         """Decide on what was scored last. ``optimizer_step`` is the clock of the burn-in; None counts windows
         of ``accumulation`` offered micro-batches."""
         core = self._core()
@@ -65,7 +67,9 @@ class PlainLoop:
     def update(self, evidence: Evidence) -> None:
         """Take an accepted micro-batch into the subspace."""
         if self._pending is None or self._pending[0] is not evidence:
-            raise ConfigError("update(z) takes the z that was scored last: call score(z), accept, then update(z)")
+            raise ConfigError(
+                "update(z) takes the z that was scored last: call score(z), accept, then update(z)"
+            )
         self._core().update(self._pending[1])
 
     def step(self) -> None:

@@ -134,7 +134,9 @@ class Gate(FixedPrecision):
     def gathered(self, sum_across_ranks: Callable[[Tensor], Tensor] | None = None) -> Evidence:
         """Evidence that the chunked head loss observed, summed over ranks in one small collective."""
         evidence = self.sketcher.end()
-        return evidence if sum_across_ranks is None else Evidence.unpacked(sum_across_ranks(evidence.packed()))
+        return (
+            evidence if sum_across_ranks is None else Evidence.unpacked(sum_across_ranks(evidence.packed()))
+        )
 
     # -- scoring ------------------------------------------------------------------------------------
     def novelty(self, evidence: Evidence) -> Tensor:
@@ -212,6 +214,13 @@ class Gate(FixedPrecision):
         self.unforwarded += 1
         if self._controlled:
             self.window.decided(False)
+
+    def pass_through(self, tokens: int) -> None:
+        """Count a micro-batch that was learned from without being scored."""
+        self.offered += 1
+        self.accepted += 1
+        self.tokens_offered += tokens
+        self.tokens_accepted += tokens
 
     @property
     def _controlled(self) -> bool:

@@ -192,7 +192,7 @@ class SchemaBank(Method):
             )
         found: dict[str, Tensor] = {}
         if options.get("tags") and config.lambda_tag and config.router != "uniform":
-            means, tags = self._document_logits(step)
+            means, tags = self._document_logits(step, records)
             keep_share = kept_share(config.tag_schedule, step.stage_step, step.stage_steps)
             kept = torch.rand(len(tags), generator=step.generator("schema_bank.tags")) < keep_share
             per_layer = [tag_cross_entropy(mean, tags, kept.to(tags.device)) for mean in means.values()]
@@ -216,9 +216,8 @@ class SchemaBank(Method):
     def _schema_layers(self) -> dict[str, SchemaLayer]:
         return {key: layer for key, layer in self.layers.items() if isinstance(layer, SchemaLayer)}
 
-    def _document_logits(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
+    def _document_logits(self, step: Step, records: Mapping[str, Gates]) -> tuple[dict[str, Tensor], Tensor]:
         """Token-mean logits per layer, ``[D, S]``, and the tags, ``[D, L]``; a document is a sample."""
-        records = self._records or {}
         tags = tag_table(step.batch["tags"], packed=step.segment_ids is not None).to(step.valid.device)
         segments = step.segment_ids
         if segments is None:
@@ -245,7 +244,7 @@ class SchemaBank(Method):
     def _telemetry(self, step: Step, records: dict[str, Gates], loads: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         supervised = "tags" in step.batch and self.config.router != "uniform"
-        means, tags = self._document_logits(step) if supervised else ({}, None)
+        means, tags = self._document_logits(step, records) if supervised else ({}, None)
         for (key, gates), load in zip(records.items(), loads, strict=True):
             layer, name = self._schema_layers()[key], f"schema/{key}"
             h = routing_entropy(torch.softmax(gates.logits, -1).expand(*step.valid.shape, -1), step.valid)

@@ -1,0 +1,169 @@
+"""The table of a comparison: arms, costs, paired contrasts against the baseline, verdicts in words."""
+
+from __future__ import annotations
+
+import statistics as plain_statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headgate.errors import ConfigError
+from headgate.evaluation.predictions import read_predictions
+from headgate.experiments import statistics
+from headgate.experiments.recipe import Recipe
+from headgate.experiments.run_directory import RunDirectory
+
+LOWER_IS_BETTER = ("loss", "perplexity", "seconds", "flops")
+Runs = Mapping[str, Mapping[int, RunDirectory]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of ``result.json``: ``evaluation.<task>.<name>`` or ``training.<name>``."""
+
+    path: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path[1:])
+
+    @property
+    def higher_is_better(self) -> bool:
+        return not any(word in self.path[-1] for word in LOWER_IS_BETTER)
+
+    def read(self, result: Mapping[str, Any], where: str) -> float:
+        node: Any = result
+        for part in self.path:
+            if not isinstance(node, Mapping) or part not in node:
+                raise ConfigError(f"{where} has no metric {'.'.join(self.path)}: evaluate every arm alike")
+            node = node[part]
+        return float(node)
+
+
+def chosen_metric(recipe: Recipe) -> Metric:
+    """What the verdict is about: ``compare.metric``, else the first evaluation's accuracy or loss."""
+    assert recipe.compare is not None
+    if recipe.compare.metric is not None:
+        return Metric(tuple(recipe.compare.metric.split(".")))
+    if recipe.evaluation:
+        task = recipe.evaluation[0]
+        return Metric(("evaluation", task.key, "loss" if task.task == "perplexity" else "accuracy"))
+    return Metric(("training", "eval_loss"))
+
+
+def chosen_baseline(recipe: Recipe) -> str:
+    """The arm that the others are measured against: ``compare.baseline``, else ``lora``, else the first."""
+    assert recipe.compare is not None
+    arms = recipe.compare.arms
+    name = recipe.compare.baseline or ("lora" if "lora" in arms else next(iter(arms)))
+    if name not in arms:
+        raise ConfigError(f"compare.baseline: there is no arm {name!r}")
+    return name
+
+
+def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of arms and the paired statistics against the baseline, as JSON."""
+    assert recipe.compare is not None
+    metric, baseline, seeds = chosen_metric(recipe), chosen_baseline(recipe), recipe.compare.seeds
+    rows: dict[str, Any] = {}
+    for name, by_seed in runs.items():
+        results = {seed: directory.result() for seed, directory in by_seed.items()}
+        values = [metric.read(results[seed], str(by_seed[seed].path)) for seed in seeds]
+        rows[name] = {
+            "values": values,
+            "mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "cv": statistics.coefficient_of_variation(values),
+            "cost": _cost([results[seed]["training"] for seed in seeds]),
+            "metrics": [results[seed]["evaluation"] for seed in seeds],
+            "runs": {str(seed): str(directory.path) for seed, directory in by_seed.items()},
+            "tuned": state["tuned"].get(name),
+            "equal_time": state["equal_time"].get(name),
+        }
+    contrasts = {
+        name: contrast(metric, runs[baseline], runs[name], rows[baseline]["values"], rows[name]["values"])
+        for name in runs
+        if name != baseline
+    }
+    adjusted = statistics.holm({n: c["t"]["p"] for n, c in contrasts.items() if c["t"] is not None})
+    for name, found in contrasts.items():
+        interval = statistics.Interval(**found["t"]) if found["t"] else None
+        found["holm_p"] = adjusted.get(name)
+        found["verdict"] = statistics.verdict(
+            interval, adjusted.get(name), higher_is_better=metric.higher_is_better
+        )
+    versions = {d.result()["versions"]["headgate"] for by_seed in runs.values() for d in by_seed.values()}
+    return {
+        "name": recipe.name,
+        "metric": ".".join(metric.path),
+        "higher_is_better": metric.higher_is_better,
+        "baseline": baseline,
+        "model": recipe.model.name_or_path,
+        "seeds": seeds,
+        "arms": rows,
+        "contrasts": contrasts,
+        "headgate_versions": sorted(versions),
+    }
+
+
+def contrast(
+    metric: Metric,
+    base: Mapping[int, RunDirectory],
+    other: Mapping[int, RunDirectory],
+    base_values: list[float],
+    other_values: list[float],
+) -> dict[str, Any]:
+    """One arm against the baseline: per-seed differences, intervals, McNemar, what could have been seen."""
+    differences = [b - a for a, b in zip(base_values, other_values, strict=True)]
+    interval = statistics.paired_t(differences)
+    out: dict[str, Any] = {
+        "differences": differences,
+        "t": interval.__dict__ if interval else None,
+        "detectable": statistics.detectable_over_seeds(differences),
+    }
+    scores = paired_items(metric, base, other)
+    if scores is not None:
+        a, b = scores
+        out["bootstrap"] = statistics.crossed_bootstrap(b - a).__dict__
+        if metric.higher_is_better:
+            out["mcnemar"] = [
+                statistics.mcnemar(list(x > 0.5), list(y > 0.5)) for x, y in zip(a, b, strict=True)
+            ]
+            out["discordance"] = float(np.mean(a != b))
+            out["detectable_items"] = statistics.detectable_over_items(out["discordance"], a.shape[1])
+    return out
+
+
+def paired_items(
+    metric: Metric, base: Mapping[int, RunDirectory], other: Mapping[int, RunDirectory]
+) -> tuple[Any, Any] | None:
+    """``[seeds, items]`` scores of both arms, matched by prompt; None for a metric without items."""
+    if metric.path[0] != "evaluation":
+        return None
+    task, field = metric.path[1], "correct" if metric.path[-1] == "accuracy" else "loss"
+    stacks: list[list[list[float]]] = [[], []]
+    for seed in base:
+        pair = [read_predictions(d[seed].predictions / f"{task}.jsonl") for d in (base, other)]
+        keys = [[item.get("prompt_hash", item["id"]) for item in items] for items in pair]
+        if keys[0] != keys[1]:
+            raise ConfigError(f"seed {seed}: the arms were evaluated on different items of {task}")
+        for stack, items in zip(stacks, pair, strict=True):
+            stack.append([float(item[field]) for item in items])
+    return np.array(stacks[0]), np.array(stacks[1])
+
+
+def _cost(trainings: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians over seeds of what training took; accepted steps where a gate reports them."""
+    names = ("steps", "trained_tokens", "flops", "seconds", "memory_peak", "eval_loss")
+    cost = {}
+    for name in names:
+        values = [t[name] for t in trainings if t.get(name) is not None]
+        cost[name] = plain_statistics.median(values) if values else None
+    extra = {k for t in trainings for k in t if "/" in k}
+    for name in sorted(extra):
+        values = [t[name] for t in trainings if isinstance(t.get(name), (int, float))]
+        if values:
+            cost[name] = plain_statistics.median(values)
+    return cost
