@@ -177,7 +177,7 @@ BAD_LINE = '{"question": "a", "answer": "b\\n#### 1"}\n{"question": "no answer"}
         (None, "gsm8k", "does not exist"),
         ("", "gsm8k", "is empty"),
         (BAD_LINE, "gsm8k", r"bad.jsonl:2: no field 'answer' \(the row has: question\)"),
-        ('{"a": 1}\n{"a": \n', "auto", r"bad.jsonl:2: not JSON"),
+        ('{"text": "x"}\n{"text": \n', "auto", r"bad.jsonl:2: not JSON"),
         ("[1]\n", "auto", r"bad.jsonl:1: a JSON object is needed"),
         ('{"question": "a", "answer": "7"}\n', "gsm8k", "bad.jsonl:1.*####"),
         ('{"colour": "red"}\n', "auto", r"columns \['colour'\] fit no reader"),
@@ -229,7 +229,7 @@ def test_rows_and_tags_do_not_depend_on_the_process(problems):
     code = (
         "import json, sys; from headgate.data import *; from headgate.data.tags import hash_tags;"
         "c = SourceConfig(source='gsm8k', path=sys.argv[1], options={'validation_share': .1}, split='validation');"
-        "print(json.dumps([load_rows(c)['example_id'], hash_tags('a problem', 32, 4, 7)]))"
+        "print(json.dumps([list(load_rows(c)['example_id']), hash_tags('a problem', 32, 4, 7)]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "99"}
     printed = subprocess.run(
@@ -242,7 +242,10 @@ def test_rows_and_tags_do_not_depend_on_the_process(problems):
     config = SourceConfig(
         source="gsm8k", path=str(problems), options={"validation_share": 0.1}, split="validation"
     )
-    assert json.loads(printed.stdout) == [load_rows(config)["example_id"], hash_tags("a problem", 32, 4, 7)]
+    assert json.loads(printed.stdout) == [
+        list(load_rows(config)["example_id"]),
+        hash_tags("a problem", 32, 4, 7),
+    ]
 
 
 REAL = [

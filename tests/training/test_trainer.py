@@ -256,3 +256,55 @@ def test_a_save_cut_short_leaves_the_checkpoint_before_it(make_trainer, tmp_path
     whole.train()
     again.train(resume_from_checkpoint=True)
     assert same(trained(whole), trained(again))
+
+
+def test_deepspeed_is_refused() -> None:
+    from types import SimpleNamespace
+
+    from headgate.training.replicas import take_over_reduction
+
+    with pytest.raises(ConfigError, match="DeepSpeed steps its optimizer inside backward"):
+        take_over_reduction(SimpleNamespace(distributed_type="DistributedType.DEEPSPEED"))
+
+
+def test_chunked_and_plain_loss_agree(make_trainer) -> None:
+    plain, chunked = make_trainer("p", loss="plain"), make_trainer("c", loss="chunked")
+    plain.train()
+    chunked.train()
+    assert losses(plain) == pytest.approx(losses(chunked), abs=2e-5)
+    for name, value in trained(plain).items():
+        assert torch.allclose(value, trained(chunked)[name], atol=2e-4), name
+
+
+def test_label_smoothing_is_shifted_like_the_loss(make_trainer) -> None:
+    """The smoothed loss equals torch's own on shifted labels."""
+    trainer = make_trainer(label_smoothing=0.1, arguments={"max_steps": 1, "gradient_accumulation_steps": 1})
+    batch = next(iter(trainer.get_train_dataloader()))
+    logits = trainer.model(**{k: v for k, v in trainer.model_inputs(batch).items() if k != "labels"}).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], label_smoothing=0.1
+    )
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing(make_trainer) -> None:
+    plain, checkpointed = make_trainer("p", methods=[Toy()]), make_trainer("c", methods=[Toy()])
+    checkpointed.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    plain.train()
+    checkpointed.train()
+    assert losses(plain) == losses(checkpointed)
+    assert same(trained(plain), trained(checkpointed))
+
+
+def test_packed_rows_equal_padded_rows(make_trainer) -> None:
+    """The loss of packed documents is that of the same documents, padded, one a row."""
+    from headgate.data.packing import pack
+
+    rows = make_rows(12, seed=4)
+    packed = pack([{k: v for k, v in row.items()} for row in rows], 64)
+    padded = make_trainer("padded", eval_dataset=rows).evaluate()["eval_loss"]
+    # the first token of a packed document must not be predicted from the document before it
+    assert make_trainer("packed", eval_dataset=packed).evaluate()["eval_loss"] == pytest.approx(
+        padded, abs=1e-5
+    )

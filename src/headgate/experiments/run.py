@@ -6,27 +6,20 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from headgate.data.collation import Collator
-from headgate.data.prepare import prepare
-from headgate.data.sources import load_data, load_rows
-from headgate.data.streams import load_stream
 from headgate.errors import CheckpointError, ConfigError
 from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.tasks import run_task
 from headgate.experiments.model_card import model_card
 from headgate.experiments.paths import with_paths
+from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
-from headgate.methods.base import Method
-from headgate.methods.registry import build_method
-from headgate.methods.stage import Stage
-from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
 from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer, StopSignals
@@ -39,20 +32,6 @@ class Console:
     say: Callable[[str], None] = lambda _message: None
     callbacks: Sequence[TrainerCallback] = ()
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
-
-
-@dataclass
-class Prepared:
-    """Everything in memory that a run needs before its first step."""
-
-    recipe: Recipe
-    model: Any
-    tokenizer: Any
-    methods: list[Method]
-    train: Any
-    validation: Any
-    stages: list[Stage] | None
-    reports: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -82,96 +61,6 @@ def run(
         directory.fail(error)
         raise
     return directory
-
-
-def prepare_run(recipe: Recipe) -> Prepared:
-    """Load and check everything; whatever is wrong is found here, before any long work."""
-    if recipe.training.deterministic:
-        checkpoint.deterministic(True)
-    set_seed(recipe.seed)
-    methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
-    for task in recipe.evaluation:
-        if task.task in ("exact_match", "gsm8k", "perplexity"):
-            load_rows(task.source_config())
-    base, tokenizer = load_base(recipe.model, seed=recipe.seed)
-    train, validation, stages, reports = _data(recipe, base, tokenizer, methods)
-    model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
-    return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports)
-
-
-def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method]) -> Any:
-    """Tokenised training and validation data, the stages a stream makes, and what preparation did."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    makers: dict[str, Any] = {}
-
-    def tokenise(rows: Any, packing: bool) -> Any:
-        return prepare(rows, tokenizer, recipe.data, context_length=context, columns=makers, packing=packing)
-
-    if recipe.data.stream:
-        segments = load_stream(recipe.data.stream, recipe.training.max_steps)
-        texts = [text_of(row) for segment in segments for row in segment.train]
-        makers.update(_makers(methods, model, tokenizer, texts))
-        made = {s.name: tokenise(s.train, recipe.data.packing) for s in segments}
-        held = {s.skill: tokenise(s.validation, False) for s in segments}
-        reports = {f"train {name}": part.report for name, part in made.items()}
-        rates = {
-            g: lr for m in methods for g, lr in m.group_learning_rates(recipe.training.learning_rate).items()
-        }
-        if recipe.lora is not None:
-            rates["lora"] = recipe.training.learning_rate
-        stages = [
-            Stage(
-                name=s.name,
-                steps=s.steps,
-                train=rates,
-                data=s.name,
-                options={"labelled": s.labelled, "skill": s.skill},
-            )
-            for s in segments
-        ]
-        return (
-            {n: p.dataset for n, p in made.items()},
-            {n: p.dataset for n, p in held.items()},
-            stages,
-            reports,
-        )
-    train_rows, validation_rows = load_data(recipe.data)
-    makers.update(_makers(methods, model, tokenizer, [text_of(row) for row in train_rows]))
-    train = tokenise(train_rows, recipe.data.packing)
-    reports = {"train": train.report}
-    validation = None
-    if validation_rows is not None:
-        held_out = tokenise(validation_rows, False)
-        validation, reports["validation"] = held_out.dataset, held_out.report
-    return train.dataset, validation, recipe.training.stages, reports
-
-
-def text_of(row: Any) -> str:
-    """The problem text of a normalised row: what tags and novelty look at."""
-    return str(row.get("prompt") or row.get("text") or row.get("messages"))
-
-
-def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: list[str]) -> dict[str, Any]:
-    makers: dict[str, Any] = {}
-    for method in methods:
-        method.fit_columns(lambda wanted: pooled_embeddings(model, tokenizer, wanted), texts)
-        makers.update(method.column_makers())
-    return makers
-
-
-@torch.no_grad()
-def pooled_embeddings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> torch.Tensor:
-    """Masked mean of the base model's final hidden states, ``[n, H]`` fp32."""
-    pooled = []
-    for start in range(0, len(texts), batch_size):
-        batch = tokenizer(
-            texts[start : start + batch_size], return_tensors="pt", padding=True, truncation=True
-        )
-        batch = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "token_type_ids"}
-        hidden = model(**batch, output_hidden_states=True).hidden_states[-1].float()
-        mask = batch["attention_mask"].unsqueeze(-1)
-        pooled.append(((hidden * mask).sum(1) / mask.sum(1)).cpu())
-    return torch.cat(pooled)
 
 
 def make_trainer(prepared: Prepared, directory: RunDirectory, console: Console) -> HeadgateTrainer:
@@ -225,6 +114,7 @@ def make_trainer(prepared: Prepared, directory: RunDirectory, console: Console) 
         data_collator=Collator(
             prepared.tokenizer.pad_token_id, ["example_id", *columns], column_owners=columns
         ),
+        eval_collator=Collator(prepared.tokenizer.pad_token_id, ["example_id"]),
         processing_class=prepared.tokenizer,
         methods=prepared.methods,
         stages=stages,

@@ -30,6 +30,7 @@ class ScoreWindow(FixedPrecision):
     moments: Tensor
     threshold: Tensor
     average: Tensor
+    decisions: Tensor
 
     def __init__(
         self,
@@ -49,11 +50,12 @@ class ScoreWindow(FixedPrecision):
         self.register_buffer("values", torch.zeros(size, dtype=double))
         self.register_buffer("losses", torch.zeros(size, dtype=double))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("decisions", torch.zeros((), dtype=torch.long))
         self.register_buffer("moments", torch.zeros(4, dtype=double))
         self.register_buffer("threshold", torch.tensor(start, dtype=double))
         self.register_buffer("average", torch.tensor(target, dtype=double))
 
-    stays_on_cpu = frozenset({"values", "losses", "seen", "moments", "threshold", "average"})
+    stays_on_cpu = frozenset({"values", "losses", "seen", "moments", "threshold", "average", "decisions"})
 
     @property
     def count(self) -> int:
@@ -61,7 +63,7 @@ class ScoreWindow(FixedPrecision):
 
     @property
     def full(self) -> Tensor:
-        """The values seen, oldest first left undefined."""
+        """The values seen, in no particular order."""
         return self.values[: self.count]
 
     def corrected(self, raw: float, tokens: float) -> float:
@@ -103,3 +105,4 @@ class ScoreWindow(FixedPrecision):
         )
         self.threshold.copy_(new[0])
         self.average.copy_(new[1])
+        self.decisions += 1

@@ -21,10 +21,13 @@ class HeadgateTrainer(MethodsMixin, Trainer):
     """A transformers.Trainer that routes and gates.
 
     ``train_dataset`` may be a mapping from skill names to data sets: stages then name the one they read.
-    Validation loss is token-weighted and label-masked, so it does not depend on the batch size.
+    Validation loss is token-weighted and label-masked, so it does not depend on the batch size;
+    ``eval_collator`` batches it where the methods' extra columns exist for training rows only.
     """
 
-    def __init__(self, *args: Any, train_dataset: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, train_dataset: Any = None, eval_collator: Any = None, **kwargs: Any
+    ) -> None:
         self.views: dict[str, range] = {}
         if isinstance(train_dataset, Mapping):
             start = 0
@@ -32,12 +35,20 @@ class HeadgateTrainer(MethodsMixin, Trainer):
                 self.views[name] = range(start, start + len(dataset))
                 start += len(dataset)
             train_dataset = _Concatenated(list(train_dataset.values()))
+        self.eval_collator = eval_collator
         super().__init__(*args, train_dataset=train_dataset, **kwargs)
 
     def stage_dataset(self, scheduled: ScheduledStage) -> Any:
         """The part of the training data that a stage reads."""
         view = self.views.get(scheduled.stage.data) if scheduled.stage.data is not None else None
         return self.train_dataset if view is None else torch.utils.data.Subset(self.train_dataset, view)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -9,17 +9,17 @@ DECISIONS = 200
 """Decisions after the burn-in before the checks speak."""
 
 
-def complaints(gate: Gate, early: tuple[float, int], proxy: tuple[float, int]) -> list[str]:
+def complaints(gate: Gate, proxy: tuple[float, int]) -> list[str]:
     """Sentences for the log, empty when all is well.
 
     Args:
-        early: sum and number of the first raw novelties. proxy: correlation and pairs of the diagnostic.
+        proxy: correlation and pairs of the diagnostic.
     """
     found = []
     config, window = gate.config, gate.window
     if config.score in policies.SKETCHING and config.score != "consensus" and window.count > 1:
         ceiling = 1 - config.k / config.m
-        first = early[0] / max(1, early[1])
+        first = float(gate.early[0] / gate.early[1].clamp(min=1))
         if first < 0.5 * ceiling:
             found.append(
                 f"novelty began at {first:.2f}, far below its ceiling 1 - k/m = {ceiling:.2f}: the batches share "

@@ -105,7 +105,7 @@ class BackwardGateConfig(StrictConfig):
             return values
         renamed: dict[str, Any] = {}
         for name, value in values.items():
-            target = SEED_NAMES.get(name, name)
+            target = SEED_NAMES.get(str(name), str(name))
             if target in renamed:
                 raise ValueError(f"{name} and {target} are the same setting: keep {target}")
             renamed[target] = value

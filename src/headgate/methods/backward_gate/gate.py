@@ -21,6 +21,8 @@ from headgate.ops.randomness import generator
 from headgate.ops.subspace import unit
 
 COUNTERS = ("offered", "accepted", "empty", "unforwarded", "tokens_offered", "tokens_accepted")
+EARLY = 16
+"""First novelties whose mean is kept, for the checks."""
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Gate(FixedPrecision):
         burn_in: optimizer steps that always accept; max_steps: the run's, for annealed rules.
     """
 
-    stays_on_cpu = frozenset({*COUNTERS, "loss_sums", "settings"})
+    stays_on_cpu = frozenset({*COUNTERS, "loss_sums", "settings", "early"})
     mean_M: Tensor
     offered: Tensor
     accepted: Tensor
@@ -67,6 +69,7 @@ class Gate(FixedPrecision):
     tokens_accepted: Tensor
     loss_sums: Tensor
     settings: Tensor
+    early: Tensor
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class Gate(FixedPrecision):
         for name in COUNTERS:
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
         self.register_buffer("loss_sums", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("early", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("settings", _fingerprint(config, hidden_size, vocab_size, seed))
 
     # -- evidence -----------------------------------------------------------------------------------
@@ -199,6 +203,8 @@ class Gate(FixedPrecision):
         self.window.push(pushed, score.raw, score.seen.loss, score.seen.tokens)
         if not burning and self._controlled:
             self.window.decided(accepted)
+        if self.early[1] < EARLY:
+            self.early += torch.tensor([score.seen.novelty, 1.0], dtype=torch.float64)
         self.offered += 1
         self.tokens_offered += int(score.seen.tokens)
         self.loss_sums[0] += score.seen.loss * score.seen.tokens

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headgate.errors import CheckpointError, ConfigError, ModelError
-from headgate.methods.backward_gate import policies
+from headgate.errors import CheckpointError, ConfigError
+from headgate.methods.backward_gate import evidence, policies, reporting
 from headgate.methods.backward_gate.auto_off import AutoOff
 from headgate.methods.backward_gate.checks import DECISIONS, complaints
 from headgate.methods.backward_gate.config import BackwardGateConfig
@@ -24,12 +24,10 @@ from headgate.methods.backward_gate.views import SELECTED, PooledSequences, Reme
 from headgate.methods.base import Method, build_config
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
-from headgate.models.surgery import head_bypassed
-from headgate.modules.fused_head import HeadChunk, chunked_head_loss
+from headgate.modules.fused_head import HeadChunk
 from headgate.modules.head_sketch import Evidence
 
 log = logging.getLogger("headgate")
-EARLY = 16
 
 
 class BackwardGate(PlainLoop, Method):
@@ -63,25 +61,21 @@ class BackwardGate(PlainLoop, Method):
         **options: Any,
     ) -> None:
         super().__init__(config, **options)
+        settings: BackwardGateConfig = self.config
         self.seed, self.accumulation, self.max_steps = seed, accumulation, total_steps
         self.gate: Gate | None = None
         self.anatomy: Anatomy | None = None
         self.memory = (
-            ExampleMemory(self.config.memory_slots, self.config.rescore_every) if self.config.memory else None
+            ExampleMemory(settings.memory_slots, settings.rescore_every) if settings.memory else None
         )
-        self.auto_off = AutoOff() if self.config.auto_off else None
-        self.diagnostic = self._make_diagnostic()
-        self.tokens = (
-            TokenDraw(self.config.token_score, self.config.target_acceptance)
-            if self.config.score == "token"
-            else None
-        )
-        self.register_buffer("early", torch.zeros(2, dtype=torch.float64))
+        self.auto_off = AutoOff() if settings.auto_off else None
+        looks = settings.diagnostic_every > 0 and settings.score in policies.SKETCHING and settings.m >= 16
+        self.diagnostic = ProxyDiagnostic(settings.m) if looks else None
+        thins = settings.score == "token"
+        self.tokens = TokenDraw(settings.token_score, settings.target_acceptance) if thins else None
         self._score: Score | None = None
-        self._accepts = True
-        self._milliseconds = 0.0
-        self._checked = False
-        self._began = 0.0
+        self._accepts, self._burning, self._checked = True, False, False
+        self._milliseconds, self._began, self._epoch = 0.0, 0.0, 0
         self._window_losses: list[Tensor] = []
         if total_steps:
             self.check_run(total_steps)
@@ -89,30 +83,17 @@ class BackwardGate(PlainLoop, Method):
             raise ConfigError("BackwardGate in a loop of your own needs both d_hidden= and vocab_size=")
         if d_hidden is not None and vocab_size is not None:
             self._build(d_hidden, vocab_size)
-            self.to(device) if device is not None else None
-
-    def _make_diagnostic(self) -> ProxyDiagnostic | None:
-        wanted = self.config.diagnostic_every and self.config.score in policies.SKETCHING
-        return ProxyDiagnostic(self.config.m) if wanted and self.config.m >= 16 else None
+            if device is not None:
+                self.to(device)
 
     def _build(self, hidden_size: int, vocab_size: int) -> None:
-        burn_in = self.config.resolved_burn_in(self.max_steps) if self.max_steps else self.config.burn_in
-        self.gate = Gate(
-            self.config,
-            hidden_size,
-            vocab_size,
-            seed=self.seed,
-            burn_in=2000 if burn_in is None else burn_in,
-            max_steps=self.max_steps,
-        )
+        burn_in = self.config.resolved_burn_in(self.max_steps or 20_000)
+        sizes = (hidden_size, vocab_size)
+        self.gate = Gate(self.config, *sizes, seed=self.seed, burn_in=burn_in, max_steps=self.max_steps)
 
-    # -- installation -------------------------------------------------------------------------------
+    # -- installation and state ---------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:
-        weight = getattr(anatomy.head, "weight", None)
-        if weight is None or weight.dim() != 2:
-            raise ModelError(
-                f"backward_gate reads the head's weight [V, H], which {type(anatomy.head).__name__} does not have"
-            )
+        weight = evidence.head_weight(anatomy)
         layer = self.config.score_layer
         if layer is not None and layer >= anatomy.num_blocks - 1:
             raise ConfigError(
@@ -134,10 +115,10 @@ class BackwardGate(PlainLoop, Method):
 
     def check_run(self, max_steps: int) -> None:
         burn_in = self.config.resolved_burn_in(max_steps)
-        if max_steps > 0 and burn_in >= max_steps and self.config.target_acceptance < 1:
+        if 0 < max_steps <= burn_in and self.config.target_acceptance < 1:
             raise ConfigError(
                 f"burn_in={burn_in} lasts as long as the run ({max_steps} optimizer steps), so it would never gate: "
-                f"lower burn_in (default: a tenth of the run) or raise max_steps"
+                "lower burn_in (default: a tenth of the run) or raise max_steps"
             )
         self.max_steps = max_steps
         if self.gate is not None:
@@ -148,21 +129,18 @@ class BackwardGate(PlainLoop, Method):
 
     def data_view(self, batches: Iterable[Any]) -> Iterable[Any] | None:
         if self.config.granularity == "sequence":
-            return PooledSequences(batches, self._core(), self._evidence_of_batch, self.config.pool_factor)
+            return PooledSequences(
+                batches, self._core(), self._evidence_of_sequences, self.config.pool_factor
+            )
         if self.memory is not None:
             return RememberedRows(batches, self._core(), self.memory, lambda: self._epoch)
         return None
 
-    _epoch = 0
-
-    # -- state --------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
         gate = self._core()
-        sizes = {"d_hidden": gate.sketcher.h_bucket.numel(), "vocab_size": self._vocabulary()}
+        hidden_size, vocab_size = gate.settings[:2].tolist()
+        sizes = {"d_hidden": hidden_size, "vocab_size": vocab_size}
         return {**super().structure(), **sizes, "seed": gate.seed, "max_steps": gate.max_steps}
-
-    def _vocabulary(self) -> int:
-        return int(self._core().settings[1])
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any]) -> BackwardGate:
@@ -175,9 +153,9 @@ class BackwardGate(PlainLoop, Method):
         )
 
     def restore(self, structure: Mapping[str, Any]) -> None:
-        mine = self.structure()
+        mine = self.structure()["config"]
         for key in ("m", "k", "signal", "error", "error_top_k", "basis", "window", "score"):
-            old, new = structure["config"].get(key), mine["config"][key]
+            old, new = structure["config"].get(key), mine[key]
             if old != new:
                 raise CheckpointError(
                     f"backward_gate.{key} was {old!r} in the checkpoint and is {new!r} now: the saved subspace means "
@@ -190,9 +168,16 @@ class BackwardGate(PlainLoop, Method):
         layer: int | None = self.config.score_layer
         return layer
 
+    @property
+    def _active(self) -> bool:
+        """Whether this micro-batch is scored at all."""
+        if self.config.granularity == "sequence":
+            return False
+        return self.auto_off is None or self._burning or self.auto_off.gated()
+
     def on_step_start(self, step: Step) -> None:
         self._score, self._accepts, self._milliseconds = None, True, 0.0
-        self._epoch = int(step.epoch)
+        self._epoch, self._burning = int(step.epoch), step.global_step < self._core().burn_in
         if step.is_window_start:
             self._began, self._window_losses = time.perf_counter(), []
         if self.config.granularity == "sequence" and SELECTED not in step.batch:
@@ -201,19 +186,10 @@ class BackwardGate(PlainLoop, Method):
                 "set granularity: batch, or iterate over gate.data_view(loader) in a loop of your own"
             )
 
-    @property
-    def _active(self) -> bool:
-        """Whether this micro-batch is gated at all."""
-        selected = self.config.granularity == "sequence"
-        return not selected and (self.auto_off is None or self._burning or self.auto_off.gated())
-
-    _burning = False
-
     def vote(self, step: Step) -> Tensor | None:
-        gate = self._core()
-        self._burning = step.global_step < gate.burn_in
         if step.phase == "batch":
             return self._vote_from_memory(step)
+        gate = self._core()
         if not self._active:
             if step.phase == "forward" and self.config.granularity == "batch":
                 gate.pass_through(int(step.num_tokens))
@@ -221,26 +197,37 @@ class BackwardGate(PlainLoop, Method):
         if (step.phase == "partial") != (self.config.score_layer is not None):
             return None
         started = time.perf_counter()
-        if step.phase == "partial":
-            evidence = self._evidence_at_block(step)
-        elif step.logits is not None:
-            evidence = self._evidence_from_logits(step)
-        else:
-            evidence = gate.sketcher.end()
-        evidence = Evidence.unpacked(step.sum_across_ranks(evidence.packed()))
+        seen = self._evidence(step, gate)
         if self.config.forward == "double":
-            self._forward_again(step)
-        score = gate.score(evidence, progress=step.global_step / max(1, step.max_steps))
-        self._score = score
-        self._accepts = gate.accept(score, optimizer_step=step.global_step)
-        if float(self.early[1]) < EARLY:
-            self.early += torch.tensor([score.seen.novelty, 1.0], dtype=self.early.dtype).to(
-                self.early.device
-            )
+            evidence.forward_again(step)
+        self._score = gate.score(seen, progress=step.global_step / max(1, step.max_steps))
+        self._accepts = gate.accept(self._score, optimizer_step=step.global_step)
         self._milliseconds += 1e3 * (time.perf_counter() - started)
         return torch.tensor(self._accepts)
 
+    def _evidence(self, step: Step, gate: Gate) -> Evidence:
+        assert self.anatomy is not None and step.hidden is not None
+        if step.phase == "partial":
+            seen = evidence.at_block(gate, self.anatomy, step.hidden, step.labels)
+        elif step.logits is None:
+            seen = gate.sketcher.end()
+        elif self.tokens is None:
+            seen = evidence.from_logits(gate, self.anatomy, step)
+        else:
+            raise ConfigError(
+                "score: token draws tokens inside the chunked head loss: set training.loss: chunked"
+            )
+        return Evidence.unpacked(step.sum_across_ranks(seen.packed()))
+
+    def _evidence_of_sequences(self, batch: Mapping[str, Any]) -> Evidence:
+        if self.anatomy is None:
+            raise ConfigError(
+                "granularity: sequence needs a model: call gate.attach(headgate.models.describe(model))"
+            )
+        return evidence.of_sequences(self._core(), self.anatomy, batch)
+
     def _vote_from_memory(self, step: Step) -> Tensor | None:
+        """Reject before the forward what every rank remembers as rejected, row for row."""
         if self.memory is None or self._burning:
             return None
         kept = (~self.memory.rejects(step.batch["example_id"], self._epoch)).any()
@@ -276,82 +263,24 @@ class BackwardGate(PlainLoop, Method):
             self.memory.remember(step.batch["example_id"], self._epoch, self._accepts)
         if score is not None and step.accepted:
             gate.update(score)
-            self._diagnose(step, score)
+            self._look(step, gate, score)
         self._try_auto_off(step)
-        self._warn_once(gate)
-        return self._telemetry(step, gate, score)
+        self._check_once(gate)
+        values = reporting.of_micro_batch(score, self._accepts, self._milliseconds)
+        if step.should_log and step.is_window_end:
+            values |= reporting.totals(gate, self.diagnostic)
+        return {name: torch.tensor(value) for name, value in values.items()}
 
-    # -- evidence -----------------------------------------------------------------------------------
-    def _evidence_from_logits(self, step: Step) -> Evidence:
-        if self.tokens is not None:
-            raise ConfigError(
-                "score: token draws tokens inside the chunked head loss: set training.loss: chunked"
-            )
-        assert step.hidden is not None and step.logits is not None and self.anatomy is not None
-        weight = self.anatomy.head.weight
-        assert isinstance(weight, Tensor)
-        return self._core().embed(
-            step.hidden, step.logits, step.labels, weight=weight.detach(), softcap=self.anatomy.softcap
-        )
-
-    @torch.no_grad()
-    def _evidence_at_block(self, step: Step) -> Evidence:
-        """Score a block's output through the final norm and the head, as if no block followed."""
-        assert step.hidden is not None and self.anatomy is not None
-        sketcher = self._core().sketcher
-        sketcher.begin()
-        self._head_loss(self.anatomy.final_norm(step.hidden), step.labels)
-        return sketcher.end()
-
-    @torch.no_grad()
-    def _evidence_of_batch(self, batch: Mapping[str, Any]) -> Evidence:
-        """Per-sequence evidence of a batch of the pool: one forward without a graph, in evaluation mode."""
-        if self.anatomy is None:
-            raise ConfigError(
-                "granularity: sequence needs an attached model: call gate.attach(describe(model))"
-            )
-        model = self.anatomy.model
-        training, device = model.training, self.anatomy.head.weight.device
-        inputs = {
-            k: v.to(device) for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
-        }
-        model.eval()
-        try:
-            with head_bypassed(self.anatomy.head) as captured:
-                model(**inputs)
-        finally:
-            model.train(training)
-        sketcher = self._core().sketcher
-        sketcher.begin(groups=len(batch["labels"]))
-        self._head_loss(captured[-1], batch["labels"].to(device))
-        return sketcher.end()
-
-    def _head_loss(self, hidden: Tensor, labels: Tensor) -> None:
-        assert self.anatomy is not None
-        head: Any = self.anatomy.head
-        chunked_head_loss(
-            hidden,
-            head.weight,
-            labels,
-            bias=getattr(head, "bias", None),
-            softcap=self.anatomy.softcap,
-            observers=(self._core().sketcher.observe,),
-        )
-
-    @torch.no_grad()
-    def _forward_again(self, step: Step) -> None:
-        """The second forward of the original, for its cost; its result is not used."""
-        devices = [step.labels.device] if step.labels.is_cuda else []
-        inputs = {k: v for k, v in step.batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
-        with torch.random.fork_rng(devices=devices):
-            step.model(**inputs)
+    def summary(self) -> Mapping[str, Any]:
+        off = self.auto_off is not None and bool(self.auto_off.off)
+        return reporting.summary(self._core(), self.diagnostic, off)
 
     # -- after the decision -------------------------------------------------------------------------
-    def _diagnose(self, step: Step, score: Score) -> None:
-        every = self.config.diagnostic_every
+    def _look(self, step: Step, gate: Gate, score: Score) -> None:
+        """The diagnostic. Later in a window the gradient is a sum that other micro-batches have part in."""
         if self.diagnostic is None or self.anatomy is None or not step.is_window_start:
-            return  # later in a window the gradient is a sum that other micro-batches have part in
-        if int(self._core().accepted) % every == 0:
+            return
+        if int(gate.accepted) % self.config.diagnostic_every == 0:
             gradients = gradients_of(p for p in self.anatomy.model.parameters() if p.requires_grad)
             if gradients:
                 self.diagnostic.look(score.unit_centered, gradients)
@@ -361,67 +290,19 @@ class BackwardGate(PlainLoop, Method):
             return
         if step.task_loss is not None:
             self._window_losses.append(step.task_loss)
-        if step.is_window_end and self._window_losses:
-            loss = float(torch.stack(self._window_losses).mean())
-            if self.auto_off.add(loss, time.perf_counter() - self._began):
-                log.warning(
-                    "backward_gate switched itself off (auto_off): loss progress was %.3g per second gated, %.3g ungated",
-                    self.auto_off.speed(1),
-                    self.auto_off.speed(0),
-                )
+        if not step.is_window_end or not self._window_losses:
+            return
+        loss = float(torch.stack(self._window_losses).mean())
+        if self.auto_off.add(loss, time.perf_counter() - self._began):
+            speeds = self.auto_off.speed(1), self.auto_off.speed(0)
+            log.warning(
+                "backward_gate switched itself off: loss fell %.3g per second gated, %.3g ungated", *speeds
+            )
 
-    def _warn_once(self, gate: Gate) -> None:
-        if self._checked or self._burning or int(gate.offered) < gate.burn_in * self.accumulation + DECISIONS:
+    def _check_once(self, gate: Gate) -> None:
+        if self._checked or self._burning or int(gate.window.decisions) < DECISIONS:
             return
         self._checked = True
-        for text in complaints(gate, (float(self.early[0]), int(self.early[1])), self._proxy()):
+        pairs = (self.diagnostic.correlation(), self.diagnostic.count) if self.diagnostic else (0.0, 0)
+        for text in complaints(gate, pairs):
             log.warning("backward_gate: %s", text)
-
-    def _proxy(self) -> tuple[float, int]:
-        return (
-            (self.diagnostic.correlation(), self.diagnostic.count) if self.diagnostic else (float("nan"), 0)
-        )
-
-    def _telemetry(self, step: Step, gate: Gate, score: Score | None) -> Mapping[str, Tensor]:
-        values: dict[str, float] = {"gate/accept": float(self._accepts)}
-        if score is not None:
-            values |= {
-                "gate/novelty": score.seen.novelty,
-                "gate/score": score.value,
-                "gate/probability": score.probability,
-                "gate/milliseconds": self._milliseconds,
-            }
-        if step.should_log and step.is_window_end:
-            tokens_all, tokens_in = max(1, int(gate.tokens_offered)), max(1, int(gate.tokens_accepted))
-            values |= {
-                "gate/threshold": float(gate.window.threshold),
-                "gate/acceptance_rate": gate.acceptance_rate(),
-                "gate/acceptance_rate_recent": float(gate.window.average),
-                "gate/accepted_steps": float(gate.accepted),
-                "gate/total_steps": float(gate.offered),
-                "gate/accepted_tokens": float(gate.tokens_accepted),
-                "gate/offered_tokens": float(gate.tokens_offered),
-                "gate/loss_all": float(gate.loss_sums[0]) / tokens_all,
-                "gate/loss_accepted": float(gate.loss_sums[1]) / tokens_in,
-            }
-            if self.diagnostic is not None and self.diagnostic.count >= 8:
-                values["gate/proxy_correlation"] = self.diagnostic.correlation()
-        return {name: torch.tensor(value) for name, value in values.items()}
-
-    def summary(self) -> Mapping[str, Any]:
-        gate = self._core()
-        correlation, pairs = self._proxy()
-        return {
-            "offered": int(gate.offered),
-            "accepted": int(gate.accepted),
-            "without_labels": int(gate.empty),
-            "without_forward": int(gate.unforwarded),
-            "tokens_offered": int(gate.tokens_offered),
-            "tokens_accepted": int(gate.tokens_accepted),
-            "acceptance_rate": gate.acceptance_rate(),
-            "threshold": float(gate.window.threshold),
-            "burn_in": gate.burn_in,
-            "proxy_correlation": correlation if pairs >= 8 else None,
-            "proxy_pairs": pairs,
-            "switched_off": bool(self.auto_off.off) if self.auto_off is not None else False,
-        }

@@ -1,0 +1,158 @@
+"""Everything a run needs in memory before its first step; whatever is wrong with a recipe is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from headgate.data.prepare import prepare
+from headgate.data.sources import load_data, load_rows
+from headgate.data.streams import load_stream
+from headgate.errors import ConfigError
+from headgate.experiments.recipe import Recipe
+from headgate.methods.base import Method
+from headgate.methods.compose import MethodStack
+from headgate.methods.registry import build_method
+from headgate.methods.stage import Stage
+from headgate.models.load import load_base, prepare_model
+from headgate.training import checkpoint
+
+
+@dataclass
+class Prepared:
+    """Everything in memory that a run needs before its first step."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    methods: list[Method]
+    train: Any
+    validation: Any
+    stages: list[Stage] | None
+    reports: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare_run(recipe: Recipe) -> Prepared:
+    """Load and check everything; whatever is wrong is found here, before any long work."""
+    if recipe.training.deterministic:
+        checkpoint.deterministic(True)
+    set_seed(recipe.seed)
+    methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
+    for task in recipe.evaluation:
+        if task.task in ("exact_match", "gsm8k", "perplexity"):
+            load_rows(task.source_config())
+    base, tokenizer = load_base(recipe.model, seed=recipe.seed)
+    train, validation, stages, reports = _data(recipe, base, tokenizer, methods)
+    model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
+    return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports)
+
+
+def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method]) -> Any:
+    """Tokenised training and validation data, the stages a stream makes, and what preparation did."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    makers: dict[str, Any] = {}
+
+    def training(rows: Any) -> Any:
+        return prepare(rows, tokenizer, recipe.data, context_length=context, columns=makers)
+
+    def held_out(rows: Any) -> Any:
+        return prepare(rows, tokenizer, recipe.data, context_length=context, packing=False)
+
+    if recipe.data.stream:
+        segments = load_stream(recipe.data.stream, recipe.training.max_steps)
+        texts = [text_of(row) for segment in segments for row in segment.train]
+        makers.update(_makers(methods, model, tokenizer, texts))
+        made = {s.name: training(s.train) for s in segments}
+        held = {s.skill: held_out(s.validation) for s in segments}
+        reports = {f"train {name}": part.report for name, part in made.items()}
+        stages = stream_stages(recipe, segments, methods)
+        return (
+            {n: p.dataset for n, p in made.items()},
+            {n: p.dataset for n, p in held.items()},
+            stages,
+            reports,
+        )
+    train_rows, validation_rows = load_data(recipe.data)
+    makers.update(_makers(methods, model, tokenizer, [text_of(row) for row in train_rows]))
+    reports, validation = {}, None
+    if validation_rows is not None:
+        part = held_out(validation_rows)
+        validation, reports["validation"] = part.dataset, part.report
+    train, stages = _transformed(recipe, train_rows, training, methods)
+    if isinstance(train, dict):
+        reports |= {f"train {name}": part.report for name, part in train.items()}
+        return {name: part.dataset for name, part in train.items()}, validation, stages, reports
+    reports["train"] = train.report
+    return train.dataset, validation, stages, reports
+
+
+def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: Sequence[Method]) -> list[Stage]:
+    """One stage a segment: everything trains, from that segment's data."""
+    rates: dict[str, float] = {}
+    for method in methods:
+        rates.update(method.group_learning_rates(recipe.training.learning_rate))
+    if recipe.lora is not None or not methods:
+        rates["lora"] = recipe.training.learning_rate
+    return [
+        Stage(
+            name=s.name,
+            steps=s.steps,
+            train=rates,
+            data=s.name,
+            options={"labelled": s.labelled, "skill": s.skill},
+        )
+        for s in segments
+    ]
+
+
+def _transformed(
+    recipe: Recipe, rows: Any, prepare_rows: Callable[[Any], Any], methods: Sequence[Method]
+) -> Any:
+    """Training data and stages; a method that rewrites the rows of its stages gives every stage its own data."""
+    stages = recipe.training.stages or MethodStack(methods).stages(recipe.training.learning_rate)
+    changes = {s.name: [c for m in methods if (c := m.row_transform(s)) is not None] for s in stages}
+    if not any(changes.values()):
+        return prepare_rows(rows), recipe.training.stages
+    if recipe.steps_given is None:
+        raise ConfigError(
+            "a method that rewrites rows by stage needs training.max_steps: epochs have no fixed end"
+        )
+    made, count = {}, len(rows)
+    for stage in stages:
+        changed = list(rows)
+        for change in changes[stage.name]:
+            changed = [change(row, index, index / count) for index, row in enumerate(changed)]
+        made[stage.name] = prepare_rows(changed)
+    return made, [stage.model_copy(update={"data": stage.name}) for stage in stages]
+
+
+def text_of(row: Any) -> str:
+    """The problem text of a normalised row: what tags and novelty look at."""
+    return str(row.get("prompt") or row.get("text") or row.get("messages"))
+
+
+def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: list[str]) -> dict[str, Any]:
+    makers: dict[str, Any] = {}
+    for method in methods:
+        method.fit_columns(lambda wanted: pooled_embeddings(model, tokenizer, wanted), texts)
+        makers.update(method.column_makers())
+    return makers
+
+
+@torch.no_grad()
+def pooled_embeddings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> torch.Tensor:
+    """Masked mean of the base model's final hidden states, ``[n, H]`` fp32."""
+    pooled = []
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            texts[start : start + batch_size], return_tensors="pt", padding=True, truncation=True
+        )
+        batch = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "token_type_ids"}
+        hidden = model(**batch, output_hidden_states=True).hidden_states[-1].float()
+        mask = batch["attention_mask"].unsqueeze(-1)
+        pooled.append(((hidden * mask).sum(1) / mask.sum(1)).cpu())
+    return torch.cat(pooled)

@@ -1,0 +1,80 @@
+"""Where evidence comes from: ready-made logits, a block's output, or a forward of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headgate.errors import ModelError
+from headgate.methods.backward_gate.gate import Gate
+from headgate.methods.step import Step
+from headgate.models.anatomy import Anatomy
+from headgate.models.surgery import head_bypassed
+from headgate.modules.fused_head import chunked_head_loss
+from headgate.modules.head_sketch import Evidence
+
+FORWARD_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def head_weight(anatomy: Anatomy) -> Tensor:
+    """``[V, H]``. Raises ModelError where the head has no such weight."""
+    weight = getattr(anatomy.head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise ModelError(
+            f"backward_gate reads the head's weight [V, H], which {type(anatomy.head).__name__} does not have"
+        )
+    return weight.detach()
+
+
+def from_logits(gate: Gate, anatomy: Anatomy, step: Step) -> Evidence:
+    """From the logits of ``loss: plain``."""
+    assert step.hidden is not None and step.logits is not None
+    weight = head_weight(anatomy)
+    return gate.embed(step.hidden, step.logits, step.labels, weight=weight, softcap=anatomy.softcap)
+
+
+@torch.no_grad()
+def at_block(gate: Gate, anatomy: Anatomy, hidden: Tensor, labels: Tensor) -> Evidence:
+    """From a block's output, through the final norm and the head as if no block followed."""
+    return _through_head(gate, anatomy, anatomy.final_norm(hidden), labels, groups=1)
+
+
+@torch.no_grad()
+def of_sequences(gate: Gate, anatomy: Anatomy, batch: Mapping[str, Any]) -> Evidence:
+    """Per sequence, by one forward of the batch without a graph, in evaluation mode."""
+    model, device = anatomy.model, head_weight(anatomy).device
+    inputs = {name: batch[name].to(device) for name in FORWARD_INPUTS if name in batch}
+    training = model.training
+    model.eval()
+    try:
+        with head_bypassed(anatomy.head) as captured:
+            model(**inputs)
+    finally:
+        model.train(training)
+    labels = batch["labels"].to(device)
+    return _through_head(gate, anatomy, captured[-1], labels, groups=len(labels))
+
+
+def _through_head(gate: Gate, anatomy: Anatomy, hidden: Tensor, labels: Tensor, groups: int) -> Evidence:
+    gate.sketcher.begin(groups)
+    chunked_head_loss(
+        hidden,
+        head_weight(anatomy),
+        labels,
+        bias=getattr(anatomy.head, "bias", None),
+        softcap=anatomy.softcap,
+        observers=(gate.sketcher.observe,),
+    )
+    return gate.sketcher.end()
+
+
+@torch.no_grad()
+def forward_again(step: Step) -> None:
+    """The second forward of the original, for its cost; its result is not used and no random draw is."""
+    devices = [step.labels.device] if step.labels.is_cuda else []
+    inputs = {name: step.batch[name] for name in FORWARD_INPUTS if name in step.batch}
+    with torch.random.fork_rng(devices=devices):
+        step.model(**inputs)
