@@ -1,12 +1,12 @@
 """Pretrain the embedded model from scratch: seeded, resumable over several runs, two CPU cores are enough.
 
-    python scripts/pretrain_embedded.py train  --work build/embedded --tokens 20_000_000
-    python scripts/pretrain_embedded.py export --work build/embedded
+    python scripts/pretrain_embedded.py --work build/embedded --tokens 18000000
+    python scripts/export_embedded.py --work build/embedded
 
-`train` continues from the last complete checkpoint in ``--work``. The batch of step ``n`` is a pure function of
+It continues from the last complete checkpoint in ``--work``. The batch of step ``n`` is a pure function of
 (seed, n), the schedule is warm-up, stable, decay (WSD), so a longer or shorter ``--tokens`` may be given when
 continuing before the decay began. glibc's allocator returns large blocks to the kernel after every operation,
-which costs a fifth of the time here; the script restarts itself with tunables that keep them.
+which costs page faults; the script restarts itself with tunables that keep them.
 """
 
 from __future__ import annotations
@@ -207,17 +207,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=["train", "export"])
     parser.add_argument("--work", default="build/embedded")
-    parser.add_argument("--tokens", type=int, default=20_000_000)
+    parser.add_argument("--tokens", type=int, default=18_000_000)
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=100)
-    args = parser.parse_args()
-    train(args) if args.action == "train" else None
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":

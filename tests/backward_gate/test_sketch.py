@@ -134,9 +134,10 @@ def _original(h, logits, labels, k, m, seed, *, shift):
 def test_the_originals_three_mistakes_point_elsewhere():
     """The exact head gradient agrees with our sketch and far less with the original's."""
     g = torch.Generator().manual_seed(5)
-    h, labels = torch.randn(4, 12, 16, generator=g), torch.randint(40, (4, 12), generator=g)
-    weight = torch.randn(40, 16, generator=g) / 4
+    h, weight = torch.randn(4, 12, 16, generator=g), torch.randn(40, 16, generator=g)
     logits = h @ weight.T
+    labels = torch.roll(logits.argmax(-1), 1, dims=1)  # a model that is mostly right
+    labels[torch.rand(4, 12, generator=g) < 0.1] = 7
     sketcher = HeadSketcher(16, 40, 2048, seed=7)
     sketcher.observe_logits(h, logits, labels)
     ours = sketcher.end().sketch
@@ -151,5 +152,5 @@ def test_the_originals_three_mistakes_point_elsewhere():
     truth.index_add_(0, ((tables_h[:, None] + tables_e[None, :]) % 2048).flatten(), (signs * exact).flatten())
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(ours, truth, dim=0) > 0.9999
-    assert cosine(_original(h, logits, labels, 8, 2048, 7, shift=True), truth, dim=0) < 0.97
+    assert cosine(_original(h, logits, labels, 8, 2048, 7, shift=True), truth, dim=0) < 0.9
     assert abs(cosine(_original(h, logits, labels, 8, 2048, 7, shift=False), truth, dim=0)) < 0.5

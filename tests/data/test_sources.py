@@ -201,9 +201,9 @@ def test_other_bad_requests(tmp_path, problems):
         load_rows(SourceConfig(source="gsmk8"))
     with pytest.raises(DataError, match="did you mean 'families'"):
         load_rows(SourceConfig(options={"familes": ["farm"]}))
-    with pytest.raises(DataError, match="no file for split 'test'.*problems.jsonl"):
+    with pytest.raises(DataError, match=r"no file for split 'test'.*problems.jsonl"):
         load_rows(SourceConfig(source="gsm8k", path=str(tmp_path), split="test"))
-    with pytest.raises(DataError, match="split 'validation'.*empty after filtering"):
+    with pytest.raises(DataError, match=r"split 'validation'.*empty after filtering"):
         load_rows(
             SourceConfig(
                 source="gsm8k", path=str(problems), split="validation", options={"validation_share": 0}

@@ -50,7 +50,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., HeadgateTrainer]:
             "per_device_train_batch_size": 4,
             "learning_rate": 1e-3,
             "logging_steps": 1,
-            "save_steps": 1,
+            "save_strategy": "no",
             "seed": 3,
             **options.pop("arguments", {}),
         }

@@ -58,7 +58,8 @@ def rows(lengths: list[int], width: int | None = None, pad: int = 0) -> dict[str
 
 
 def forward(model: Any, batch: dict[str, Any]) -> Any:
-    return model(**{k: v for k, v in batch.items() if k not in ("tags", "segment_ids")})
+    inputs = {k: v for k, v in batch.items() if k not in ("tags", "segment_ids")}
+    return model(**inputs, use_cache=False)
 
 
 def one_step(
@@ -194,14 +195,15 @@ def test_a_second_pass_does_not_overwrite_the_first() -> None:
     assert torch.equal(method.losses(step)["schema_tag"], wanted)
 
 
-def test_reentrant_checkpointing_is_refused() -> None:
+def test_a_pass_without_a_graph_is_no_pass_to_learn_from() -> None:
+    """A teacher's no-grad pass is not recorded, and a step without any other is refused, not ignored."""
     model, method = attached()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     batch = rows([5, 9])
     step = make_step(model, batch)
     model.train()
     method.on_step_start(step)
-    forward(model, batch)
+    with torch.no_grad():
+        forward(model, batch)
     with pytest.raises(ModelError, match="use_reentrant"):
         method.losses(step)
 

@@ -86,5 +86,6 @@ def test_the_released_prefix_marks_the_kept_share_of_rows() -> None:
     row = {"prompt": TEXTS[0], "completion": "7"}
     a, b = method.tags_of(row)
     assert transform(row, 0, 0.0) == {**row, "prompt": f"[Schema: {a},{b}] {TEXTS[0]}"}
+    assert method.tags_of(transform(row, 0, 0.0)) == [a, b]
     marked = sum(transform(row, i, 0.9)["prompt"].startswith("[Schema") for i in range(2000))
     assert abs(marked - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5

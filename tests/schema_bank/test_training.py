@@ -73,7 +73,7 @@ def test_controls_train_without_what_they_freeze(make_trainer, options: dict[str
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_presets_train(make_trainer, preset: str) -> None:
-    trainer = make_trainer(method=SchemaBank(preset=preset, **SMALL), arguments={"save_steps": 100})
+    trainer = make_trainer(method=SchemaBank(preset=preset, **SMALL))
     before = state_of(trainer)
     trainer.train()
     changed = moved(before, state_of(trainer))
@@ -83,9 +83,10 @@ def test_presets_train(make_trainer, preset: str) -> None:
 
 @pytest.mark.parametrize("at", [1, 2, 4, 6, 7])
 def test_resume_in_the_middle_of_any_stage_is_bitwise(make_trainer, tmp_path: Path, at: int) -> None:
-    whole = make_trainer("whole")
+    saving = {"save_strategy": "steps", "save_steps": at}
+    whole = make_trainer("whole", arguments=saving)
     whole.train()
-    again = make_trainer("again")
+    again = make_trainer("again", arguments=saving)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
     assert moved(state_of(whole), state_of(again)) == set()
 

@@ -177,7 +177,7 @@ def test_missing_gradient_is_named(make_trainer) -> None:
         def losses(self, step):
             return {}
 
-    with pytest.raises(TrainingError, match="no gradient reached .*scale"):
+    with pytest.raises(TrainingError, match=r"no gradient reached .*scale"):
         make_trainer(methods=[Idle()]).train()
 
 
@@ -302,7 +302,7 @@ def test_packed_rows_equal_padded_rows(make_trainer) -> None:
     from headgate.data.packing import pack
 
     rows = make_rows(12, seed=4)
-    packed = pack([{k: v for k, v in row.items()} for row in rows], 64)
+    packed = pack([dict(row) for row in rows], 64)
     padded = make_trainer("padded", eval_dataset=rows).evaluate()["eval_loss"]
     # the first token of a packed document must not be predicted from the document before it
     assert make_trainer("packed", eval_dataset=packed).evaluate()["eval_loss"] == pytest.approx(

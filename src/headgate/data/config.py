@@ -25,7 +25,7 @@ class SourceConfig(StrictConfig):
     name: str | None = None  # a hub data set's configuration ("main")
     split: str = "train"
     style: Style = "rationale"
-    limit: int | None = Field(None, gt=0)
+    limit: int | None = Field(default=None, gt=0)
     seed: int = 0
     revision: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
@@ -38,7 +38,7 @@ class SkillConfig(SourceConfig):
     """One segment of a continual stream: rows trained on for ``steps`` optimizer steps."""
 
     skill: str
-    steps: int | None = Field(None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
     labelled: bool = True
     """False: the method is not told that a new skill begins here."""
     validation: SourceConfig | None = None

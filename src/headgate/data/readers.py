@@ -146,7 +146,7 @@ def text(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[R
         starts = [match.start() for match in _HEADING.finditer(content)]
         parts = [content[: starts[0]], *(content[a:b] for a, b in zip(starts, [*starts[1:], len(content)]))]
     elif len(content) > limit:
-        parts = _chunks(content, limit)
+        parts = list(_chunks(content, limit))
     else:
         parts = [content]
     for part in parts:
@@ -192,7 +192,7 @@ def auto(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[R
 
 
 def _fill(config: SourceConfig, default: str, where: str, **values: str) -> str:
-    template = config.options.get("prompt_template", default)
+    template = str(config.options.get("prompt_template", default))
     try:
         return template.format(**values)
     except (KeyError, IndexError) as error:

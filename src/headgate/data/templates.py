@@ -49,8 +49,9 @@ def encode(
             ids.append(eos)
             labels.append(eos)
     prompt_length = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
-    truncated = max_length is not None and len(ids) > max_length
-    if truncated:
+    truncated = False
+    if max_length is not None and len(ids) > max_length:
+        truncated = True
         if prompt_length >= max_length and "text" not in row:
             raise PromptTooLong(
                 f"row '{row.get('example_id', '?')}': the prompt alone has {prompt_length} tokens, max_length is "
@@ -131,4 +132,4 @@ def _chat(tokenizer: Any, turns: list[dict[str, str]], *, generation: bool) -> s
             "the rows are conversations and the tokenizer has no chat template: set data.chat_template, choose an "
             "instruct model, or convert the rows to prompt and completion"
         )
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))

@@ -215,7 +215,6 @@ class _HeadLoss(torch.autograd.Function):
                     where, weight_C = kept + start, weight_C[kept]
                 chunk = plan.chunk(h_NH[where], weight_VH, bias_V, label_N[where], plan.row_N[where])
                 sums.add(chunk, where, ctx.scale, weight_C)
-        ctx.sums = None
         dh = None if sums.dh_NH is None else (sums.dh_NH * upstream.to(sums.dh_NH.dtype))
         dW = None if sums.dW_VH is None else (sums.dW_VH * upstream)
         db = None if sums.db_V is None else (sums.db_V * upstream)

@@ -60,7 +60,7 @@ def rank_correlation(a_N: Tensor, b_N: Tensor) -> Tensor:
     def ranks(values: Tensor) -> Tensor:
         below = (values[None, :] < values[:, None]).sum(1)
         equal = (values[None, :] == values[:, None]).sum(1)
-        r = below + 0.5 * equal
+        r = below.double() + 0.5 * equal
         return r - r.mean()
 
     x, y = ranks(a_N.double()), ranks(b_N.double())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import set_seed
 
 from headgate.errors import TrainingError
 from headgate.training import checkpoint
@@ -83,6 +84,7 @@ class SavedTraining:
             resume_from_checkpoint = str(found) if found is not None else None
         elif resume_from_checkpoint:
             checkpoint.require_valid(resume_from_checkpoint)
+        set_seed(self.args.seed)  # the data order follows from the seed, whatever drew random numbers before
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _tell(self, message: str) -> None:

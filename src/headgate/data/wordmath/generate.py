@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import random
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from headgate.errors import DataError
 from headgate.ops.randomness import derive_seed
@@ -35,7 +36,7 @@ def generate(
     difficulty: int | Iterable[int] | None = None,
     redundancy: float = 0.0,
     seed: int = 0,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """``count`` rows of ``split``; the target families unless ``families`` names others.
 
     ``redundancy`` is the share of rows that retell an earlier row: the same structure in other words, or one
@@ -48,7 +49,7 @@ def generate(
         raise DataError(f"redundancy={redundancy} is no share: use 0 <= redundancy < 1")
     choices = _choices(families, difficulty)
     rng = random.Random(derive_seed("wordmath", split, seed))
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     structures: set[str] = set()
     questions: set[str] = set()
     while len(rows) < count:
@@ -62,7 +63,7 @@ def generate(
     return rows
 
 
-def paraphrase(row: dict) -> dict:
+def paraphrase(row: dict[str, Any]) -> dict[str, Any]:
     """The same structure in other words; a function of the row, so that repeating it walks through wordings."""
     family, template, numbers, wording = _decode(row["example_id"])
     for attempt in range(1, 100):
@@ -102,7 +103,7 @@ def _fresh(
     split: str,
     structures: set[str],
     questions: set[str],
-) -> dict:
+) -> dict[str, Any]:
     for attempt in range(2000):
         family, template = rng.choice(rng.choice(choices))
         numbers = template.draw(rng)
@@ -118,7 +119,7 @@ def _fresh(
     )
 
 
-def _near_duplicate(rng: random.Random, row: dict, split: str) -> dict:
+def _near_duplicate(rng: random.Random, row: dict[str, Any], split: str) -> dict[str, Any]:
     family, template, numbers, _ = _decode(row["example_id"])
     if rng.random() < 0.5:
         for _ in range(20):

@@ -129,7 +129,8 @@ def number_puzzle(rng: random.Random) -> str:
     """One to three operations on a running number, spelled out: the operations apart from any story."""
     while True:
         value = rng.randint(2, 60)
-        asked, worked = [rng.choice(("Take {}.", "Start with {}.", "Think of {}.")).format(value)], []
+        asked = [rng.choice(("Take {}.", "Start with {}.", "Think of {}.")).format(value)]
+        worked: list[str] = []
         for _ in range(rng.randint(1, 3)):
             symbol, number = rng.choice("+-*/r"), rng.randint(2, 12)
             number = number if symbol in "*/" else rng.randint(1, 99)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from headgate.methods.backward_gate import policies
 from headgate.methods.backward_gate.gate import Gate
 
@@ -25,10 +27,11 @@ def complaints(gate: Gate, proxy: tuple[float, int]) -> list[str]:
                 f"novelty began at {first:.2f}, far below its ceiling 1 - k/m = {ceiling:.2f}: the batches share "
                 "a direction (keep center: true) or k is too large"
             )
-        spread = float(window.full.std())
+        low, high = torch.quantile(window.full, torch.tensor([0.25, 0.75], dtype=window.full.dtype))
+        spread = float(high - low)
         if spread < 1e-4:
             found.append(
-                f"the scores of the last {window.count} batches differ by {spread:.1e} only: the gate is behaving "
+                f"the middle half of the last {window.count} scores spans {spread:.1e} only: the gate is behaving "
                 "as a random one; raise m, or use score: random and save the sketch"
             )
         if int(gate.subspace.updates) > 2 * config.k and float(window.full.mean()) > first + 0.05:

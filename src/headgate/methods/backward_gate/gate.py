@@ -257,6 +257,16 @@ class Gate(FixedPrecision):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+def refuse_changed(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming it, for a setting under which a saved subspace or window means nothing."""
+    for key in ("m", "k", "signal", "error", "error_top_k", "basis", "window", "score"):
+        if saved.get(key) != mine[key]:
+            raise CheckpointError(
+                f"backward_gate.{key} was {saved.get(key)!r} in the checkpoint and is {mine[key]!r} now: the saved "
+                "state means nothing under it; resume with the saved value or start a new run"
+            )
+
+
 def _fingerprint(config: BackwardGateConfig, hidden_size: int, vocab_size: int, seed: int) -> Tensor:
     """What must be equal for a saved subspace to mean the same."""
     kinds = ("head", "backprop", "full", "topk", "frequent_directions", "bisector")

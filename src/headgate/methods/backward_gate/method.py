@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headgate.errors import CheckpointError, ConfigError
+from headgate.errors import ConfigError
 from headgate.methods.backward_gate import evidence, policies, reporting
 from headgate.methods.backward_gate.auto_off import AutoOff
 from headgate.methods.backward_gate.checks import DECISIONS, complaints
 from headgate.methods.backward_gate.config import BackwardGateConfig
 from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic, gradients_of
 from headgate.methods.backward_gate.drop_in import PlainLoop
-from headgate.methods.backward_gate.gate import Gate, Score
+from headgate.methods.backward_gate.gate import Gate, Score, refuse_changed
 from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.tokens import TokenDraw
 from headgate.methods.backward_gate.views import SELECTED, PooledSequences, RememberedRows
@@ -153,14 +153,7 @@ class BackwardGate(PlainLoop, Method):
         )
 
     def restore(self, structure: Mapping[str, Any]) -> None:
-        mine = self.structure()["config"]
-        for key in ("m", "k", "signal", "error", "error_top_k", "basis", "window", "score"):
-            old, new = structure["config"].get(key), mine[key]
-            if old != new:
-                raise CheckpointError(
-                    f"backward_gate.{key} was {old!r} in the checkpoint and is {new!r} now: the saved subspace means "
-                    "nothing under it; resume with the saved value or start a new run"
-                )
+        refuse_changed(structure["config"], self.structure()["config"])
 
     # -- one micro-batch ----------------------------------------------------------------------------
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
@@ -31,6 +32,8 @@ from headgate.ops.routing_losses import (
     token_mean,
 )
 
+PREFIX = re.compile(r"^\[Schema: [\d,]+\] ")
+"""The released code's text prefix: an example's tags are those of its text without it."""
 LOAD_DECAY = 0.99
 DEAD_BELOW = 0.01
 """A schema is dead when its average load is under this share of an equal one."""
@@ -137,7 +140,7 @@ class SchemaBank(Method):
 
     def tags_of(self, row: Mapping[str, Any]) -> list[int]:
         """The tags of a normalised data row. Raises DataError for a text that a fitted source has not seen."""
-        text = str(row.get("prompt") or row.get("text") or row.get("messages"))
+        text = PREFIX.sub("", str(row.get("prompt") or row.get("text") or row.get("messages")))
         if self.config.tags in TEXT_SOURCES and not self.config.permuted_tags:
             return self._text_tags(text)
         if text not in self._fitted:
@@ -188,7 +191,7 @@ class SchemaBank(Method):
         if set(records) != set(self.layers):
             raise ModelError(
                 f"schema_bank: blocks {sorted(set(self.layers) - set(records))} ran without a gradient graph in "
-                "training: use gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "training: call the model without torch.no_grad, and checkpoint with use_reentrant=False"
             )
         found: dict[str, Tensor] = {}
         if options.get("tags") and config.lambda_tag and config.router != "uniform":

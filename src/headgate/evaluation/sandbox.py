@@ -1,0 +1,328 @@
+"""Run model-written code so that it cannot hurt the machine, and say how each failure failed.
+
+Every program is a process of its own in a new session, with limits on CPU time, wall-clock, memory, file size,
+open files, processes and output. Where the kernel lets us (``isolation`` says what was found):
+
+- ``namespaces``: its own process, network, mount and IPC namespaces, an unprivileged user, a file system that
+  holds only the interpreter and system libraries, read-only, beside one small folder in memory. Nothing outlives it.
+- ``bwrap``: the same by bubblewrap, for systems that allow namespaces to it alone.
+- ``limits``: neither is possible. Limits and killing only; the network and readable files stay open, and code
+  of the same user can signal other processes. It is said, with a warning.
+
+A program can read its own interpreter's memory: a solution written to attack the scorer could forge success.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headgate.errors import ConfigError
+
+JAIL = Path(__file__).with_name("jail.py")
+MODES = ("namespaces", "bwrap", "limits")
+SYSTEM = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
+DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
+NOBODY = 65534
+REFUSAL = (
+    "this task runs code written by a model: pass --allow-code-execution (allow_code_execution: true in a recipe) "
+    "to allow it, in a sandbox"
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Per program. ``seconds``: wall-clock and CPU of each piece (the solution, then each test); memory in MiB."""
+
+    seconds: float = 5.0
+    memory: int = 1024
+    disk: int = 16
+    processes: int = 16
+    files: int = 64
+    output: int = 1 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended. ``status``: passed, syntax, assertion, error, time, memory, output, exit, or killed.
+
+    ``piece``: the part that it ended in; ``detail``: the exception, the signal or the limit.
+    """
+
+    status: str
+    piece: str
+    detail: str
+    output: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+
+Pieces = Sequence[tuple[str, str]]
+
+
+def run_program(pieces: Pieces, limits: Limits | None = None, mode: str | None = None) -> Outcome:
+    """Execute (name, source) pieces one after the other in one module. Never raises for what the code does."""
+    return _run(list(pieces), limits or Limits(), mode or isolation())
+
+
+def run_programs(
+    programs: Iterable[Pieces],
+    limits: Limits | None = None,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """Every program in parallel workers; outcomes in order."""
+    programs = list(programs)
+    mode, limits = isolation(), limits or Limits()
+    outcomes = []
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for outcome in pool.map(lambda pieces: _run(list(pieces), limits, mode), programs):
+            outcomes.append(outcome)
+            if progress is not None:
+                progress(len(outcomes), len(programs))
+    return outcomes
+
+
+def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """How many ended how."""
+    return dict(Counter(outcome.status for outcome in outcomes).most_common())
+
+
+@functools.cache
+def isolation() -> str:
+    """The strongest of MODES that runs a trivial program here."""
+    for mode in MODES:
+        if _run([("probe", "pass")], Limits(seconds=20), mode).passed:
+            if mode == "limits":
+                warnings.warn(
+                    "neither namespaces nor bwrap work here: model-written code runs under limits only, and can reach "
+                    "the network and this user's files; run it in a container or a virtual machine",
+                    stacklevel=3,
+                )
+            return mode
+    raise ConfigError("no sandbox works on this system: a separate Python process could not be run")
+
+
+def describe_isolation() -> str:
+    """One line for reports."""
+    return {
+        "namespaces": "own process, network and mount namespaces, read-only root, unprivileged user, limits",
+        "bwrap": "bubblewrap --unshare-all, read-only root, limits",
+        "limits": "limits and process-group kill only: no network or file-system isolation on this system",
+    }[isolation()]
+
+
+def _run(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
+    if mode == "bwrap" and shutil.which("bwrap") is None:
+        return Outcome("error", "", "bwrap is not installed", "", 0.0)
+    started = time.monotonic()
+    folder = tempfile.mkdtemp(prefix="headgate-sandbox-")
+    os.chmod(folder, 0o755)
+    report, child_report = os.pipe()
+    word = secrets.token_hex(16)
+    uid = _other_user(folder, mode)
+    config = {
+        "mode": mode,
+        "folder": folder,
+        "readable": _readable(),
+        "report": child_report,
+        "word": word,
+        "uid": uid,
+        "pieces": pieces,
+        "limits": {
+            "cpu": max(1, round(limits.seconds * len(pieces))),
+            "memory": limits.memory << 20,
+            "disk": limits.disk << 20,
+            "processes": limits.processes,
+            "files": limits.files,
+        },
+    }
+    process = subprocess.Popen(
+        [*_wrapper(mode, limits), sys.executable, "-I", str(JAIL)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=(child_report,),
+        start_new_session=True,
+        env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
+        cwd="/",
+    )
+    os.close(child_report)
+    try:
+        with process.stdin as stdin:  # type: ignore[union-attr]
+            stdin.write(json.dumps(config).encode())
+    except BrokenPipeError:
+        pass
+    watch = _Watch(process, report, word, limits, len(pieces))
+    try:
+        watch.until_gone()
+    finally:
+        _end(process, mode)
+        os.close(report)
+        process.stdout.close()  # type: ignore[union-attr]
+        shutil.rmtree(folder, ignore_errors=True)
+    return watch.outcome(pieces, time.monotonic() - started)
+
+
+def _wrapper(mode: str, limits: Limits) -> list[str]:
+    if mode != "bwrap":
+        return []
+    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    for path in [*_readable(), str(JAIL)]:
+        if os.path.islink(path):
+            command += ["--symlink", os.readlink(path), path]
+        elif path not in DEVICES:
+            command += ["--ro-bind", path, path]
+    command += ["--dev", "/dev", "--proc", "/proc", "--remount-ro", "/dev"]
+    return [*command, "--size", str(limits.disk << 20), "--tmpfs", "/box", "--remount-ro", "/", "--chdir", "/box"]
+
+
+@functools.cache
+def _readable() -> list[str]:
+    paths = [path for path in SYSTEM + DEVICES if os.path.exists(path)]
+    for prefix in dict.fromkeys([sys.base_prefix, os.path.realpath(sys.base_prefix), sys.prefix]):
+        if not any(prefix == path or prefix.startswith(path + "/") for path in paths):
+            paths.append(prefix)
+    return paths
+
+
+def _other_user(folder: str, mode: str) -> int | None:
+    """Root does not run such code as root: a user id of its own, whose processes can all be killed together."""
+    if os.geteuid() != 0 or mode == "bwrap":
+        return None
+    if mode == "limits" and not _open_to_others(os.path.realpath(sys.base_prefix)):
+        return None
+    uid = 200_000 + secrets.randbelow(300_000)
+    spans = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()] if os.path.exists("/proc/self/uid_map") else []
+    if not any(int(first) <= uid < int(first) + int(count) for first, _, count in spans):
+        uid = NOBODY
+    os.chown(folder, uid, uid)
+    return uid
+
+
+def _open_to_others(path: str) -> bool:
+    """Whether any user may enter ``path``."""
+    place = Path(path)
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in [place, *place.parents])
+
+
+def _end(process: subprocess.Popen[bytes], mode: str) -> None:
+    """The guard and everything under it."""
+    if process.poll() is None and mode == "limits":
+        process.send_signal(signal.SIGTERM)  # it kills and sweeps up what the program started
+        try:
+            process.wait(timeout=6)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    process.wait()
+
+
+class _Watch:
+    """Reads the report and the output of a program, and notices when its time or its output is used up."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], report: int, word: str, limits: Limits, pieces: int
+    ) -> None:
+        self.process, self.report, self.word, self.limits = process, report, word, limits
+        self.output, self.pending = bytearray(), b""
+        self.piece, self.end, self.code = 0, None, None  # type: tuple[int, list[str] | None, int | None]
+        self.stopped: str | None = None
+        now = time.monotonic()
+        # The first piece also pays for starting the interpreter on a loaded machine.
+        self.deadline, self.last = now + limits.seconds + 5, now + limits.seconds * pieces + 10
+        self.noise = 0
+
+    def until_gone(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.report, selectors.EVENT_READ)
+            selector.register(self.process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
+            while self.code is None and selector.get_map():
+                wait = min(self.deadline, self.last) - time.monotonic()
+                if wait <= 0:
+                    self.stopped = "time"
+                    return
+                for key, _ in selector.select(min(wait, 0.5)):
+                    data = os.read(key.fd, 1 << 16)
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    elif key.fd == self.report:
+                        self.hear(data)
+                    else:
+                        self.output += data[: self.limits.output - len(self.output)]
+                        self.noise += len(data)
+                    if self.noise > self.limits.output:
+                        self.stopped = "output"
+                        return
+                if self.process.poll() is not None and not selector.select(0):
+                    return
+
+    def hear(self, data: bytes) -> None:
+        self.noise += len(data)
+        *lines, self.pending = (self.pending + data).split(b"\n")
+        for line in lines:
+            parts = line.decode(errors="replace").split(" ")
+            if parts[0] != self.word or len(parts) < 3:
+                continue
+            if parts[1] == "start":
+                self.piece = int(parts[2])
+                self.deadline = time.monotonic() + self.limits.seconds
+            elif parts[1] == "end" and self.end is None:
+                self.end = parts[2:]
+                self.deadline = time.monotonic() + 5
+            elif parts[1] == "gone":
+                self.code = int(parts[2])
+
+    def outcome(self, pieces: list[tuple[str, str]], seconds: float) -> Outcome:
+        output = self.output.decode(errors="replace")
+        name = pieces[self.piece][0] if pieces else ""
+        if self.end is not None and self.stopped != "output":
+            return Outcome(self.end[0], name, " ".join(self.end[2:]), output, seconds)
+        if self.stopped == "time":
+            status, detail = "time", f"longer than {self.limits.seconds:g} s"
+        elif self.stopped == "output":
+            status, detail = "output", f"more than {self.limits.output} bytes"
+        elif self.code is None:
+            status, detail = "killed", f"the sandbox ended early: {output[-300:]}"
+        elif self.code in (-signal.SIGXCPU, -signal.SIGKILL):
+            status, detail = "time", f"more than {self.limits.seconds:g} s of CPU for each part"
+        elif self.code < 0:
+            status, detail = "killed", f"by {signal.Signals(-self.code).name}"
+        else:
+            status, detail = "exit", f"left with code {self.code} before the tests were done"
+        return Outcome(status, name, detail, output, seconds)
+
+
+def require_permission(allowed: bool) -> None:
+    """Raises ConfigError unless code execution was allowed."""
+    if not allowed:
+        raise ConfigError(REFUSAL)
+
+
+def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """For a task's metrics: how many ended how, and under what isolation."""
+    return {"outcomes": tally(outcomes), "isolation": describe_isolation()}

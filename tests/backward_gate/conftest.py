@@ -1,0 +1,5 @@
+"""The tiny adapted model and trainer factory of the training tests."""
+
+from tests.training.conftest import make_trainer, rows
+
+__all__ = ["make_trainer", "rows"]

@@ -1,0 +1,326 @@
+"""The gate inside HeadgateTrainer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from headgate.data.collation import Collator
+from headgate.errors import CheckpointError, ConfigError
+from headgate.methods.backward_gate import BackwardGate
+from headgate.methods.backward_gate.auto_off import AutoOff
+from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic
+from headgate.methods.step import Step
+from headgate.models.anatomy import describe
+from headgate.models.load import load_model
+from headgate.ops.subspace import unit
+from headgate.training.telemetry import is_known
+from tests.training.conftest import make_rows, same, trained
+
+SMALL = {"m": 64, "k": 8, "window": 16, "ema_rate": 0.05}
+ONE = {"arguments": {"gradient_accumulation_steps": 1, "max_steps": 24}}
+
+
+def gate_of(trainer) -> BackwardGate:
+    return trainer.methods.by_name["backward_gate"]
+
+
+def losses(trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("loss", ["plain", "chunked"])
+def test_at_full_acceptance_it_is_the_ungated_trainer_bitwise(make_trainer, loss) -> None:
+    plain = make_trainer("plain", loss=loss, lora_dropout=0.1)
+    gated = make_trainer(
+        "gated", loss=loss, lora_dropout=0.1, methods=[BackwardGate(**SMALL, target_acceptance=1.0)]
+    )
+    plain.train()
+    gated.train()
+    assert losses(plain) == losses(gated)
+    assert same(trained(plain), trained(gated))
+    assert gate_of(gated).summary()["acceptance_rate"] == 1.0
+
+
+class Witness(TrainerCallback):
+    """Parameters and optimizer moments before and after every optimizer step, beside the gate's decisions."""
+
+    def __init__(self) -> None:
+        self.trainer, self.changed, self.accepted = None, [], []
+
+    def _state(self) -> list[torch.Tensor]:
+        moments = [v for s in self.trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+        return [p.detach().clone() for p in [*trained(self.trainer).values(), *moments]]
+
+    def on_step_begin(self, args, state, control, **_):
+        self.before, self.count = self._state(), int(gate_of(self.trainer).gate.accepted)
+
+    def on_step_end(self, args, state, control, **_):
+        after = self._state()
+        moved = len(after) != len(self.before) or not all(map(torch.equal, after, self.before))
+        self.changed.append(moved)
+        self.accepted.append(int(gate_of(self.trainer).gate.accepted) > self.count)
+
+
+def test_a_rejected_micro_batch_leaves_everything_untouched(make_trainer) -> None:
+    witness = Witness()
+    gate = BackwardGate(**SMALL, target_acceptance=0.3, burn_in=4)
+    trainer = make_trainer(methods=[gate], callbacks=[witness], **ONE)
+    witness.trainer = trainer
+    trainer.train()
+    assert witness.changed == witness.accepted
+    assert all(witness.accepted[:4])
+    assert 0 < sum(witness.accepted[4:]) < 16
+
+
+@pytest.mark.parametrize("signal", ["head", "backprop"])
+def test_plain_and_chunked_loss_decide_alike(make_trainer, signal) -> None:
+    found = []
+    for loss in ("plain", "chunked"):
+        gate = BackwardGate(**SMALL, burn_in=2, signal=signal)
+        trainer = make_trainer(loss, loss=loss, methods=[gate], **ONE)
+        trainer.train()
+        found.append([row["gate/accept"] for row in trainer.state.log_history if "gate/accept" in row])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 2
+
+
+@pytest.mark.parametrize("loss", ["plain", "chunked"])
+def test_resume_is_bitwise(make_trainer, tmp_path: Path, loss) -> None:
+    options = {"loss": loss, "arguments": {"max_steps": 12, "gradient_accumulation_steps": 2}}
+    whole = make_trainer("whole", methods=[BackwardGate(**SMALL, burn_in=2)], **copy.deepcopy(options))
+    whole.train()
+    again = make_trainer("again", methods=[BackwardGate(**SMALL, burn_in=2)], **copy.deepcopy(options))
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert same(trained(again), trained(whole))
+    mine, theirs = gate_of(again).state_dict(), gate_of(whole).state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_resume_with_other_sketch_settings_is_refused(make_trainer, tmp_path: Path) -> None:
+    make_trainer("whole", methods=[BackwardGate(**SMALL, burn_in=2)]).train()
+    other = make_trainer("again", methods=[BackwardGate(**{**SMALL, "m": 128}, burn_in=2)])
+    with pytest.raises(CheckpointError, match="m was 64"):
+        other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+
+
+def test_a_burn_in_as_long_as_the_run_is_refused(make_trainer) -> None:
+    trainer = make_trainer(methods=[BackwardGate(burn_in=12)])
+    with pytest.raises(ConfigError, match="never gate"):
+        trainer.train()
+
+
+def test_telemetry_and_summary(make_trainer) -> None:
+    gate = BackwardGate(**SMALL, burn_in=2, diagnostic_every=1)
+    trainer = make_trainer(methods=[gate], **ONE)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "gate/accept" in row]
+    names = {name for row in rows for name in row if name.startswith("gate/")}
+    assert {
+        "gate/novelty",
+        "gate/score",
+        "gate/threshold",
+        "gate/acceptance_rate",
+        "gate/accepted_steps",
+    } <= names
+    assert {"gate/total_steps", "gate/milliseconds", "gate/loss_all", "gate/loss_accepted"} <= names
+    assert all(is_known(name) for name in names)
+    assert rows[0]["gate/novelty"] == 1.0
+    summary = gate.summary()
+    assert summary["offered"] == 24 and summary["accepted"] == rows[-1]["gate/accepted_steps"]
+    assert int(gate.diagnostic.looks) >= 2
+
+
+def test_a_second_forward_costs_time_and_changes_nothing(make_trainer) -> None:
+    found = []
+    for forward in ("single", "double"):
+        trainer = make_trainer(
+            forward, lora_dropout=0.1, methods=[BackwardGate(**SMALL, burn_in=2, forward=forward)], **ONE
+        )
+        trainer.train()
+        found.append(trained(trainer))
+    assert same(*found)
+
+
+def test_score_layer_stops_the_forward(make_trainer) -> None:
+    gate = BackwardGate(**SMALL, burn_in=2, score_layer=0)
+    trainer = make_trainer(methods=[gate], **ONE)
+    ran = []
+    trainer.anatomy.blocks[-1].register_forward_hook(lambda *_: ran.append(1))
+    trainer.train()
+    assert len(ran) == int(gate.gate.accepted) < 24 == int(gate.gate.offered)
+
+
+def test_score_layer_at_the_last_block_is_refused(make_trainer) -> None:
+    with pytest.raises(ConfigError, match="stopping after its last saves"):
+        make_trainer(methods=[BackwardGate(score_layer=99)])
+
+
+class WithIds(Collator):
+    def __call__(self, rows):
+        return {**super().__call__(rows), "example_id": [row["example_id"] for row in rows]}
+
+
+def test_memory_spares_the_forward_of_what_was_rejected(make_trainer) -> None:
+    """One example per batch: what is rejected in epoch 0 is not run in epochs 1 and 2."""
+    gate = BackwardGate(**SMALL, burn_in=4, memory=True, target_acceptance=0.4)
+    trainer = make_trainer(
+        methods=[gate],
+        data=make_rows(16),
+        arguments={"gradient_accumulation_steps": 1, "per_device_train_batch_size": 1, "max_steps": 64},
+    )
+    trainer.data_collator = WithIds(0)
+    ran = []
+    trainer.anatomy.blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    trainer.train()
+    spared = int(gate.gate.unforwarded)
+    assert spared > 5
+    assert len(ran) == 64 - spared
+    assert int(gate.gate.offered) == 64
+
+
+@pytest.mark.parametrize("kind", ["random", "norm"])
+def test_token_gate_thins_gradients_and_reports_the_full_loss(make_trainer, kind) -> None:
+    gate = BackwardGate(**SMALL, score="token", token_score=kind, burn_in=0, target_acceptance=0.5)
+    trainer, plain = make_trainer("t", loss="chunked", methods=[gate]), make_trainer("p", loss="chunked")
+    trainer.train()
+    plain.train()
+    assert losses(trainer)[0] == losses(plain)[0]
+    assert not same(trained(trainer), trained(plain))
+
+
+def test_token_gate_needs_the_chunked_loss(make_trainer) -> None:
+    trainer = make_trainer(loss="plain", methods=[BackwardGate(**SMALL, score="token")])
+    with pytest.raises(ConfigError, match=r"set training\.loss: chunked"):
+        trainer.train()
+
+
+def test_padding_changes_no_evidence(make_trainer) -> None:
+    trainer = make_trainer(methods=[BackwardGate(**SMALL)])
+    gate, row = gate_of(trainer), torch.randint(3, 1000, (1, 9))
+    labels = row.clone()
+    found = []
+    for pad in (0, 5):
+        batch = {
+            "input_ids": torch.nn.functional.pad(row, (0, pad)),
+            "attention_mask": torch.nn.functional.pad(torch.ones_like(row), (0, pad)),
+            "labels": torch.nn.functional.pad(labels, (0, pad), value=-100),
+        }
+        found.append(gate._evidence_of_sequences(batch).packed())
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_sequences_are_selected_from_a_pool_and_packed(make_trainer) -> None:
+    """Full batches of accepted rows only; the trainer's own loop refuses the setting by name."""
+    gate = BackwardGate(**SMALL, granularity="sequence", burn_in=2, total_steps=40, pool_factor=3)
+    model, tokenizer = load_model("random:llama", lora={"dropout": 0.0}, seed=1, device="cpu")
+    gate.attach(describe(model))
+    rows, collate = make_rows(96), WithIds(tokenizer.pad_token_id)
+    batches = [collate([rows[i + j] for j in range(4)]) for i in range(0, 96, 4)]
+    packed = list(gate.data_view(batches))
+    ids = [i for batch in packed for i in batch["example_id"]]
+    assert all(len(batch["labels"]) == 4 for batch in packed)
+    assert len(set(ids)) == len(ids)
+    assert int(gate.gate.offered) == 96
+    assert 0 <= int(gate.gate.accepted) - len(ids) < 4
+    original = {str(row["example_id"]): row["input_ids"] for row in rows}
+    for batch in packed:
+        for example, tokens, mask in zip(
+            batch["example_id"], batch["input_ids"], batch["attention_mask"], strict=True
+        ):
+            assert tokens[mask.bool()].tolist() == original[example]
+    refused = make_trainer(methods=[BackwardGate(**SMALL, granularity="sequence")])
+    with pytest.raises(ConfigError, match="granularity: sequence"):
+        refused.train()
+
+
+def test_remembered_rows_leave_the_batches() -> None:
+    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, memory=True, burn_in=0)
+    gate.memory.remember(["1", "2", "5", "6"], epoch=0, accepted=False)
+    gate._epoch = 1
+    batches = [{"labels": torch.full((2, 3), i), "example_id": [str(i), str(i + 1)]} for i in range(0, 8, 2)]
+    seen = [i for batch in gate.data_view(batches) for i in batch["example_id"]]
+    assert seen == ["0", "3", "4", "7"]
+    assert int(gate.gate.unforwarded) == 2 and int(gate.gate.offered) == 2
+
+
+def test_auto_off_keeps_a_gate_that_pays_and_drops_one_that_does_not() -> None:
+    for gated_seconds, off in ((0.5, False), (2.0, True)):
+        trial, loss = AutoOff(), 10.0
+        while not bool(trial.decided):
+            loss -= 0.01
+            trial.add(loss, gated_seconds if trial.gated() else 1.0)
+        assert int(trial.steps) == 200
+        assert bool(trial.off) is off
+        assert trial.gated() is not off
+
+
+def test_auto_off_in_a_run_passes_ungated_batches_through(make_trainer) -> None:
+    gate = BackwardGate(**SMALL, burn_in=2, auto_off=True)
+    trainer = make_trainer(methods=[gate], arguments={"gradient_accumulation_steps": 1, "max_steps": 60})
+    trainer.train()
+    assert int(gate.gate.offered) == 60
+    assert int(gate.auto_off.steps) == 58
+
+
+def test_the_diagnostic_sees_a_true_proxy_and_a_false_one() -> None:
+    g = torch.Generator().manual_seed(0)
+    common = torch.nn.functional.normalize(torch.randn(6, 400, generator=g), dim=1)
+    project = torch.randn(400, 256, generator=g)
+    found = {}
+    for name in ("true", "false"):
+        diagnostic = ProxyDiagnostic(256)
+        for step in range(120):
+            noise = torch.rand((), generator=g) * (step % 3)
+            gradient = common[step % 6] + noise * torch.randn(400, generator=g) / 20
+            other = common[step % 6] + torch.rand((), generator=g) * 2 * torch.randn(400, generator=g) / 20
+            proxy = unit((gradient if name == "true" else other) @ project)
+            diagnostic.look(proxy, [gradient[:150].reshape(10, 15), gradient[150:]])
+        assert diagnostic.count == 64
+        found[name] = diagnostic.correlation()
+    assert found["true"] > 0.8
+    assert abs(found["false"]) < 0.35
+
+
+def test_the_diagnostic_is_silent_before_it_has_pairs() -> None:
+    assert math.isnan(ProxyDiagnostic(64).correlation())
+
+
+def test_checks_speak_when_the_gate_is_no_better_than_chance(make_trainer, caplog) -> None:
+    """A constant stream has no spread of scores."""
+    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0, center=False)
+    hidden, logits, labels = torch.ones(1, 6, 4), torch.zeros(1, 6, 5), torch.zeros(1, 6, dtype=torch.long)
+    for _ in range(210):
+        score = gate.score(gate.embed(hidden, logits, labels))
+        if gate.accept(score):
+            gate.update(gate._pending[0])
+    gate._check_once(gate.gate)
+    assert any("as a random one" in record.message for record in caplog.records)
+
+
+def test_it_generates_and_detaches_without_a_trainer() -> None:
+    model, _ = load_model("random:llama", lora={"dropout": 0.0}, seed=1, device="cpu")
+    ids = torch.randint(3, 100, (1, 5))
+    before = model(input_ids=ids).logits
+    gate = BackwardGate(**SMALL)
+    gate.attach(describe(model))
+    assert gate.attached and torch.equal(model(input_ids=ids).logits, before)
+    gate.detach()
+    assert not gate.attached and torch.equal(model(input_ids=ids).logits, before)
+    again = BackwardGate.from_structure(gate.structure())
+    again.load_state_dict(gate.state_dict(), strict=True)
+
+
+def test_a_vote_is_none_in_phases_that_are_not_the_gates() -> None:
+    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2)
+    step = Step(
+        batch={}, scheduled=None, global_step=0, micro_step=0, seed=0, max_steps=9, model=torch.nn.Module()
+    )
+    for phase in ("batch", "partial"):
+        step.phase = phase
+        assert gate.vote(step) is None
