@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/headgate train recipes/demo.yaml
+	$(BIN)/headgate compare recipes/demo.yaml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -56,7 +56,7 @@ def comparison_table(report: dict[str, Any]) -> Table:
         seconds = cost["seconds"] or 0
         table.add_row(
             name,
-            f"{arm['mean']:.4f}",
+            _mean(arm),
             "-" if arm["sd"] is None else f"{arm['sd']:.4f}",
             difference,
             words,
@@ -66,6 +66,13 @@ def comparison_table(report: dict[str, Any]) -> Table:
             f"{seconds:.1f}",
         )
     return table
+
+
+def _mean(arm: dict[str, Any]) -> str:
+    if arm["item_interval"] is None:
+        return f"{arm['mean']:.4f}"
+    low, high = arm["item_interval"]
+    return f"{arm['mean']:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def verdict_lines(report: dict[str, Any]) -> list[str]:

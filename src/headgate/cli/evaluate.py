@@ -1,4 +1,4 @@
-"""``headgate eval RUN_OR_MODEL --task ...``."""
+"""``headgate eval RUN_OR_MODEL --task ...``, and two of them ``--paired``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from headgate.cli.console import live_console, out, result_table
 from headgate.cli.options import JsonOption
 from headgate.cli.targets import open_target
 from headgate.errors import ConfigError
-from headgate.evaluation.config import EvalTask
+from headgate.evaluation.config import CODE_TASKS, EvalTask
 from headgate.evaluation.predictions import write_predictions
-from headgate.evaluation.tasks import run_task
+from headgate.evaluation.sandbox import describe_isolation
+from headgate.evaluation.tasks import TASKS, run_task
+from headgate.experiments.paired import paired_lines, paired_report
 from headgate.methods.base import build_config
 from headgate.training.checkpoint import write_atomically
 
@@ -23,21 +25,46 @@ DEFAULT_SOURCES = {"gsm8k": "gsm8k", "mbpp": "mbpp", "humaneval": "humaneval"}
 
 def evaluate(
     target: Annotated[
-        str, typer.Argument(help="A run directory, a checkpoint, or a model name.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="A run directory, a checkpoint, or a model name; two with --paired.", show_default=False
+        ),
     ],
     task: Annotated[
-        list[str], typer.Option("--task", help="exact_match, gsm8k, perplexity, ... (repeatable).")
+        list[str],
+        typer.Option(
+            "--task",
+            help="exact_match, gsm8k, perplexity, mbpp, humaneval, a task of lm-evaluation-harness, or a local task's "
+            "YAML file or folder (repeatable, or separated by commas).",
+        ),
     ],
+    paired: Annotated[bool, typer.Option("--paired", help="Compare two targets on the same items.")] = False,
     source: Annotated[str | None, typer.Option(help="Data source of the task.")] = None,
     path: Annotated[str | None, typer.Option(help="Local file or folder with the data.")] = None,
     split: Annotated[str, typer.Option()] = "test",
     limit: Annotated[int | None, typer.Option(help="Only the first (or a seeded sample of) items.")] = None,
     sample_seed: Annotated[int | None, typer.Option(help="Draw `--limit` items with this seed.")] = None,
     style: Annotated[str, typer.Option(help="rationale or answer.")] = "rationale",
+    prompt_template: Annotated[
+        str | None, typer.Option(help="Another prompt, with {question} or {text} and {tests}.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option()] = 256,
     batch_size: Annotated[int, typer.Option()] = 32,
     length: Annotated[list[int] | None, typer.Option(help="Perplexity context lengths.")] = None,
-    few_shot: Annotated[int, typer.Option()] = 0,
+    windows: Annotated[
+        str, typer.Option(help="Perplexity over: rows, disjoint or sliding windows.")
+    ] = "rows",
+    stride: Annotated[int | None, typer.Option(help="Of sliding windows; default: half the length.")] = None,
+    few_shot: Annotated[int, typer.Option(help="Worked examples before each prompt.")] = 0,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
+    temperature: Annotated[float, typer.Option()] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    samples_per_item: Annotated[int, typer.Option(help="Programs per problem, for pass@k.")] = 1,
+    k: Annotated[list[int] | None, typer.Option("--k", help="pass@k for this k (repeatable).")] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run programs that the model wrote, in a sandbox.")
+    ] = False,
     routing: Annotated[str | None, typer.Option(help="on, removed, all, dense: how methods act.")] = None,
     device: Annotated[str, typer.Option()] = "auto",
     output: Annotated[
@@ -47,8 +74,13 @@ def evaluate(
     allow_partial: Annotated[bool, typer.Option(help="Evaluate a run that has not finished.")] = False,
 ) -> None:
     """Measure a run, a saved checkpoint or a bare model; per-item predictions are written."""
+    if len(target) != (2 if paired else 1):
+        raise ConfigError(
+            f"{len(target)} targets given: "
+            + ("--paired needs two" if paired else "give one, or two with --paired")
+        )
     configs: list[EvalTask] = []
-    for name in task:
+    for name in (part.strip() for listed in task for part in listed.split(",")):
         options: dict[str, Any] = {
             "task": name,
             "source": source or DEFAULT_SOURCES.get(name, "wordmath"),
@@ -59,20 +91,61 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "few_shot": few_shot,
-            "options": {} if sample_seed is None else {"sample_seed": sample_seed},
+            "do_sample": sample,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+            "samples_per_item": samples_per_item,
+            "k": k or [1],
+            "allow_code_execution": allow_code_execution,
+            "windows": windows,
+            "stride": stride,
+            "routing": routing,
+            "options": {},
         }
+        if sample_seed is not None:
+            options["options"]["sample_seed"] = sample_seed
+        if prompt_template is not None:
+            options["options"]["prompt_template"] = prompt_template.replace("\\n", "\n")
         if length:
             options["lengths"] = length
+        if name not in TASKS:
+            options["label"] = Path(name).stem if "/" in name or name.endswith((".yaml", ".yml")) else name
         configs.append(build_config(EvalTask, options))
+    if any(config.task in CODE_TASKS for config in configs):
+        out.print(f"sandbox: {describe_isolation()}")
+    found = [
+        measure(one, configs, device=device, allow_partial=allow_partial, output=output, several=paired)
+        for one in target
+    ]
+    results: dict[str, Any] = found[0][0]
+    if paired:
+        results = {}
+        for config in configs:
+            report = paired_report(found[0][1][config.key], found[1][1][config.key])
+            results[config.key] = report
+            out.print(f"\n{config.key}: A = {target[0]}, B = {target[1]}", markup=False)
+            for line in paired_lines(report, ("A", "B")):
+                out.print(line, markup=False)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(results, indent=1))
+
+
+def measure(
+    target: str,
+    configs: list[EvalTask],
+    *,
+    device: str,
+    allow_partial: bool,
+    output: Path | None,
+    several: bool,
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Metrics and items of every task on one target; the table is printed and the predictions are written."""
     model, tokenizer, folder = open_target(target, device=device, allow_partial=allow_partial)
-    if routing is not None:
-        methods = list(getattr(model, "headgate_methods", []))
-        if not methods:
-            raise ConfigError(f"--routing {routing}: {target} has no routing method")
-        for method in methods:
-            method.set_routing(routing)
-    results = {}
     where = output or (folder / "predictions" if folder is not None else Path("predictions"))
+    if several and (output is not None or folder is None):
+        where = where / (folder.name if folder is not None else Path(target).name.replace(":", "-"))
+    metrics, items = {}, {}
     with live_console() as console:
         for config in configs:
             result = run_task(
@@ -81,10 +154,36 @@ def evaluate(
                 config,
                 lambda d, t, key=config.key: console.progress(f"evaluate {key}", d, t),
             )
-            results[config.key] = result.metrics
-            name = config.key if routing is None else f"{config.key}.{routing}"
+            metrics[config.key], items[config.key] = result.metrics, result.items
+            name = config.key if config.routing is None else f"{config.key}.{config.routing}"
             write_predictions(where / f"{name}.jsonl", result.items)
-    out.print(result_table(target, results))
-    out.print(f"predictions: {where}")
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(results, indent=1))
+    out.print(result_table(target, metrics))
+    for key, found in metrics.items():
+        for line in details(found):
+            out.print(f"{key}: {line}", markup=False)
+    out.print(f"predictions: {where}", markup=False)
+    return metrics, items
+
+
+def details(metrics: dict[str, Any]) -> list[str]:
+    """What does not fit in the table: every scorer, how programs ended, several lengths."""
+    lines = []
+    if "scorers" in metrics:
+        lines.append("  ".join(f"{name} {value:.1%}" for name, value in metrics["scorers"].items()))
+    if metrics.get("prompts_truncated"):
+        lines.append(
+            f"{metrics['prompts_truncated']} prompts lost their beginning: they fill the model's context"
+        )
+    if "outcomes" in metrics:
+        passes = "  ".join(
+            f"{name} {value:.1%}" for name, value in metrics.items() if name.startswith("pass@")
+        )
+        lines.append(
+            f"{passes}  programs: " + ", ".join(f"{n} {kind}" for kind, n in metrics["outcomes"].items())
+        )
+    lengths = [name for name in metrics if name.isdigit()]
+    if len(lengths) > 1:
+        lines.append("  ".join(f"{name} tokens: {metrics[name]['perplexity']:.3f}" for name in lengths))
+    if "harness" in metrics:
+        lines += [f"{name} {value:.4f}" for name, value in metrics["harness"].items()]
+    return lines

@@ -10,6 +10,7 @@ from transformers import TextStreamer
 from headgate.cli.console import err, out
 from headgate.cli.targets import open_target
 from headgate.errors import ConfigError
+from headgate.evaluation.generation import Generation, chat_ids
 from headgate.evaluation.generation import generate as generate_batch
 
 
@@ -21,9 +22,11 @@ def generate(
         list[str] | None, typer.Option("--prompt", help="Text to continue (repeatable).")
     ] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive", help="Read prompts from the terminal.")
+        bool,
+        typer.Option("--interactive", help="Read prompts from the terminal; an empty line starts afresh."),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
     temperature: Annotated[float, typer.Option()] = 1.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
@@ -45,54 +48,46 @@ def generate(
     options: dict[str, Any] = dict(
         max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_p=top_p, seed=seed
     )
-
-    def answer(texts: list[str]) -> None:
-        wrapped = [text if raw else chat(tokenizer, text) for text in texts]
-        if stream or interactive:
-            for text in wrapped:
-                stream_one(model, tokenizer, text, options)
-            return
-        for result in generate_batch(model, tokenizer, wrapped, **options):
+    asked = [chat_ids(tokenizer, [{"role": "user", "content": text}], raw=raw) for text in prompt or []]
+    if stream:
+        for ids in asked:
+            note(stream_one(model, tokenizer, ids, options))
+    elif asked:
+        for result in generate_batch(model, tokenizer, asked, batch_size=batch_size, **options):
             out.print(result.text, markup=False)
-            if result.truncated:
-                err.print("[yellow](stopped at the token limit)[/yellow]")
+            note(result)
+    if interactive:
+        converse(model, tokenizer, options, raw=raw)
 
-    if prompt:
-        answer(prompt)
-    while interactive:
+
+def converse(model: Any, tokenizer: Any, options: dict[str, Any], *, raw: bool) -> None:
+    """A conversation where the model has a chat template, one prompt after the other where it has none."""
+    keeps = not raw and getattr(tokenizer, "chat_template", None) is not None
+    turns: list[dict[str, str]] = []
+    while True:
         try:
-            answer([input("> ")])
+            text = input("> ")
         except EOFError:
             return
+        if not text.strip() or not keeps:
+            turns = []
+        if not text.strip():
+            continue
+        turns.append({"role": "user", "content": text})
+        answer = stream_one(model, tokenizer, chat_ids(tokenizer, turns, raw=raw), options)
+        note(answer)
+        turns.append({"role": "assistant", "content": answer.text})
 
 
-def chat(tokenizer: Any, text: str) -> str:
-    """The prompt inside the model's chat template, where it has one."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        return text
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-    )
+def stream_one(model: Any, tokenizer: Any, ids: list[int], options: dict[str, Any]) -> Generation:
+    """Print one continuation token by token; the same tokens as without streaming."""
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    (result,) = generate_batch(model, tokenizer, [ids], streamer=streamer, **options)
+    return result
 
 
-def stream_one(model: Any, tokenizer: Any, text: str, options: dict[str, Any]) -> None:
-    """Print one continuation token by token."""
-    import torch
-
-    inputs = tokenizer(text, return_tensors="pt").to(next(model.parameters()).device)
-    inputs.pop("token_type_ids", None)
-    torch.manual_seed(options["seed"])
-    sampling = (
-        {"do_sample": True, "temperature": options["temperature"], "top_p": options["top_p"], "top_k": 0}
-        if options["do_sample"]
-        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    )
-    model.generate(
-        **inputs,
-        max_new_tokens=options["max_new_tokens"],
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-    )
+def note(result: Generation) -> None:
+    if result.prompt_truncated:
+        err.print("[yellow](the prompt fills the context: its beginning was left out)[/yellow]")
+    if result.truncated:
+        err.print("[yellow](stopped at the token limit)[/yellow]")

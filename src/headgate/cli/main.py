@@ -5,8 +5,10 @@ Exit codes: 0 done; 1 something failed; 2 a recipe or an argument is wrong; 130 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import platform
 import sys
 
 import typer
@@ -49,11 +51,26 @@ def quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
+def keep_freed_memory() -> None:
+    """glibc gives large freed blocks back to the kernel and faults them in again at every step; keep them.
+
+    A fifth of the step time of a small model on a CPU. Elsewhere (musl, macOS, Windows) there is no mallopt.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    mallopt(trim_threshold, 1 << 30)
+    mallopt(top_pad, 256 << 20)
+    mallopt(mmap_threshold, 32 << 20)
+
+
 def main() -> None:
     """Entry point of the console script."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    keep_freed_memory()
     quiet_libraries()
     try:
         app(standalone_mode=True)

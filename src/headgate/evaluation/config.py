@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headgate.data.config import SourceConfig
+from headgate.evaluation.sandbox import REFUSAL
+
+CODE_TASKS = ("mbpp", "humaneval")
 
 
 class EvalTask(SourceConfig):
@@ -23,16 +26,40 @@ class EvalTask(SourceConfig):
     few_shot: int = Field(default=0, ge=0)
     do_sample: bool = False
     temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     samples_per_item: int = Field(default=1, ge=1)
+    k: list[int] = Field(default_factory=lambda: [1])
+    """pass@k for these k; each needs ``samples_per_item`` of at least k."""
+    allow_code_execution: bool = False
+    """Programs that a model wrote are only run when this says so."""
+    code_seconds: float = Field(default=5.0, gt=0)
+    windows: Literal["rows", "disjoint", "sliding"] = "rows"
+    """Perplexity over rows cut at each length, or over the joined text in windows of that length."""
+    stride: int | None = Field(default=None, ge=1)
+    """Of sliding windows; default: half the length."""
     routing: str | None = None
     label: str | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvalTask:
+        if self.task in CODE_TASKS and not self.allow_code_execution:
+            raise ValueError(REFUSAL)
+        if any(not 1 <= k <= self.samples_per_item for k in self.k):
+            raise ValueError(
+                f"k={self.k} needs samples_per_item of at least {max(self.k)}, it is {self.samples_per_item}: raise it"
+            )
+        if self.samples_per_item > 1 and not self.do_sample:
+            raise ValueError(
+                f"samples_per_item={self.samples_per_item} greedy samples would all be equal: set do_sample: true"
+            )
+        if any(length < 2 for length in self.lengths):
+            raise ValueError(f"lengths={self.lengths}: a window needs at least two tokens")
+        return self
 
     @property
     def key(self) -> str:
         """What its results are stored under: the label, or the task and its source."""
-        return self.label or (
-            self.task if self.task in ("mbpp", "humaneval") else f"{self.task}_{self.source}"
-        )
+        return self.label or (self.task if self.task in CODE_TASKS else f"{self.task}_{self.source}")
 
     def source_config(self) -> SourceConfig:
         """The data part alone."""

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from headgate.data.config import DataConfig
 from headgate.data.prepare import prepare
-from headgate.errors import DataError
+from headgate.errors import ConfigError, DataError
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import describe
 
@@ -75,3 +75,79 @@ def perplexity(
         "truncated_rows": prepared.report.truncated,
     }
     return metrics, items
+
+
+def windows_over(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:
+    """(begin, end, first scored position) of windows over a text; every position after the first is scored once.
+
+    ``stride == length``: disjoint windows. Below it they overlap, and only what the one before did not score counts.
+    """
+    windows, scored = [], 1
+    for begin in range(0, tokens, stride):
+        end = min(begin + length, tokens)
+        if end > scored:
+            windows.append((begin, end, max(scored, begin + 1)))
+            scored = end
+        if end == tokens:
+            break
+    return windows
+
+
+def text_perplexity(
+    model: Any, tokenizer: Any, rows: Any, *, length: int, stride: int, batch_size: int = 32
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Loss and perplexity over each row's whole text in windows of ``length`` tokens, ``stride`` apart.
+
+    Disjoint windows do not score their first token, which has no context there. Besides the token's, the figures
+    per word and per byte, which do not depend on the tokenizer. Raises DataError for rows without text, or for a
+    window beyond the context; ConfigError for a stride above the length.
+    """
+    context = describe(model).context_length
+    if context is not None and length > context:
+        raise DataError(
+            f"a window of {length} tokens exceeds the model's context of {context}: lower the length"
+        )
+    if stride > length:
+        raise ConfigError(f"stride={stride} above length={length} would leave tokens out: lower the stride")
+    texts = [_text_of(row) for row in rows]
+    pieces, owners = [], []
+    for index, text in enumerate(texts):
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        for begin, end, first in windows_over(len(ids), length, stride):
+            labels = [IGNORE_INDEX] * (first - begin) + ids[first:end]
+            pieces.append({"input_ids": ids[begin:end], "labels": labels})
+            owners.append(index)
+    losses = sequence_losses(model, pieces, tokenizer.pad_token_id, batch_size)
+    totals = [[0.0, 0] for _ in texts]
+    for owner, (value, count) in zip(owners, losses, strict=True):
+        totals[owner][0] += value
+        totals[owner][1] += count
+    nats, tokens = math.fsum(value for value, _ in totals), sum(int(count) for _, count in totals)
+    if tokens == 0:
+        raise DataError("the text has no token with one before it: give a longer text")
+    words = sum(len(text.split()) for text in texts)
+    octets = sum(len(text.encode()) for text in texts)
+    items = [
+        {"id": row["example_id"], "loss": value / max(count, 1), "tokens": count}
+        for row, (value, count) in zip(rows, totals, strict=True)
+    ]
+    return {
+        "loss": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700)),
+        "word_perplexity": math.exp(min(nats / max(words, 1), 700)),
+        "bits_per_byte": nats / max(octets, 1) / math.log(2),
+        "tokens": tokens,
+        "rows": len(items),
+        "stride": stride,
+    }, items
+
+
+def _text_of(row: Mapping[str, Any]) -> str:
+    text = row.get("text")
+    if text is None and row.get("prompt") is not None:
+        text = row["prompt"] + row["completion"]
+    if text is None:
+        raise DataError(
+            "windows over text need rows with a text, or with prompt and completion: use windows: rows"
+        )
+    return str(text)

@@ -6,14 +6,15 @@ open files, processes and output. Where the kernel lets us (``isolation`` says w
 - ``namespaces``: its own process, network, mount and IPC namespaces, an unprivileged user, a file system that
   holds only the interpreter and system libraries, read-only, beside one small folder in memory. Nothing outlives it.
 - ``bwrap``: the same by bubblewrap, for systems that allow namespaces to it alone.
-- ``limits``: neither is possible. Limits and killing only; the network and readable files stay open, and code
-  of the same user can signal other processes. It is said, with a warning.
+- ``limits``: neither is possible. Limits, killing and (on Linux) a system-call filter that refuses sockets and
+  signals; whatever this user may read or write stays open to the code. It is said, with a warning. Never as root.
 
 A program can read its own interpreter's memory: a solution written to attack the scorer could forge success.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -117,11 +118,14 @@ def isolation() -> str:
             if mode == "limits":
                 warnings.warn(
                     "neither namespaces nor bwrap work here: model-written code runs under limits only, and can reach "
-                    "the network and this user's files; run it in a container or a virtual machine",
+                    "this user's files; run it in a container or a virtual machine",
                     stacklevel=3,
                 )
             return mode
-    raise ConfigError("no sandbox works on this system: a separate Python process could not be run")
+    raise ConfigError(
+        "no sandbox works on this system (namespaces and bwrap are refused, and root does not run such code without "
+        "them): install bubblewrap, or run as an ordinary user"
+    )
 
 
 def describe_isolation() -> str:
@@ -129,13 +133,15 @@ def describe_isolation() -> str:
     return {
         "namespaces": "own process, network and mount namespaces, read-only root, unprivileged user, limits",
         "bwrap": "bubblewrap --unshare-all, read-only root, limits",
-        "limits": "limits and process-group kill only: no network or file-system isolation on this system",
+        "limits": "limits, system-call filter and process-group kill: no file-system isolation on this system",
     }[isolation()]
 
 
 def _run(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
     if mode == "bwrap" and shutil.which("bwrap") is None:
         return Outcome("error", "", "bwrap is not installed", "", 0.0)
+    if mode == "limits" and os.geteuid() == 0 and not _open_to_others(os.path.realpath(sys.base_prefix)):
+        return Outcome("error", "", "root runs no such code without namespaces", "", 0.0)
     started = time.monotonic()
     folder = tempfile.mkdtemp(prefix="headgate-sandbox-")
     os.chmod(folder, 0o755)
@@ -195,7 +201,17 @@ def _wrapper(mode: str, limits: Limits) -> list[str]:
         elif path not in DEVICES:
             command += ["--ro-bind", path, path]
     command += ["--dev", "/dev", "--proc", "/proc", "--remount-ro", "/dev"]
-    return [*command, "--size", str(limits.disk << 20), "--tmpfs", "/box", "--remount-ro", "/", "--chdir", "/box"]
+    return [
+        *command,
+        "--size",
+        str(limits.disk << 20),
+        "--tmpfs",
+        "/box",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/box",
+    ]
 
 
 @functools.cache
@@ -211,10 +227,12 @@ def _other_user(folder: str, mode: str) -> int | None:
     """Root does not run such code as root: a user id of its own, whose processes can all be killed together."""
     if os.geteuid() != 0 or mode == "bwrap":
         return None
-    if mode == "limits" and not _open_to_others(os.path.realpath(sys.base_prefix)):
-        return None
     uid = 200_000 + secrets.randbelow(300_000)
-    spans = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()] if os.path.exists("/proc/self/uid_map") else []
+    spans = (
+        [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+        if os.path.exists("/proc/self/uid_map")
+        else []
+    )
     if not any(int(first) <= uid < int(first) + int(count) for first, _, count in spans):
         uid = NOBODY
     os.chown(folder, uid, uid)
@@ -231,14 +249,10 @@ def _end(process: subprocess.Popen[bytes], mode: str) -> None:
     """The guard and everything under it."""
     if process.poll() is None and mode == "limits":
         process.send_signal(signal.SIGTERM)  # it kills and sweeps up what the program started
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=6)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from headgate.errors import ConfigError
 from headgate.evaluation.predictions import read_predictions
@@ -76,6 +77,7 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
             "mean": float(np.mean(values)),
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "cv": statistics.coefficient_of_variation(values),
+            "item_interval": item_interval(metric, results[seeds[0]], float(np.mean(values))),
             "cost": _cost([results[seed]["training"] for seed in seeds]),
             "metrics": [results[seed]["evaluation"] for seed in seeds],
             "runs": {str(seed): str(directory.path) for seed, directory in by_seed.items()},
@@ -106,6 +108,15 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
         "contrasts": contrasts,
         "headgate_versions": sorted(versions),
     }
+
+
+def item_interval(metric: Metric, result: Mapping[str, Any], mean: float) -> tuple[float, float] | None:
+    """Wilson's 95% interval of an accuracy over its items: how far chance in the items alone could move it."""
+    if metric.path[0] != "evaluation" or metric.path[-1] != "accuracy":
+        return None
+    items = int(result["evaluation"][metric.path[1]]["items"])
+    found = binomtest(round(mean * items), items).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def contrast(

@@ -3,7 +3,8 @@
     loss = sum_n w (lse(l_n) - l_n[y_n]),   l_n = softcap(h_n W^T + b)
     dl/dh = e W,  dl/dW = e^T h,  dl/db = sum_n e_n,   e = softmax(l) - onehot(y)
 
-Rows are taken a chunk at a time; a chunk's logits become its error in place, so the peak is one chunk.
+Rows are taken a chunk at a time, so the peak is one chunk of logits and one of probabilities, which become the
+error in place.
 Observers see every chunk in the forward: this is how the backward gate sketches the whole error vector for
 one pass over memory that is hot anyway.
 
@@ -16,7 +17,7 @@ Shapes: N labelled rows, C rows of a chunk, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,45 +27,55 @@ from torch.autograd.function import once_differentiable
 from headgate.errors import ConfigError
 from headgate.ops import head_loss
 
-CHUNK_ELEMENTS_CPU = 1 << 23
+CHUNK_ELEMENTS_CPU = 1 << 22
 CHUNK_ELEMENTS_GPU = 1 << 26
 
 
-@dataclass
 class HeadChunk:
-    """What an observer sees of C labelled rows. ``entropy`` must be read before ``error``, which reuses the logits."""
+    """What an observer sees of C labelled rows. ``entropy`` must be read before ``error_CV``, which reuses its memory.
 
-    hidden_CH: Tensor
-    label_C: Tensor
-    row_C: Tensor
-    loss_C: Tensor
-    lse_C: Tensor
-    weight_VH: Tensor
-    softcap: float | None = None
-    label_smoothing: float = 0.0
-    _l_CV: Tensor | None = None
-    _e_CV: Tensor | None = field(default=None)
-    _g_CH: Tensor | None = field(default=None)
+    Attributes:
+        hidden_CH, label_C, row_C: head input, label and batch row of each labelled token.
+        loss_C: its loss. lse_C: logsumexp of its logits. weight_VH: the head.
+    """
+
+    def __init__(
+        self,
+        hidden_CH: Tensor,
+        label_C: Tensor,
+        row_C: Tensor,
+        l_CV: Tensor,
+        weight_VH: Tensor | None,
+        softcap: float | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.hidden_CH, self.label_C, self.row_C, self.weight_VH = hidden_CH, label_C, row_C, weight_VH
+        self.softcap, self.label_smoothing = softcap, label_smoothing
+        self._p_CV, self.loss_C, self.lse_C = head_loss.softmax_and_loss(l_CV, label_C, label_smoothing)
+        self._l_CV: Tensor | None = l_CV
+        self._is_error = False
+        self._g_CH: Tensor | None = None
 
     def entropy(self) -> Tensor:
         """``[C]`` entropy of the prediction, in nats."""
-        assert self._l_CV is not None, "entropy is read before error: they share memory"
-        return head_loss.entropy(self._l_CV, self.lse_C)
+        assert self._l_CV is not None, "entropy is read before error_CV: they share memory"
+        return head_loss.entropy(self._l_CV, self._p_CV, self.lse_C)
 
     @property
     def error_CV(self) -> Tensor:
         """``[C, V]`` fp32 derivative of each row's loss by its (uncapped) logits. Leave it as you found it."""
-        if self._e_CV is None:
+        if not self._is_error:
             assert self._l_CV is not None
-            self._e_CV = head_loss.error_in_place(
-                self._l_CV, self.label_C, self.lse_C, self.softcap, self.label_smoothing
-            )
-            self._l_CV = None
-        return self._e_CV
+            e_CV = head_loss.error_in_place(self._p_CV, self.label_C, self.label_smoothing)
+            if self.softcap is not None:
+                e_CV.mul_(head_loss.softcap_slope(self._l_CV, self.softcap))
+            self._is_error, self._l_CV = True, None
+        return self._p_CV
 
     def backprop(self) -> Tensor:
         """``[C, H]`` what the head sends back: ``g = e W``, in the weights' dtype."""
         if self._g_CH is None:
+            assert self.weight_VH is not None, "signal: backprop needs the head's weight"
             self._g_CH = self.error_CV.to(self.weight_VH.dtype) @ self.weight_VH
         return self._g_CH
 
@@ -73,7 +84,7 @@ HeadObserver = Callable[[HeadChunk], "Tensor | None"]
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows per chunk: 32 MiB of fp32 logits on a CPU, 256 MiB on a GPU, at least 16 rows."""
+    """Rows per chunk: 16 MiB of fp32 logits on a CPU, 256 MiB on a GPU, at least 16 rows."""
     elements = CHUNK_ELEMENTS_CPU if device.type == "cpu" else CHUNK_ELEMENTS_GPU
     return max(16, elements // vocabulary)
 
@@ -147,11 +158,7 @@ class _Plan:
         self, h_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, label_C: Tensor, row_C: Tensor
     ) -> HeadChunk:
         l_CV = head_loss.head_logits(h_CH, weight_VH, bias_V, self.softcap)
-        loss_C, lse_C = head_loss.row_loss(l_CV, label_C, self.label_smoothing)
-        chunk = HeadChunk(
-            h_CH, label_C, row_C, loss_C, lse_C, weight_VH, self.softcap, self.label_smoothing, l_CV
-        )
-        return chunk
+        return HeadChunk(h_CH, label_C, row_C, l_CV, weight_VH, self.softcap, self.label_smoothing)
 
 
 class _Gradients:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.modules.fused_head import HeadChunk, chunk_rows
-from headgate.ops import head_loss, sketch
+from headgate.ops import sketch
 
 Signal = Literal["head", "backprop"]
 ErrorVector = Literal["full", "topk"]
@@ -145,11 +145,8 @@ class HeadSketcher(nn.Module):
         step = chunk_rows(logits.shape[-1], logits.device)
         for start in range(0, b_N.numel(), step):
             b_C, t_C = b_N[start : start + step], t_N[start : start + step]
-            l_CV, label_C = logits[b_C, t_C].float(), target[b_C, t_C]
-            loss_C, lse_C = head_loss.row_loss(l_CV, label_C)
-            weight = hidden.new_zeros(0) if weight_VH is None else weight_VH
-            chunk = HeadChunk(hidden[b_C, t_C], label_C, b_C, loss_C, lse_C, weight, softcap, 0.0, l_CV)
-            self.observe(chunk)
+            l_CV = logits[b_C, t_C].float()
+            self.observe(HeadChunk(hidden[b_C, t_C], target[b_C, t_C], b_C, l_CV, weight_VH, softcap))
 
 
 def top_errors(e_CV: Tensor, label_C: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -19,35 +19,37 @@ def head_logits(h_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap:
     return l_CV
 
 
-def row_loss(l_CV: Tensor, label_C: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """``(loss_C, logsumexp_C)`` with ``loss = lse - (1 - s) l[label] - s mean(l)``."""
-    lse_C = torch.logsumexp(l_CV, -1)
+def softmax_and_loss(
+    l_CV: Tensor, label_C: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(p_CV, loss_C, logsumexp_C)`` with ``loss = lse - (1 - s) l[label] - s mean(l)``.
+
+    One exponential per logit serves all three: ``lse = max l - log max p``, and max p is at least 1/V.
+    """
+    p_CV = torch.softmax(l_CV, -1)
+    lse_C = l_CV.amax(-1) - p_CV.amax(-1).log()
     gold_C = l_CV.gather(1, label_C[:, None])[:, 0]
     if label_smoothing:
         gold_C = (1 - label_smoothing) * gold_C + label_smoothing * l_CV.mean(-1)
-    return lse_C - gold_C, lse_C
+    return p_CV, lse_C - gold_C, lse_C
 
 
-def error_in_place(
-    l_CV: Tensor, label_C: Tensor, lse_C: Tensor, softcap: float | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """Overwrite logits by ``e = dloss/dlogits = softmax(l) - target`` and return them.
-
-    The target is ``(1 - s) onehot + s / V``. With a soft cap, e is the derivative by the logits before the
-    cap: times ``1 - (l / c)^2``.
-    """
-    slope_CV = None if softcap is None else 1 - (l_CV / softcap).square_()
-    e_CV = l_CV.sub_(lse_C[:, None]).exp_()
+def error_in_place(p_CV: Tensor, label_C: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Overwrite probabilities by ``e = dloss/dlogits = p - ((1 - s) onehot + s / V)`` and return them."""
     if label_smoothing:
-        e_CV -= label_smoothing / e_CV.shape[1]
-    gold_C1 = torch.full_like(lse_C, label_smoothing - 1)[:, None]
-    e_CV.scatter_add_(1, label_C[:, None], gold_C1)
-    return e_CV if slope_CV is None else e_CV.mul_(slope_CV)
+        p_CV -= label_smoothing / p_CV.shape[1]
+    gold_C1 = p_CV.new_full((p_CV.shape[0], 1), label_smoothing - 1)
+    return p_CV.scatter_add_(1, label_C[:, None], gold_C1)
 
 
-def entropy(l_CV: Tensor, lse_C: Tensor) -> Tensor:
+def softcap_slope(l_CV: Tensor, softcap: float) -> Tensor:
+    """``1 - (l / c)^2``: derivative of the capped logit by the logit before the cap. Overwrites l."""
+    return l_CV.div_(softcap).square_().neg_().add_(1)
+
+
+def entropy(l_CV: Tensor, p_CV: Tensor, lse_C: Tensor) -> Tensor:
     """Entropy of the prediction per row, in nats: ``lse - sum p l``."""
-    return lse_C - (torch.exp(l_CV - lse_C[:, None]) * l_CV).sum(-1)
+    return lse_C - torch.linalg.vecdot(p_CV, l_CV)
 
 
 def shifted_rows(hidden: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,21 @@
+#!/bin/bash
+#SBATCH --job-name=headgate-gate-quick
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=256G
+#SBATCH --time=48:00:00
+#SBATCH --signal=B:TERM@300
+#SBATCH --requeue
+#SBATCH --output=slurm-%x-%j.out
+# The baseline, then the gated run. Sent TERM five minutes before the limit: the run saves and, requeued, goes on where it was.
+# Submit from the repository root: sbatch recipes/backward_gate/slurm/quick.sh
+set -euo pipefail
+launch() {
+  accelerate launch --config_file recipes/backward_gate/accelerate/4_gpu.yaml -m headgate.cli.main train "$1" --resume &
+  child=$!
+  trap 'kill -TERM $child' TERM
+  wait $child
+}
+launch recipes/backward_gate/baseline.yaml
+launch recipes/backward_gate/quick.yaml

@@ -1,0 +1,238 @@
+"""The backward gate: what it costs, what it saves, and the memory of the chunked head.
+
+Four measurements: gate cost as a share of the forward; time per offered micro-batch at acceptance .1, .25 and .5
+against the (1 + rho a)/(1 + rho) law; the same with ``score_layer``; peak memory at V = 152k.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headgate.experiments.benchmarks.frame import (
+    Check,
+    Report,
+    Say,
+    at_most,
+    interleaved,
+    not_measured,
+    paired_ratio,
+    spread,
+)
+from headgate.methods.backward_gate import BackwardGate
+from headgate.methods.backward_gate.evidence import at_block
+from headgate.models.anatomy import Anatomy, describe
+from headgate.models.load import load_model
+from headgate.models.surgery import head_bypassed
+from headgate.modules.fused_head import chunked_head_loss
+from headgate.modules.head_sketch import HeadSketcher
+
+ACCEPTANCES = (0.1, 0.25, 0.5)
+OFFERED = 20
+LARGE_VOCABULARY = 151_936
+
+
+class Bench:
+    """One adapted model, one batch, and the pieces of a gated step."""
+
+    def __init__(self, name: str, rows: int, length: int) -> None:
+        self.model, _ = load_model(name, lora={"dropout": 0.0}, seed=1, device="cpu")
+        self.anatomy: Anatomy = describe(self.model)
+        stream = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(3, self.anatomy.vocab_size, (rows, length), generator=stream)
+        self.gate = BackwardGate(burn_in=1 << 30)
+        self.gate.attach(self.anatomy)
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=1e-4)
+
+    def forward(self, observed: bool) -> Tensor:
+        """Loss of the batch; a gated one recomputes the head's logits in its backward, if there is one."""
+        core = self.gate._core()
+        core.sketcher.begin()
+        with head_bypassed(self.anatomy.head) as captured:
+            self.model(input_ids=self.ids)
+        head: Any = self.anatomy.head
+        return chunked_head_loss(
+            captured[-1],
+            head.weight,
+            self.ids,
+            bias=head.bias,
+            softcap=self.anatomy.softcap,
+            observers=(core.sketcher.observe,) if observed else (),
+            gradients="recompute",
+        )
+
+    def decide(self) -> None:
+        core = self.gate._core()
+        score = core.score(core.sketcher.end())
+        core.accept(score, optimizer_step=0)
+        core.update(score)
+
+    def learn(self, loss: Tensor) -> None:
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def ungated(self) -> None:
+        for _ in range(OFFERED):
+            self.learn(self.forward(observed=False))
+
+    def forwards(self) -> None:
+        for _ in range(OFFERED):
+            self.forward(observed=False)
+
+    def gated(self, acceptance: float) -> Callable[[], None]:
+        """Gate work on every micro-batch, backward on exactly ``acceptance`` of them, evenly spaced."""
+
+        def work() -> None:
+            for place in range(OFFERED):
+                loss = self.forward(observed=True)
+                self.decide()
+                if int((place + 1) * acceptance) > int(place * acceptance):
+                    self.learn(loss)
+
+        return work
+
+    def partial(self, acceptance: float) -> Callable[[], None]:
+        """``score_layer`` in the middle: what is rejected runs the first half of the blocks only."""
+        middle = self.anatomy.num_blocks // 2 - 1
+        core = self.gate._core()
+
+        class Stop(Exception):
+            pass
+
+        def work() -> None:
+            for place in range(OFFERED):
+                accepted = int((place + 1) * acceptance) > int(place * acceptance)
+
+                def look(_module: Any, _args: Any, output: Any, accepted: bool = accepted) -> None:
+                    hidden = output[0] if isinstance(output, tuple) else output
+                    core.update(core.score(at_block(core, self.anatomy, hidden.detach(), self.ids)))
+                    if not accepted:
+                        raise Stop
+
+                handle = self.anatomy.blocks[middle].register_forward_hook(look)
+                try:
+                    self.learn(self.forward(observed=False))
+                except Stop:
+                    pass
+                finally:
+                    handle.remove()
+
+        return work
+
+
+def peak_growth(work: Callable[[], Any]) -> float:
+    """MiB by which the process' resident set grew at its highest during ``work``."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # the kernel forgets the earlier peak
+
+    def status(key: str) -> float:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key):
+                return float(line.split()[1]) / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before = status("VmRSS")
+    work()
+    return max(0.0, status("VmHWM") - before)
+
+
+def _memory(report: Report, say: Say, tokens: int, gate_tokens: int) -> None:
+    """Peak of plain and chunked cross-entropy at V = 152k, and what the gate adds."""
+    stream = torch.Generator().manual_seed(0)
+    hidden_size = 64
+    weight = torch.randn(LARGE_VOCABULARY, hidden_size, generator=stream) / 8
+    hidden = torch.randn(1, tokens, hidden_size, generator=stream).requires_grad_()
+    labels = torch.randint(LARGE_VOCABULARY, (1, tokens), generator=stream)
+
+    def plain() -> None:
+        logits = (hidden @ weight.T)[:, :-1].float()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
+
+    def chunked() -> None:
+        chunked_head_loss(hidden, weight, labels, gradients="recompute").backward()
+
+    chunked()
+    found = {"plain head": peak_growth(plain), "chunked head": peak_growth(chunked)}
+    say(
+        f"peak of the head at V=152k, {tokens} tokens: "
+        + ", ".join(f"{k} {v:.0f} MiB" for k, v in found.items())
+    )
+    long = torch.randn(1, gate_tokens, hidden_size, generator=stream)
+    long_labels = torch.randint(LARGE_VOCABULARY, (1, gate_tokens), generator=stream)
+    sketcher = HeadSketcher(hidden_size, LARGE_VOCABULARY, 512)
+    without = peak_growth(lambda: chunked_head_loss(long, weight, long_labels))
+    watched = peak_growth(lambda: chunked_head_loss(long, weight, long_labels, observers=(sketcher.observe,)))
+    gate = BackwardGate(d_hidden=hidden_size, vocab_size=LARGE_VOCABULARY)
+    state = sum(t.numel() * t.element_size() for t in gate.state_dict().values()) / 2**20
+    total = max(0.0, watched - without) + state
+    say(f"gate at V=152k, {gate_tokens} tokens: state {state:.1f} MiB, in all {total:.1f} MiB")
+    report.arms["memory"] = {**found, "gate state": state, "gate peak": total, "unit": "MiB"}
+    report.ratios["memory chunked/plain"] = found["chunked head"] / max(1.0, found["plain head"])
+    report.checks.append(
+        Check("chunked head below plain", report.ratios["memory chunked/plain"], "< 1", True)
+    )
+    report.checks[-1].ok = report.ratios["memory chunked/plain"] < 1
+    report.checks.append(at_most(f"gate memory at V=152k, {gate_tokens} tokens, MiB", total, 64))
+
+
+def _cost(report: Report, say: Say, name: str, rows: int, length: int, rounds: int) -> None:
+    """Gate cost as a share of the forward."""
+    bench = Bench(name, rows, length)
+
+    def with_gate() -> None:
+        bench.forward(observed=True)
+        bench.decide()
+
+    found = interleaved({"forward": lambda: bench.forward(observed=False), "gated": with_gate}, rounds=rounds)
+    share = paired_ratio(found["gated"], found["forward"]) - 1
+    say(f"{name}: the gate adds {share:.2%} to a forward of {spread(found['forward'])['median_s']:.3f} s")
+    report.arms |= {f"{name} {arm}": spread(seconds) for arm, seconds in found.items()}
+    report.ratios[f"gate share of the forward, {name}"] = share
+    report.checks.append(at_most(f"gate cost, share of the forward, {name}", share, 0.03))
+
+
+def _law(report: Report, say: Say, rows: int, length: int, rounds: int) -> None:
+    """Step time against (1 + rho a)/(1 + rho)."""
+    bench = Bench("embedded", rows, length)
+    arms: dict[str, Callable[[], Any]] = {"ungated": bench.ungated, "forward only": bench.forwards}
+    arms |= {f"a={a}": bench.gated(a) for a in ACCEPTANCES}
+    arms["a=0.25, score_layer"] = bench.partial(0.25)
+    found = interleaved(arms, rounds=rounds, warmup=1)
+    report.arms |= {name: spread(seconds) for name, seconds in found.items()}
+    rho = paired_ratio(found["ungated"], found["forward only"]) - 1
+    report.ideal["rho"] = rho
+    for a in ACCEPTANCES:
+        law, ratio = (1 + rho * a) / (1 + rho), paired_ratio(found[f"a={a}"], found["ungated"])
+        report.ideal[f"a={a}"], report.ratios[f"a={a}"] = law, ratio
+        say(f"a={a}: {ratio:.3f} of the ungated step, law {law:.3f} (rho {rho:.2f})")
+        report.checks.append(at_most(f"step time at a={a} / law", ratio / law, 1.05))
+    partial = paired_ratio(found["a=0.25, score_layer"], found["ungated"])
+    report.ratios["a=0.25, score_layer"] = partial
+    say(f"a=0.25 with score_layer: {partial:.3f} of the ungated step")
+    report.checks.append(at_most("step time at a=0.25 with score_layer", partial, 0.40))
+
+
+def run(*, quick: bool, say: Say) -> Report:
+    """Everything; ``quick`` leaves the half-billion-parameter shape out and shortens the rest."""
+    report = Report("gate")
+    _cost(report, say, "embedded", 4, 160, 20 if quick else 60)
+    if quick:
+        report.checks.append(not_measured("gate cost, qwen2-0.5b", "<= 0.03", "left out by --quick"))
+    else:
+        _cost(report, say, "random:qwen2-0.5b", 1, 128, 6)
+    _law(report, say, 4, 128, 2 if quick else 6)
+    _memory(report, say, 256 if quick else 512, 1024 if quick else 16_384)
+    if torch.cuda.is_available():
+        why = "this benchmark runs on the CPU"
+    else:
+        why = "no GPU in this machine"
+    report.checks.append(not_measured("gate cost, share of the forward, GPU", "<= 0.01", why))
+    return report
