@@ -56,6 +56,12 @@ def evaluate(
     ] = "rows",
     stride: Annotated[int | None, typer.Option(help="Of sliding windows; default: half the length.")] = None,
     few_shot: Annotated[int, typer.Option(help="Worked examples before each prompt.")] = 0,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="What `accuracy` means: strict, flexible, first_number, last_integer, boxed, math_verify."
+        ),
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
     temperature: Annotated[float, typer.Option()] = 1.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
@@ -66,6 +72,7 @@ def evaluate(
         bool, typer.Option("--allow-code-execution", help="Run programs that the model wrote, in a sandbox.")
     ] = False,
     routing: Annotated[str | None, typer.Option(help="on, removed, all, dense: how methods act.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter to put on a bare model.")] = None,
     device: Annotated[str, typer.Option()] = "auto",
     output: Annotated[
         Path | None, typer.Option(help="Folder for predictions; default: beside the run.")
@@ -91,6 +98,7 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "few_shot": few_shot,
+            "scorer": scorer,
             "do_sample": sample,
             "temperature": temperature,
             "top_p": top_p,
@@ -115,7 +123,15 @@ def evaluate(
     if any(config.task in CODE_TASKS for config in configs):
         out.print(f"sandbox: {describe_isolation()}")
     found = [
-        measure(one, configs, device=device, allow_partial=allow_partial, output=output, several=paired)
+        measure(
+            one,
+            configs,
+            device=device,
+            allow_partial=allow_partial,
+            adapter=adapter,
+            output=output,
+            several=paired,
+        )
         for one in target
     ]
     results: dict[str, Any] = found[0][0]
@@ -137,11 +153,14 @@ def measure(
     *,
     device: str,
     allow_partial: bool,
+    adapter: str | None,
     output: Path | None,
     several: bool,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Metrics and items of every task on one target; the table is printed and the predictions are written."""
-    model, tokenizer, folder = open_target(target, device=device, allow_partial=allow_partial)
+    model, tokenizer, folder = open_target(
+        target, device=device, allow_partial=allow_partial, adapter=adapter
+    )
     where = output or (folder / "predictions" if folder is not None else Path("predictions"))
     if several and (output is not None or folder is None):
         where = where / (folder.name if folder is not None else Path(target).name.replace(":", "-"))

@@ -36,13 +36,14 @@ def generate(
         bool, typer.Option("--raw", help="No chat template, even where the model has one.")
     ] = False,
     removed: Annotated[bool, typer.Option("--removed", help="Detach the methods first.")] = False,
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter to put on a bare model.")] = None,
     device: Annotated[str, typer.Option()] = "auto",
     allow_partial: Annotated[bool, typer.Option()] = False,
 ) -> None:
     """Continue prompts with routing live (or --removed)."""
     if not prompt and not interactive:
         raise ConfigError("nothing to do: give --prompt TEXT or --interactive")
-    model, tokenizer, _ = open_target(target, device=device, allow_partial=allow_partial)
+    model, tokenizer, _ = open_target(target, device=device, allow_partial=allow_partial, adapter=adapter)
     if removed and hasattr(model, "headgate_methods"):
         model.headgate_methods.detach()
     options: dict[str, Any] = dict(

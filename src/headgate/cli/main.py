@@ -10,12 +10,14 @@ import logging
 import os
 import platform
 import sys
+import warnings
 
 import typer
 
 from headgate.cli.bench import bench
 from headgate.cli.compare import compare
 from headgate.cli.evaluate import evaluate
+from headgate.cli.export import export
 from headgate.cli.generate import generate
 from headgate.cli.info import env, schema
 from headgate.cli.train import train
@@ -32,6 +34,7 @@ app.command()(train)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(export)
 app.command()(bench)
 app.command()(validate)
 app.command()(schema)
@@ -71,6 +74,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     keep_freed_memory()
+    warnings.simplefilter("ignore", FutureWarning)  # advice to the libraries' own authors
     quiet_libraries()
     try:
         app(standalone_mode=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, ConfigError, ModelError
 from headgate.experiments.run_directory import RunDirectory
 from headgate.models.load import load_model
 from headgate.training.checkpoint import STRUCTURE_FILE, last_valid
@@ -13,10 +13,22 @@ from headgate.training.saved import load
 
 
 def open_target(
-    target: str, *, device: str = "auto", allow_partial: bool = False
+    target: str, *, device: str = "auto", allow_partial: bool = False, adapter: str | None = None
 ) -> tuple[Any, Any, Path | None]:
-    """(model, tokenizer, the run's folder or None). Refuses an unfinished run unless ``allow_partial``."""
+    """(model, tokenizer, the run's folder or None). Refuses an unfinished run unless ``allow_partial``.
+
+    ``adapter``: a PEFT adapter to put on a bare model; refused if it was made for another base.
+    """
     path = Path(target)
+    if adapter is not None:
+        if (path / "recipe.yaml").exists() or (path / STRUCTURE_FILE).exists():
+            raise ConfigError(
+                f"--adapter {adapter}: {target} brings its own adapter; name its base model instead"
+            )
+        if not Path(adapter).is_dir():
+            raise ModelError(f"adapter folder {adapter!r} does not exist")
+        model, tokenizer = load_model(target, device=device, adapter=adapter)
+        return model.eval(), tokenizer, None
     if (path / "recipe.yaml").exists():
         directory = RunDirectory(path)
         if directory.status != "complete":

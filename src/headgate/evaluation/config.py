@@ -24,6 +24,10 @@ class EvalTask(SourceConfig):
     batch_size: int = Field(default=32, ge=1)
     lengths: list[int] = Field(default_factory=lambda: [512])
     few_shot: int = Field(default=0, ge=0)
+    scorer: Literal["strict", "flexible", "first_number", "last_integer", "boxed", "math_verify"] | None = (
+        None
+    )
+    """The one that ``accuracy`` reports; default: strict for rationales, flexible for bare answers."""
     do_sample: bool = False
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -90,10 +90,8 @@ def new_root(root: str, readable: list[str], disk: int) -> None:
         mount(path, target, None, MS_BIND | MS_REC)
     os.makedirs(root + "/proc")
     os.makedirs(root + BOX)
-    try:
+    with contextlib.suppress(OSError):  # a container that masks /proc: the program goes without
         mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV)
-    except OSError:
-        pass  # a container that masks /proc: the program goes without
     read_only(root)
     mount("tmpfs", root + BOX, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes=2048,mode=777")
     os.chdir(root)

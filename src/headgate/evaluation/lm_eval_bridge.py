@@ -10,21 +10,19 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from headgate.errors import ConfigError
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.generation import context_length, generate
+from headgate.evaluation.lm_eval_files import check_task_files
 from headgate.evaluation.predictions import prompt_hash
 
 PRIMARY = ("exact_match", "acc", "acc_norm", "f1", "bleu", "word_perplexity")
-HIGHER_KEYS = {"task", "include", "dataset_path"}
 DEFAULT_NEW_TOKENS = 256
 MAX_LENGTH = 32_768  # for a model that declares no context of its own
 
@@ -249,51 +247,6 @@ def importable() -> bool:
     from importlib.util import find_spec
 
     return find_spec("lm_eval") is not None
-
-
-def check_task_files(path: Path) -> list[str]:
-    """The task names in a YAML file or folder. Raises ConfigError naming the file and the field that is wrong."""
-    from lm_eval.api.task import TaskConfig
-
-    if not path.exists():
-        raise ConfigError(f"task file {path} does not exist")
-    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
-    if not files:
-        raise ConfigError(f"task folder {path} has no YAML file")
-    allowed = {field.name for field in fields(TaskConfig)} | HIGHER_KEYS | {"group", "tag", "task_alias"}
-    names = []
-    for file in files:
-        try:
-            content = yaml.load(file.read_text(), Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file} is no YAML: {str(error).splitlines()[0]}") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{file}: a task is a mapping of fields, this is {type(content).__name__}")
-        if isinstance(content.get("task"), list):
-            names.append(str(content.get("group", "")))
-            continue
-        for name in content:
-            if name not in allowed:
-                close = difflib.get_close_matches(str(name), allowed, n=1)
-                hint = f": did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(allowed))})"
-                raise ConfigError(f"{file}: unknown field {name!r}{hint}")
-        if "task" not in content:
-            if path.is_dir():
-                continue  # a template that others include
-            raise ConfigError(f"{file}: the field 'task' (its name) is missing")
-        if "include" not in content:
-            for needed in ("dataset_path", "doc_to_text", "doc_to_target"):
-                if needed not in content and "custom_dataset" not in content:
-                    raise ConfigError(f"{file}: the field {needed!r} is missing")
-        names.append(str(content["task"]))
-    return names
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads harness files without running the functions they name."""
-
-
-_Loader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
 
 
 @contextmanager

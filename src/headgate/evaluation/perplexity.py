@@ -56,7 +56,7 @@ def perplexity(
     Raises DataError when no row has a trained token at this length.
     """
     context = describe(model).context_length
-    config = DataConfig(max_length=length, loss_on=loss_on, group_by_length=False)
+    config = DataConfig(max_length=length, loss_on=loss_on, group_by_length=False, long_prompts="drop")
     prepared = prepare(rows, tokenizer, config, context_length=context)
     losses = sequence_losses(model, prepared.dataset, tokenizer.pad_token_id, batch_size)
     tokens = sum(count for _, count in losses)
@@ -73,6 +73,7 @@ def perplexity(
         "tokens": tokens,
         "rows": len(items),
         "truncated_rows": prepared.report.truncated,
+        "dropped_rows": prepared.report.dropped,
     }
     return metrics, items
 

@@ -11,18 +11,27 @@ import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
-NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
-_NUMBER = re.compile(r"(?<![\w.])([-+]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\$?\.\d+)")
-_STRICT = re.compile(r"####[ \t]*(-?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\$?\.\d+)(?![\d,]*\d)")
+from headgate.evaluation.math_verifier import math_verify_equal
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
+_NUMBER = re.compile(rf"(?<![\w.])([-+]?[$€£]?(?:{_DIGITS}|\.\d+))")
+_STRICT = re.compile(rf"####[ \t]*([-+]?[$€£]?(?:{_DIGITS}|\.\d+))(?![\d,]*\d)")
+_MINUS = str.maketrans({"\u2212": "-", "\uff0d": "-", "\ufe63": "-"})
+LARGEST_EXPONENT = 4000
 
 
 def normalise(number: str | None) -> str | None:
-    """One spelling per value: no currency, thousands commas, plus sign, trailing zeros; ``-0`` is ``0``."""
+    """One spelling per value: no currency, thousands commas, plus sign, trailing zeros; ``-0`` is ``0``.
+
+    None for what is no number, or one with an exponent beyond any answer.
+    """
     if number is None:
         return None
     try:
-        value = Decimal(number.replace(",", "").replace("$", "").lstrip("+"))
+        value = Decimal(number.translate(_MINUS).translate({ord(c): None for c in ",$€£"}).strip())
     except InvalidOperation:
+        return None
+    if not value.is_finite() or abs(value.adjusted()) > LARGEST_EXPONENT:
         return None
     if value == 0:
         return "0"
@@ -32,13 +41,17 @@ def normalise(number: str | None) -> str | None:
 
 def strict(output: str) -> str | None:
     """The number after the first ``####``, as GSM8K's own answers are marked."""
-    found = _STRICT.search(output)
+    found = _STRICT.search(output.translate(_MINUS))
     return normalise(found.group(1)) if found else None
 
 
 def numbers(output: str) -> list[str]:
     """Every number in the text, in order: signs, decimals and thousands commas understood."""
-    return [value for match in _NUMBER.finditer(output) if (value := normalise(match.group(1))) is not None]
+    return [
+        value
+        for match in _NUMBER.finditer(output.translate(_MINUS))
+        if (value := normalise(match.group(1))) is not None
+    ]
 
 
 def flexible(output: str) -> str | None:
@@ -80,18 +93,21 @@ PARSERS: dict[str, Callable[[str], str | None]] = {
 }
 
 
-def math_verify_equal(gold: str, output: str) -> bool:
-    """Whether math-verify takes the output's answer for the gold one; its own parser reads both."""
-    from math_verify import parse, verify
-
-    return bool(
-        verify(parse(gold, parsing_timeout=None), parse(output, parsing_timeout=None), timeout_seconds=None)
-    )
+def boxed_equal(gold: str, output: str) -> bool:
+    """Whether the last ``\boxed{}`` holds the gold answer: the same number, the same text, or the same mathematics."""
+    found = boxed(output)
+    if found is None:
+        return False
+    wanted = normalise(gold)
+    if found == gold.strip() or (wanted is not None and normalise(found) == wanted):
+        return True
+    return math_verify_equal(gold, f"\\boxed{{{found}}}")
 
 
 def score(output: str, gold: str) -> dict[str, bool]:
-    """Every scorer's verdict on one output. ``gold`` is the bare answer."""
+    """Every scorer's verdict on one output. ``gold`` is the bare answer: a number, or LaTeX."""
     wanted = normalise(gold)
     verdicts = {name: wanted is not None and parser(output) == wanted for name, parser in PARSERS.items()}
+    verdicts["boxed"] = boxed_equal(gold, output)
     verdicts["math_verify"] = math_verify_equal(gold, output)
     return verdicts

@@ -59,7 +59,7 @@ def exact_match(model: Any, tokenizer: Any, task: EvalTask, progress: Progress |
         stop=[SHOT_SEPARATOR] if task.few_shot else [],
         progress=progress,
     )
-    primary = "strict" if task.style == "rationale" else "flexible"
+    primary = task.scorer or ("strict" if task.style == "rationale" else "flexible")
     items = []
     for row, prompt, output in zip(rows, prompts, outputs, strict=True):
         verdicts = score(output.text, row["answer"])

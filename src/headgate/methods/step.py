@@ -102,7 +102,7 @@ class Step:
 
     @property
     def segment_ids(self) -> Tensor | None:
-        """``[B, T]`` document number within the batch (-1 on padding), or None where a row is a document."""
+        """``[B, T]`` document number within its row (-1 on padding), or None where a row is a document."""
         return self.batch.get("segment_ids")
 
     def generator(self, purpose: str) -> torch.Generator:

@@ -241,12 +241,25 @@ def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
 
     if not (Path(folder) / "adapter_config.json").exists() and Path(folder).exists():
         raise ModelError(f"{folder!r} has no adapter_config.json: it is not a PEFT adapter")
+    _check_recorded_base(model, Path(folder))
     try:
         return peft.PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(
             f"adapter {folder!r} does not fit this base model: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_recorded_base(model: Any, folder: Path) -> None:
+    """ModelError if the adapter names another base; where a copy lies does not matter, its name does."""
+    config = folder / "adapter_config.json"
+    recorded = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None
+    name = getattr(model.config, "_name_or_path", None)
+    if recorded and name and Path(recorded).name != Path(name).name:
+        raise ModelError(
+            f"adapter '{folder}' was made for base model {recorded!r}, this is {name!r}: load it on its own base (or "
+            "correct base_model_name_or_path in its adapter_config.json, if this is the same model under another name)"
+        )
 
 
 def load_model(

@@ -60,6 +60,8 @@ class HeadSketcher(nn.Module):
     h_sign: Tensor
     e_bucket: Tensor
     e_sign: Tensor
+    h_folded: Tensor
+    e_folded: Tensor
 
     def __init__(
         self,
@@ -83,6 +85,8 @@ class HeadSketcher(nn.Module):
             bucket, sign = sketch.hash_tables(size, sketch_size, seed, f"backward_gate/{name}")
             self.register_buffer(f"{name}_bucket", bucket)
             self.register_buffer(f"{name}_sign", sign)
+            folded = sketch.signed_buckets(bucket, sign, sketch_size)
+            self.register_buffer(f"{name}_folded", folded, persistent=False)
         self.groups = 1
         self.begin()
 
@@ -98,27 +102,31 @@ class HeadSketcher(nn.Module):
     @torch.no_grad()
     def observe(self, chunk: HeadChunk) -> None:
         """Add a chunk. An observer for ``chunked_head_loss``."""
-        group_C = chunk.row_C if self.groups > 1 else torch.zeros_like(chunk.row_C)
-        entropy_C = chunk.entropy() if self.wants_entropy else torch.zeros_like(chunk.loss_C)
-        square_C = torch.zeros_like(chunk.loss_C)
+        parts = [torch.ones_like(chunk.loss_C), chunk.loss_C, torch.zeros_like(chunk.loss_C)]
+        parts.append(parts[-1])
+        if self.wants_entropy:
+            parts[2] = chunk.entropy()
         if self.wants_error:
-            square_C = torch.linalg.vector_norm(chunk.error_CV, dim=-1).square()
-        rows_4C = torch.stack([torch.ones_like(chunk.loss_C), chunk.loss_C, entropy_C, square_C])
-        self._sums_4G.index_add_(1, group_C, rows_4C)
+            parts[3] = torch.linalg.vector_norm(chunk.error_CV, dim=-1).square()
+        rows_4C = torch.stack(parts)
+        if self.groups == 1:
+            self._sums_4G[:, 0] += rows_4C.sum(1)
+        else:
+            self._sums_4G.index_add_(1, chunk.row_C, rows_4C)
         if self.wants_sketch:
-            h_CM = sketch.count_sketch(chunk.hidden_CH, self.h_bucket, self.h_sign, self.sketch_size)
+            h_CM = sketch.folded_count_sketch(chunk.hidden_CH, self.h_folded, self.sketch_size)
             e_CM = self._sketch_error(chunk)
             if self.groups == 1:
                 self._spectrum_GF[0] += sketch.outer_spectrum(h_CM, e_CM)
             else:
-                self._spectrum_GF += sketch.grouped_outer_spectrum(h_CM, e_CM, group_C, self.groups)
+                self._spectrum_GF += sketch.grouped_outer_spectrum(h_CM, e_CM, chunk.row_C, self.groups)
 
     def _sketch_error(self, chunk: HeadChunk) -> Tensor:
         if self.signal == "backprop":
-            return sketch.count_sketch(chunk.backprop(), self.e_bucket, self.e_sign, self.sketch_size)
+            return sketch.folded_count_sketch(chunk.backprop(), self.e_folded, self.sketch_size)
         e_CV = chunk.error_CV
         if self.error == "full":
-            return sketch.count_sketch_in_place(e_CV, self.e_bucket, self.e_sign, self.sketch_size)
+            return sketch.folded_count_sketch(e_CV, self.e_folded, self.sketch_size)
         value_CK, index_CK = top_errors(e_CV, chunk.label_C, self.error_top_k)
         return sketch.sparse_count_sketch(value_CK, index_CK, self.e_bucket, self.e_sign, self.sketch_size)
 

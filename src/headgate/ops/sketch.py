@@ -32,12 +32,16 @@ def count_sketch(x_ND: Tensor, bucket_D: Tensor, sign_D: Tensor, sketch_size: in
     return s_NM.index_add_(1, bucket_D, signed_ND)
 
 
-def count_sketch_in_place(x_ND: Tensor, bucket_D: Tensor, sign_D: Tensor, sketch_size: int) -> Tensor:
-    """``count_sketch`` of an fp32 tensor without a signed copy: x is unchanged on return (x * s * s = x)."""
-    x_ND.mul_(sign_D)
-    s_NM = x_ND.new_zeros(x_ND.shape[0], sketch_size).index_add_(1, bucket_D, x_ND)
-    x_ND.mul_(sign_D)
-    return s_NM
+def signed_buckets(bucket_D: Tensor, sign_D: Tensor, sketch_size: int) -> Tensor:
+    """Buckets in [0, 2M): those of negative sign are the upper half. For ``folded_count_sketch``."""
+    return bucket_D + sketch_size * (sign_D < 0)
+
+
+def folded_count_sketch(x_ND: Tensor, signed_bucket_D: Tensor, sketch_size: int) -> Tensor:
+    """``count_sketch`` without a signed copy of x: sum by bucket and sign, then subtract the negative half."""
+    x_ND = x_ND.float()
+    s_N2M = x_ND.new_zeros(x_ND.shape[0], 2 * sketch_size).index_add_(1, signed_bucket_D, x_ND)
+    return s_N2M[:, :sketch_size] - s_N2M[:, sketch_size:]
 
 
 def sparse_count_sketch(

@@ -21,7 +21,7 @@ def gradient_novelty(z_M: Tensor, basis_MK: Tensor) -> Tensor:
 def unit(z_M: Tensor) -> Tensor:
     """``z / ||z||`` along the last axis; a zero vector stays zero."""
     norm = torch.linalg.vector_norm(z_M, dim=-1, keepdim=True)
-    return torch.where(norm > 0, z_M / norm.clamp(min=torch.finfo(z_M.dtype).tiny), torch.zeros_like(z_M))
+    return z_M / norm.clamp(min=torch.finfo(z_M.dtype).tiny)
 
 
 def shrink(buffer_RM: Tensor, rows: int) -> Tensor:

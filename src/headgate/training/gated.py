@@ -213,28 +213,29 @@ class GatedTraining:
             return 0.0
         lengths = step.valid.sum(-1).float()
         if step.segment_ids is not None:
-            ids = step.segment_ids[step.segment_ids >= 0]
-            lengths = torch.bincount(ids).float()
+            rows = torch.arange(len(step.segment_ids), device=lengths.device).unsqueeze(-1)
+            apart = step.segment_ids + rows * step.segment_ids.shape[1]  # numbers restart in every row
+            lengths = torch.bincount(apart[step.segment_ids >= 0]).float()
         share = 1.0
         for method in self.methods:
             share = share * method.executed_share(step)
         forward = forward_flops(self.anatomy, lengths.sum(), (lengths * (lengths + 1) / 2).sum(), share)
         if not step.accepted:
             return forward
-        trainable = sum(p.numel() for p in self.named_trainable.values() if p.requires_grad)
-        frozen = trainable < sum(p.numel() for p in self.anatomy.model.parameters()) / 2
-        return forward + backward_flops(forward, lengths.sum(), trainable, frozen)
+        trainable, frozen_base = self.sizes
+        return forward + backward_flops(forward, lengths.sum(), trainable, frozen_base)
 
     def _end_window(self, step: Step) -> None:
         """Reduce over ranks, renormalise by what was accepted, check and measure the gradients."""
         assert self.curriculum is not None
-        window, parameters = self.window, list(self.named_trainable.values())
+        window = self.window
         if window.accepted:
-            replicas.average_gradients(parameters)
+            if replicas.world_size() > 1:
+                replicas.average_gradients(list(self.named_trainable.values()))
             factor = window.share_correction()
             self.telemetry.add({"loss": window.loss * factor})
             if window.accepted < window.offered and self._renormalize:
-                for parameter in parameters:
+                for parameter in self.named_trainable.values():
                     if parameter.grad is not None:
                         parameter.grad *= factor
             if self._checked_stage != self.curriculum.index and not any(m.skips_blocks for m in self.methods):

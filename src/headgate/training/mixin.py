@@ -59,6 +59,7 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining):
         for method in self.methods:
             method.seed = method.seed or _seed_of(args, kwargs)
         self.methods.attach(self.anatomy)
+        object.__setattr__(model, "headgate_methods", self.methods)
         super().__init__(*args, **kwargs)
         trainer_args: Any = self.args  # type: ignore[has-type]
         if trainer_args.label_smoothing_factor:

@@ -28,6 +28,13 @@ class StagedTraining:
     def named_trainable(self) -> dict[str, nn.Parameter]:
         return {**self._adapter_parameters, **dict(self.methods.named_parameters())}
 
+    def _apply_stage(self) -> None:
+        """Freeze and thaw for the current stage; count what trains, for the FLOP accounts."""
+        assert self.curriculum is not None
+        self.curriculum.apply(self.groups)
+        trainable = sum(p.numel() for p in self.named_trainable.values() if p.requires_grad)
+        self.sizes = trainable, trainable < sum(p.numel() for p in self.anatomy.model.parameters()) / 2
+
     def plan_stages(self, max_steps: int) -> Curriculum:
         """The curriculum of this run, checked: groups, lengths, and what each method needs of the run."""
         stages = self._given_stages or self.methods.stages(self.args.learning_rate)
@@ -49,7 +56,7 @@ class StagedTraining:
         self.curriculum.index = self._resume_stage
         if len(self.curriculum.scheduled) > 1 and self.optimizer is not None:
             raise ConfigError("a run of several stages makes its own optimizers: do not pass optimizers=")
-        self.curriculum.apply(self.groups)
+        self._apply_stage()
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         replicas.broadcast(list(self.named_trainable.values()))
         self.methods.on_stage_start(self.curriculum.current, self._probe())
@@ -88,7 +95,7 @@ class StagedTraining:
         """At a step boundary: the next stage's groups, a fresh optimizer and schedule."""
         assert self.curriculum is not None
         self.curriculum.index += 1
-        self.curriculum.apply(self.groups)
+        self._apply_stage()
         self.optimizer, self.lr_scheduler = None, None
         self.accelerator._optimizers.clear()
         self.optimizer = self.accelerator.prepare(self.create_optimizer())
@@ -102,7 +109,7 @@ class StagedTraining:
         assert self.curriculum is not None
         old_state = dict(self.optimizer.state)
         old_schedule = self.lr_scheduler.state_dict()
-        self.curriculum.apply(self.groups)
+        self._apply_stage()
         self.optimizer, self.lr_scheduler = None, None
         self.accelerator._optimizers.clear()
         self.optimizer = self.accelerator.prepare(self.create_optimizer())

@@ -24,7 +24,7 @@ from headgate.experiments.benchmarks.frame import (
     paired_ratio,
     spread,
 )
-from headgate.methods.backward_gate import BackwardGate
+from headgate.methods.backward_gate import BackwardGate, Score
 from headgate.methods.backward_gate.evidence import at_block
 from headgate.models.anatomy import Anatomy, describe
 from headgate.models.load import load_model
@@ -67,11 +67,11 @@ class Bench:
             gradients="recompute",
         )
 
-    def decide(self) -> None:
+    def decide(self) -> Score:
         core = self.gate._core()
         score = core.score(core.sketcher.end())
         core.accept(score, optimizer_step=0)
-        core.update(score)
+        return score
 
     def learn(self, loss: Tensor) -> None:
         loss.backward()
@@ -92,9 +92,10 @@ class Bench:
         def work() -> None:
             for place in range(OFFERED):
                 loss = self.forward(observed=True)
-                self.decide()
+                score = self.decide()
                 if int((place + 1) * acceptance) > int(place * acceptance):
                     self.learn(loss)
+                    self.gate._core().update(score)
 
         return work
 
@@ -112,9 +113,11 @@ class Bench:
 
                 def look(_module: Any, _args: Any, output: Any, accepted: bool = accepted) -> None:
                     hidden = output[0] if isinstance(output, tuple) else output
-                    core.update(core.score(at_block(core, self.anatomy, hidden.detach(), self.ids)))
+                    score = core.score(at_block(core, self.anatomy, hidden.detach(), self.ids))
+                    core.accept(score, optimizer_step=0)
                     if not accepted:
                         raise Stop
+                    core.update(score)
 
                 handle = self.anatomy.blocks[middle].register_forward_hook(look)
                 try:

@@ -31,7 +31,9 @@ class _StepTimes(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def _train(kind: type[Trainer], rows: Dataset, folder: str, steps: int) -> tuple[list[float], list[float]]:
+def _train(
+    kind: type[Trainer], rows: Dataset, folder: str, steps: int, logging_steps: int
+) -> tuple[list[float], list[float]]:
     """(losses, seconds per step) of a fresh, seeded run of ``kind``."""
     model, tokenizer = load_model("random:llama", lora={"dropout": 0.0}, seed=1, device="cpu")
     times = _StepTimes()
@@ -40,7 +42,7 @@ def _train(kind: type[Trainer], rows: Dataset, folder: str, steps: int) -> tuple
         max_steps=steps,
         per_device_train_batch_size=8,
         learning_rate=1e-3,
-        logging_steps=1,
+        logging_steps=logging_steps,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -74,9 +76,11 @@ def run(*, quick: bool, say: Say) -> Report:
     kinds: dict[str, type[Trainer]] = {"transformers": Trainer, "headgate": HeadgateTrainer}
     with tempfile.TemporaryDirectory() as folder:
         for pair in range(pairs + 1):
-            steps = STEPS if pair == 0 else 12
+            steps = STEPS if pair == 0 else 20
             for name in list(kinds) if pair % 2 == 0 else reversed(list(kinds)):
-                found, seconds = _train(kinds[name], rows, str(Path(folder) / name), steps)
+                found, seconds = _train(
+                    kinds[name], rows, str(Path(folder) / name), steps, 1 if pair == 0 else 10
+                )
                 if pair == 0:
                     losses[name] = found
                 else:
