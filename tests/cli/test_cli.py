@@ -269,7 +269,9 @@ def test_evaluating_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("name", "said"), [("stories260K", "truncated to 512"), ("babyllama-char361", "truncated to 256")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("stories260K", "truncated to 512"), ("babyllama-char361", "truncated to 256")]
+)
 def test_gsm8k_on_a_real_model(tmp_path: Path, shared: Path, name: str, said: str) -> None:
     """The loss falls; what a short context cuts off is counted and said."""
     done = here(
@@ -277,11 +279,27 @@ def test_gsm8k_on_a_real_model(tmp_path: Path, shared: Path, name: str, said: st
         ROOT / "recipes/gsm8k/lora.yaml",
         *("--set", f"model.name_or_path={shared / 'models' / name}"),
         *("--set", f"data.train.path={shared / 'data/gsm8k/train.jsonl'}"),
-        *("--set", "data.train.limit=300", "--set", "data.validation.limit=20", "--set", "evaluation.0.limit=20"),
-        *("--set", "training.max_steps=12", "--set", "training.learning_rate=1e-2", "--set", f"output_dir={tmp_path}"),
+        *(
+            "--set",
+            "data.train.limit=300",
+            "--set",
+            "data.validation.limit=20",
+            "--set",
+            "evaluation.0.limit=20",
+        ),
+        *(
+            "--set",
+            "training.max_steps=12",
+            "--set",
+            "training.learning_rate=1e-2",
+            "--set",
+            f"output_dir={tmp_path}",
+        ),
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
     (metrics,) = tmp_path.rglob("metrics.jsonl")
-    losses = [row["eval_loss"] for row in map(json.loads, metrics.read_text().splitlines()) if "eval_loss" in row]
+    losses = [
+        row["eval_loss"] for row in map(json.loads, metrics.read_text().splitlines()) if "eval_loss" in row
+    ]
     assert losses[-1] < losses[0] - 0.05

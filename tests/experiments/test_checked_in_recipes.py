@@ -9,7 +9,9 @@ import pytest
 from headgate.experiments.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(p for p in ROOT.rglob("*.yaml") if "accelerate" not in p.parts)  # launch files are not recipes
+RECIPES = sorted(
+    p for p in ROOT.rglob("*.yaml") if "accelerate" not in p.parts
+)  # launch files are not recipes
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -39,7 +39,9 @@ def extract_code(output: str, entry_point: str | None = None) -> str:
     the text up to what is no longer code. Tabs are kept, carriage returns are not.
     """
     output = output.replace("\r\n", "\n")
-    blocks = _FENCE.findall(output)
+    before, _, after = output.partition("```")
+    closing = "```" not in after and re.search(r"^\s*(def|class|import|from|@)\b", before, re.MULTILINE)
+    blocks = [] if closing else _FENCE.findall(output)
     if blocks:
         wanted = [b for b in blocks if entry_point and re.search(rf"def\s+{re.escape(entry_point)}\b", b)]
         return (wanted or blocks)[0].strip("\n")

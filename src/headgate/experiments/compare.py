@@ -18,7 +18,7 @@ from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import merge, recipe_from, set_dotted
 from headgate.experiments.run import Console, run
 from headgate.experiments.run_directory import RunDirectory
-from headgate.experiments.summary import Metric, summarise
+from headgate.experiments.summary import Metric, chosen_baseline, chosen_metric, summarise
 from headgate.training.checkpoint import write_atomically
 
 
@@ -60,6 +60,7 @@ class Comparison:
         self.recipe, self.say, self.console = recipe, say, console
         assert recipe.compare is not None
         self.config = recipe.compare
+        self.metric, self.baseline = chosen_metric(recipe), chosen_baseline(recipe)
         self.arms = arm_recipes(recipe)
         identity = json.dumps(
             [{name: arm.identity() for name, arm in self.arms.items()}, self.config.model_dump(mode="json")],

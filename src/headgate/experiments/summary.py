@@ -44,14 +44,26 @@ class Metric:
 
 
 def chosen_metric(recipe: Recipe) -> Metric:
-    """What the verdict is about: ``compare.metric``, else the first evaluation's accuracy or loss."""
+    """What the verdict is about: ``compare.metric`` (an evaluation's key, or a dotted path into the result),
+    else the first evaluation's accuracy or loss, else validation loss. Raises ConfigError for an unknown one.
+    """
     assert recipe.compare is not None
-    if recipe.compare.metric is not None:
-        return Metric(tuple(recipe.compare.metric.split(".")))
-    if recipe.evaluation:
-        task = recipe.evaluation[0]
-        return Metric(("evaluation", task.key, "loss" if task.task == "perplexity" else "accuracy"))
-    return Metric(("training", "eval_loss"))
+    tasks = {
+        task.key: Metric(("evaluation", task.key, "loss" if task.task == "perplexity" else "accuracy"))
+        for task in recipe.evaluation
+    }
+    asked = recipe.compare.metric
+    if asked is None:
+        return next(iter(tasks.values()), Metric(("training", "eval_loss")))
+    if asked in tasks:
+        return tasks[asked]
+    path = tuple(asked.split("."))
+    if len(path) < 2 or path[0] not in ("evaluation", "training"):
+        raise ConfigError(
+            f"compare.metric={asked!r}: name an evaluation ({', '.join(tasks) or 'there is none'}) or a path such as "
+            "training.eval_loss"
+        )
+    return Metric(path)
 
 
 def chosen_baseline(recipe: Recipe) -> str:
