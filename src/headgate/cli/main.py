@@ -20,6 +20,7 @@ from headgate.cli.evaluate import evaluate
 from headgate.cli.export import export
 from headgate.cli.generate import generate
 from headgate.cli.info import env, schema
+from headgate.cli.inspect import inspect
 from headgate.cli.train import train
 from headgate.cli.validate import validate
 from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
@@ -35,6 +36,7 @@ app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
+app.command()(inspect)
 app.command()(bench)
 app.command()(validate)
 app.command()(schema)

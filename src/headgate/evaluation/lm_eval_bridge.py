@@ -172,6 +172,9 @@ def harness_task(
             f"unknown task {task.task!r}: {hint}Known are {', '.join(known)}, and with "
             "pip install 'headgate[lm-eval]' the tasks of lm-evaluation-harness"
         )
+    close = difflib.get_close_matches(task.task, list(known), n=1, cutoff=0.85)
+    if close and not is_local:  # the harness takes seconds to list its tasks: a slip of the pen need not wait
+        raise ConfigError(f"unknown task {task.task!r}: did you mean {close[0]!r}?")
     kind = bridge_class()
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

@@ -60,8 +60,9 @@ class Comparison:
         self.recipe, self.say, self.console = recipe, say, console
         assert recipe.compare is not None
         self.config = recipe.compare
-        self.metric, self.baseline = chosen_metric(recipe), chosen_baseline(recipe)
         self.arms = arm_recipes(recipe)
+        self.metric, self.baseline = chosen_metric(recipe), chosen_baseline(recipe)
+        self._check()
         identity = json.dumps(
             [{name: arm.identity() for name, arm in self.arms.items()}, self.config.model_dump(mode="json")],
             sort_keys=True,
@@ -72,6 +73,17 @@ class Comparison:
         self.state: dict[str, Any] = {"tuned": {}, "equal_time": {}}
         if self.state_file.exists():
             self.state = json.loads(self.state_file.read_text())
+
+    def _check(self) -> None:
+        """What is wrong with the comparison itself is an error now, not after the runs."""
+        tune = self.config.tune
+        if tune is not None and tune.seed in self.config.seeds:
+            raise ConfigError(
+                f"compare.tune.seed={tune.seed} is one of compare.seeds: tune at another seed"
+            )
+        for name, other in self._equal_time_arms.items():
+            if other not in self.config.arms:
+                raise ConfigError(f"compare.arms.{name}.equal_time: there is no arm {other!r}")
 
     def _save_state(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,11 +117,7 @@ class Comparison:
     @property
     def _equal_time_arms(self) -> dict[str, str]:
         """Arms that train for as long as another arm took: name -> that other arm."""
-        found = {n: str(o["equal_time"]) for n, o in self.config.arms.items() if "equal_time" in o}
-        for name, other in found.items():
-            if other not in self.config.arms:
-                raise ConfigError(f"compare.arms.{name}.equal_time: there is no arm {other!r}")
-        return found
+        return {n: str(o["equal_time"]) for n, o in self.config.arms.items() if "equal_time" in o}
 
     def _calibrate(self, runs: Mapping[str, Mapping[int, RunDirectory]], seed: int) -> None:
         """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart."""
@@ -137,8 +145,6 @@ class Comparison:
         tune = self.config.tune
         if tune is None:
             return
-        if tune.seed in self.config.seeds:
-            raise ConfigError(f"compare.tune.seed={tune.seed} is one of compare.seeds: tune at another seed")
         for name, arm in self.arms.items():
             if arm.steps_given == 0 or (tune.arms != "all" and name not in tune.arms):
                 continue

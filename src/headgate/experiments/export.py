@@ -6,6 +6,7 @@ its logits are from the live model's, rather than leave it unsaid.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -80,8 +81,9 @@ def export(
     plain = {"load_in_4bit": False, "load_in_8bit": False} if to == "merged" else {}
     model, tokenizer = load(source, device=device, **plain)
     ids = probe(unwrap(model).config.get_text_config().vocab_size).to(next(model.parameters()).device)
-    routed = logits(model, ids)
     methods = list(model.headgate_methods)
+    switch_on(methods)
+    routed = logits(model, ids)
     names = [method.name for method in methods]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -114,6 +116,14 @@ def export(
     done = Export(to, str(folder), files, difference, routed_difference, names, notes)
     checkpoint.write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
     return done
+
+
+def switch_on(methods: list[Any]) -> None:
+    """Routing live, where a method is loaded with it removed."""
+    for method in methods:
+        if getattr(method, "routing", "on") == "removed":
+            with contextlib.suppress(ConfigError):  # saved without what it routes to
+                method.set_routing("on")
 
 
 def probe(vocabulary: int, length: int = 24) -> Tensor:
@@ -192,7 +202,7 @@ def _notes(names: list[str], difference: float) -> list[str]:
         return []
     return [
         f"the methods {', '.join(names)} are not part of this export: its logits differ by {difference:.2e} of the largest "
-        "from the live model's (`headgate eval RUN --routing removed` measures what that costs)"
+        "from the model's with routing on (compare `headgate eval RUN --routing on` and `--routing removed`)"
     ]
 
 

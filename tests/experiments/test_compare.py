@@ -1,0 +1,114 @@
+"""Comparisons: paired by construction, tuned alike, equal time fixed once, restarts that only read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headgate.errors import ConfigError
+from headgate.experiments.compare import Comparison, arm_recipes
+from headgate.experiments.recipe_file import recipe_from
+
+
+def recipe(folder: Path, compare: dict[str, Any], **changes: Any) -> Any:
+    return recipe_from(
+        {
+            "name": "cmp",
+            "output_dir": str(folder),
+            "model": {"name_or_path": "random:llama", "device": "cpu"},
+            "lora": {"dropout": 0.0},
+            "data": {
+                "train": {"source": "wordmath", "limit": 40},
+                "validation": {"source": "wordmath", "split": "validation", "limit": 4},
+                "max_length": 256,
+            },
+            "training": {"max_steps": 3, "per_device_train_batch_size": 2, "save_every": 3, "eval_every": 3},
+            "evaluation": [{"task": "perplexity", "source": "wordmath", "limit": 6, "lengths": [256]}],
+            "compare": compare,
+            **changes,
+        }
+    )
+
+
+ARMS = {"base": {"training": {"max_steps": 0}}, "lora": {}, "same": {}, "longer": {"equal_time": "lora"}}
+
+
+def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
+    compare = {"seeds": [1, 2, 3], "arms": ARMS, "tune": {"arms": ["lora"], "values": [1e-3, 1e-1]}}
+    first = Comparison(recipe(tmp_path, compare)).execute()
+    arms = first["arms"]
+    assert len(arms["lora"]["values"]) == 3 and first["metric"] == "evaluation.perplexity_wordmath.loss"
+    assert len(set(arms["base"]["runs"].values())) == 1, "an arm without training runs once"
+    assert arms["lora"]["tuned"]["value"] in (1e-3, 1e-1) and len(arms["lora"]["tuned"]["scores"]) == 2
+    assert arms["longer"]["equal_time"]["steps"] >= 1 and arms["same"]["tuned"] is None
+    base = first["contrasts"]["base"]
+    assert base["t"]["low"] <= base["t"]["mean"] <= base["t"]["high"] and base["holm_p"] >= base["t"]["p"]
+    told: list[str] = []
+    again = Comparison(recipe(tmp_path, compare), say=told.append).execute()
+    assert again == first and told == [], "a complete comparison runs nothing and says the same"
+
+
+def test_pairing_gives_equal_arms_equal_results(tmp_path: Path) -> None:
+    """Two arms that differ in nothing that acts see the same initialisation, order, items, and end alike."""
+    arms = {"lora": {}, "other": {"training": {"weight_decay": 0.01, "warmup": 0.05}}}
+    found = Comparison(recipe(tmp_path, {"seeds": [1, 2], "arms": arms})).execute()
+    assert found["arms"]["lora"]["values"] == found["arms"]["other"]["values"]
+    assert found["contrasts"]["other"]["t"] is None
+    assert found["contrasts"]["other"]["verdict"].startswith("no interval")
+
+
+def test_a_killed_comparison_ends_in_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headgate.experiments import compare as module
+
+    compare = {"seeds": [1, 2], "arms": {"lora": {}, "big": {"lora": {"r": 16}}}}
+    whole = Comparison(recipe(tmp_path / "whole", compare)).execute()
+    real, count = module.run, [0]
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        if count[0] == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Comparison(recipe(tmp_path / "cut", compare)).execute()
+    again = Comparison(recipe(tmp_path / "cut", compare)).execute()
+    for name in ("lora", "big"):
+        assert again["arms"][name]["values"] == whole["arms"][name]["values"]
+    assert (
+        json.loads((Comparison(recipe(tmp_path / "cut", compare)).folder / "comparison.json").read_text())
+        == again
+    )
+
+
+@pytest.mark.parametrize(
+    ("compare", "message"),
+    [
+        ({"arms": {"a": {}, "b": {"evaluation": []}}}, "evaluated on different items"),
+        ({"arms": {}}, "compare.arms is empty"),
+        ({"arms": {"a": {"lorra": {}}}}, r"compare.arms.a: lorra: unknown key: did you mean 'lora'"),
+        ({"arms": {"a": {}}, "baseline": "b"}, "there is no arm 'b'"),
+        ({"arms": {"a": {}}, "metric": "accuracy"}, "name an evaluation"),
+        ({"arms": {"a": {}, "b": {"equal_time": "c"}}}, "there is no arm 'c'"),
+        ({"arms": {"a": {}}, "seeds": [7], "tune": {"values": [1e-3]}}, "tune at another seed"),
+    ],
+)
+def test_bad_comparisons_are_refused_before_anything_runs(
+    tmp_path: Path, compare: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Comparison(recipe(tmp_path, compare)).execute()
+    assert not list(tmp_path.iterdir())
+
+
+def test_arms_override_methods_wholly(tmp_path: Path) -> None:
+    bank = {"schema_bank": {"num_schemas": 4, "tags": "none"}}
+    arms = {"plain": {"methods": {}}, "bank": {"methods": {"schema_bank": {"top_k": 1}}}}
+    made = arm_recipes(recipe(tmp_path, {"arms": arms}, methods=bank))
+    assert made["plain"].methods == {}
+    assert made["bank"].methods["schema_bank"]["num_schemas"] == 4
+    assert made["bank"].methods["schema_bank"]["top_k"] == 1
