@@ -74,7 +74,8 @@ def nothing_left_behind():  # type: ignore[no-untyped-def]
     ],
 )
 def test_how_it_ended(code: str, status: str) -> None:
-    assert outcome(code).status == status
+    patient = Limits(seconds=20.0)  # a loaded machine is not the program's fault
+    assert outcome(code, FAST if status == "time" else patient).status == status
 
 
 def test_the_part_that_failed_is_named() -> None:
@@ -85,8 +86,8 @@ def test_the_part_that_failed_is_named() -> None:
 
 
 def test_each_part_has_its_own_time() -> None:
-    part = "import time; time.sleep(0.6)"
-    assert run_program([("a", part), ("b", part), ("c", part)], FAST).passed
+    part = "import time; time.sleep(1)"
+    assert run_program([("a", part), ("b", part), ("c", part)], Limits(seconds=2.0)).passed
 
 
 def test_forks_are_contained() -> None:

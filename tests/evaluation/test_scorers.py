@@ -163,7 +163,7 @@ def test_no_output_holds_up_the_scorer() -> None:
     started = time.monotonic()
     for output in ("$9^{9^{9^{9}}}$", "$" + "(" * 3000 + "$", "#### " + "1," * 20_000):
         assert score(output, "5")["math_verify"] is False
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60, "three answers at most, and starting anew"
     assert math_verify_equal("5", "it is 5"), "the scorer works again afterwards"
 
 

@@ -21,6 +21,7 @@ from headgate.cli.export import export
 from headgate.cli.generate import generate
 from headgate.cli.info import env, schema
 from headgate.cli.inspect import inspect
+from headgate.cli.runs import cite, diff, runs
 from headgate.cli.train import train
 from headgate.cli.validate import validate
 from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
@@ -37,6 +38,9 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
 app.command()(inspect)
+app.command()(runs)
+app.command()(diff)
+app.command()(cite)
 app.command()(bench)
 app.command()(validate)
 app.command()(schema)

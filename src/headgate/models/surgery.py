@@ -1,8 +1,9 @@
 """Attach and detach: every change to a model goes through here and comes back as a removable handle.
 
 Layers are never wrapped in new modules: state-dict keys, hidden-state capture and activation checkpointing
-stay as they were. Hooks sit inside the block's ``__call__``, so a recompute under activation checkpointing
-runs them again; what they do must be a pure function of their input.
+stay as they were. transformers checkpoints a block's ``forward`` and not its ``__call__``, so hooks on a block
+run once, outside the checkpoint, while hooks on modules inside a block run again when it is recomputed: what
+they do must be a pure function of their input.
 """
 
 from __future__ import annotations

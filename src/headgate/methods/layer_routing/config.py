@@ -1,0 +1,137 @@
+"""Every setting of layer_routing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from headgate.config import StrictConfig
+from headgate.errors import ConfigError
+
+Policy = Literal[
+    "dense", "stochastic_depth", "truncate", "static", "random", "gumbel", "exit", "reinforce", "topk"
+]
+LEARNED = ("gumbel", "exit", "reinforce", "topk")
+BUDGETED = ("truncate", "static", "random", "gumbel", "exit", "topk")
+"""Policies that cannot work below what the always-run blocks cost."""
+GRANULARITIES: dict[str, tuple[str, ...]] = {
+    "random": ("token", "sample"),
+    "gumbel": ("sample", "token"),
+    "exit": ("token",),
+    "topk": ("token",),
+}
+"""The first is the default; policies not listed decide for the batch."""
+
+
+class LayerRoutingConfig(StrictConfig):
+    """Options of layer_routing.
+
+    Attributes:
+        policy: who decides; see docs/methods/layer_routing.md.
+        granularity: ``token`` or ``sample``; ``auto`` is the policy's own.
+        keep, keep_last: blocks that always run, at the bottom (``auto``: max(1, round(.18 L))) and at the top.
+        units: one gate per ``block``, or one for attention and one for the MLP.
+        features: what the router reads: ``block`` (input of the first routable block) or ``embedding``.
+        prefix_tokens: per-sample routes read the first so many tokens of a document, which run at full depth;
+            the route is fixed from then on, so it never sees the future.
+        init_keep: P(open) of every gate before training. trunk_gradient: see LayerRouter.
+        router_lr: peak learning rate of the router.
+        target_utilization: share of all blocks, on real tokens.
+        budget: ``lagrangian`` holds the target; ``penalty`` (weight lambda) and ``target`` (weight kappa) are the
+            seed's; ``none``. budget_weight is lambda or kappa. dual_step, damping: of the Lagrangian.
+        kd: distil from the same model with adapter and routing off; kd_weight, kd_temperature, kd_warmup (steps
+            without it). The task loss then has weight 1 - kd_weight.
+        temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch.
+        entropy_bonus: weight of the gates' entropy (reinforce, gumbel, exit).
+        drop_rate, schedule, scaling: stochastic depth; ``scaling: false`` shows the inference mismatch.
+        skip: static: the blocks to skip; None finds them greedily on the first training batches.
+        train_engine: ``auto`` is sparse where gates have no gradient to lose, masked elsewhere.
+        engine: at inference.
+        eval_routing: ``on``, ``removed`` (full depth) or ``shuffled`` (gates permuted over tokens: the control).
+    """
+
+    policy: Policy = "gumbel"
+    granularity: Literal["auto", "batch", "sample", "token"] = "auto"
+    keep: int | Literal["auto"] = "auto"
+    keep_last: int = Field(default=0, ge=0)
+    units: Literal["block", "attention_mlp"] = "block"
+    features: Literal["block", "embedding"] = "block"
+    prefix_tokens: int = Field(default=16, ge=1)
+    init_keep: float = Field(default=0.9, gt=0, lt=1)
+    trunk_gradient: bool = False
+    router_lr: float = Field(default=1e-3, gt=0)
+    target_utilization: float = Field(default=0.75, gt=0, le=1)
+    budget: Literal["lagrangian", "penalty", "target", "none"] = "lagrangian"
+    budget_weight: float = Field(default=0.1, ge=0)
+    dual_step: float = Field(default=0.01, ge=0)
+    damping: float = Field(default=2.0, ge=0)
+    kd: bool = True
+    kd_weight: float = Field(default=0.5, gt=0, le=1)
+    kd_temperature: float = Field(default=2.0, gt=0)
+    kd_warmup: int = Field(default=50, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    temperature_decay: float = Field(default=0.95, gt=0, le=1)
+    temperature_floor: float = Field(default=0.5, gt=0)
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    drop_rate: float = Field(default=0.5, ge=0, lt=1)
+    schedule: Literal["uniform", "linear"] = "uniform"
+    scaling: bool = True
+    skip: list[int] | None = None
+    train_engine: Literal["auto", "masked", "sparse"] = "auto"
+    engine: Literal["sparse", "masked"] = "sparse"
+    eval_routing: Literal["on", "removed", "shuffled"] = "on"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kd_where_it_means_something(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("policy", "gumbel") not in LEARNED:
+            return {"kd": False, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LayerRoutingConfig:
+        allowed = GRANULARITIES.get(self.policy, ("batch",))
+        if self.granularity != "auto" and self.granularity not in allowed:
+            raise ValueError(
+                f"policy {self.policy!r} routes per {' or '.join(allowed)}, not per {self.granularity}: "
+                "change granularity or leave it out"
+            )
+        if self.skip is not None and self.policy != "static":
+            raise ValueError(f"skip lists the blocks of policy static; policy {self.policy!r} has no use for it")
+        if isinstance(self.keep, int) and self.keep < 1:
+            raise ValueError(f"keep={self.keep}: at least one block runs before a router has anything to read")
+        return self
+
+    @property
+    def routes_per(self) -> str:
+        """``batch``, ``sample`` or ``token``."""
+        allowed = GRANULARITIES.get(self.policy, ("batch",))
+        return allowed[0] if self.granularity == "auto" else self.granularity
+
+    def routable(self, num_blocks: int) -> range:
+        """The blocks that have a gate. Raises ConfigError where none is left, or the target cannot be met."""
+        keep = max(1, round(0.18 * num_blocks)) if self.keep == "auto" else self.keep
+        blocks = range(keep, num_blocks - self.keep_last)
+        if not blocks:
+            raise ConfigError(
+                f"keep={keep} and keep_last={self.keep_last} leave none of the {num_blocks} blocks to route: lower them"
+            )
+        always = 1 - len(blocks) / num_blocks
+        if self.policy in BUDGETED and self.target_utilization < always:
+            raise ConfigError(
+                f"target_utilization={self.target_utilization:g} is below {always:.2f}, what the always-run "
+                f"{num_blocks - len(blocks)} of {num_blocks} blocks cost alone: raise it, or lower keep"
+            )
+        for block in self.skip or ():
+            if block not in blocks:
+                raise ConfigError(
+                    f"skip={self.skip}: block {block} is not routable; blocks {blocks.start} to {blocks.stop - 1} are"
+                )
+        return blocks
+
+    def train_engine_for(self) -> str:
+        """``masked`` where closed gates need their gradient, unless told otherwise."""
+        if self.train_engine != "auto":
+            return self.train_engine
+        return "masked" if self.policy in ("gumbel", "exit") else "sparse"

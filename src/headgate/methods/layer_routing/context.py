@@ -1,0 +1,80 @@
+"""What a forward is about: real tokens, documents, places within them, and what a cache remembers of a route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headgate.errors import ModelError
+
+MEMORY = "headgate_route"
+
+
+@dataclass
+class Memory:
+    """Sum and number of each row's prefix tokens so far; lives on the cache and is reordered with it."""
+
+    total: Tensor
+    count: Tensor
+
+    def reordered(self, rows: Tensor) -> Memory:
+        return Memory(self.total[rows], self.count[rows])
+
+
+def remember(cache: Any, memory: Memory) -> None:
+    """Keep ``memory`` on the cache; beam search, which reorders the cache, reorders it too."""
+    if not hasattr(cache, MEMORY):
+        original = cache.reorder_cache
+
+        def reorder(beam_idx: Tensor) -> None:
+            original(beam_idx)
+            setattr(cache, MEMORY, getattr(cache, MEMORY).reordered(beam_idx))
+
+        cache.reorder_cache = reorder
+    setattr(cache, MEMORY, memory)
+
+
+@dataclass
+class Context:
+    """Of one forward: ``valid`` ``[B, T]``, ``document`` numbers, ``offset`` of each token in its document, ids."""
+
+    valid: Tensor
+    document: Tensor
+    offset: Tensor
+    ids: Tensor | None
+    num_documents: int
+    memory: Memory | None
+
+    @classmethod
+    def read(cls, call: Mapping[str, Any]) -> Context:
+        """From the backbone's keyword arguments. Raises ModelError where the mask does not say what is padding."""
+        ids = call.get("input_ids")
+        given = ids if ids is not None else call["inputs_embeds"]
+        rows, length, device = given.shape[0], given.shape[1], given.device
+        cache = call.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        memory = getattr(cache, MEMORY, None)
+        mask, positions = call.get("attention_mask"), call.get("position_ids")
+        number = torch.arange(rows, device=device).unsqueeze(1).expand(rows, length)
+        if mask is not None:
+            if mask.ndim != 2:
+                raise ModelError(
+                    f"layer_routing needs a 2-d attention_mask [B, T], got {list(mask.shape)}: real tokens "
+                    "cannot be told from a prepared one"
+                )
+            real = mask.bool()
+            offset = (real.long().cumsum(1) - 1)[:, -length:]
+            return cls(real[:, -length:], number, offset, ids, rows, memory)
+        if positions is not None and past == 0 and length > 1 and bool((positions[:, 1:] == 0).any()):
+            positions = positions.expand(rows, length)
+            start = positions == 0
+            document = start.long().cumsum(1) - 1 + number * length
+            size = torch.bincount(document.flatten(), minlength=rows * length)
+            # a document of one token is padding: the collator gives pads position 0, and it predicts nothing
+            return cls(size[document] > 1, document, positions, ids, rows * length, None)
+        offset = torch.arange(past, past + length, device=device).expand(rows, length)
+        return cls(torch.ones_like(number, dtype=torch.bool), number, offset, ids, rows, memory)

@@ -1,0 +1,152 @@
+"""Two engines, one meaning: y = g F(x) + (1 - g) x for every token.
+
+``masked`` runs F for every token and is the reference; its gradient for g is exact, <dL/dy, F(x) - x>, also where
+g = 0. ``sparse`` does not run F where g = 0: whole rows are left out, and within a row keys and values are made
+for all tokens while queries and MLP run for the open ones. Without a cache to fill, a row ends at its last open
+token: nobody looks further. A closed gate gets no gradient there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headgate.models.block_parts import BlockParts, OpenTokens
+from headgate.models.surgery import hidden_of, with_hidden
+from headgate.ops.layer_gates import gated
+
+Forward = Callable[..., Any]
+
+
+class RoutedBlock:
+    """The replacement of one block's ``forward``.
+
+    Args:
+        block: the decoder block. original: its own forward.
+        parts: its inside, or None for a family without one (then only ``masked`` with whole blocks works).
+        gate: asked at every call: weights ``[B|1, T|1, U]`` (U = 1 block, or 2: attention, MLP), or None to run
+            the block untouched.
+        engine: asked at every call: ``masked`` or ``sparse``.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        original: Forward,
+        parts: BlockParts | None,
+        gate: Callable[[], Tensor | None],
+        engine: Callable[[], str],
+    ) -> None:
+        self.block, self.original, self.parts = block, original, parts
+        self.gate, self.engine = gate, engine
+        self.names = list(inspect.signature(type(block).forward).parameters)[1:]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        hidden = call.pop("hidden_states")
+        weight = self.gate()
+        if weight is None:
+            return self.original(hidden, **call)
+        if bool((weight == 1).all()) and not weight.requires_grad:
+            return self.original(hidden, **call)
+        weight = weight.to(hidden.dtype)
+        if weight.shape[-1] == 2:
+            return self._checkpointed(self._by_unit, hidden, weight, call)
+        weight = weight[..., 0]
+        if self.engine() == "masked" or bool((weight != 0).all()):
+            output = self.original(hidden, **call)
+            return with_hidden(output, gated(hidden, hidden_of(output), weight.unsqueeze(-1)))
+        return self._sparse(hidden, weight.expand(hidden.shape[:2]), call)
+
+    def _sparse(self, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Tensor:
+        assert self.parts is not None
+        opened = weight != 0
+        if call.get("past_key_values") is not None:
+            return self._checkpointed(self._tokens, hidden, weight, call)
+        whole = opened.all(1)
+        output = hidden
+        if bool(whole.any()):
+            rows = whole.nonzero()[:, 0]
+            ran = hidden_of(self.original(hidden[rows], **select(call, rows, hidden.shape[0])))
+            output = output.index_put((rows,), gated(hidden[rows], ran, weight[rows].unsqueeze(-1)))
+        rest = (opened.any(1) & ~whole).nonzero()[:, 0]
+        if len(rest):
+            end = int(opened[rest].any(0).nonzero().max()) + 1
+            inside = crop(select(call, rest, hidden.shape[0]), end)
+            ran = self._checkpointed(self._tokens, hidden[rest, :end], weight[rest, :end], inside)
+            ran = torch.cat([ran, hidden[rest, end:]], 1)
+            output = output.index_put((rest,), ran)
+        return output
+
+    def _tokens(self, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """The open tokens of every row run; keys, values and the cache are those of all tokens."""
+        assert self.parts is not None
+        tokens = OpenTokens(weight != 0)
+        if not len(tokens):
+            self.parts.write_cache(hidden, call)
+            return hidden
+        before = tokens.take(hidden)
+        after = before + self.parts.open_attention(hidden, tokens, call)
+        after = after + self.parts.mlp_branch(after)
+        mixed = gated(before, after, tokens.take(weight).unsqueeze(-1))
+        return hidden.index_put((tokens.row_M, tokens.col_M), mixed)
+
+    def _by_unit(self, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """x' = x + g_a A(x), y = x' + g_m M(x'): gates of their own for attention and MLP."""
+        assert self.parts is not None
+        weight = weight.expand(*hidden.shape[:2], 2)
+        if self.engine() == "masked":
+            hidden = hidden + weight[..., :1] * self.parts.attention_branch(hidden, call)
+            return hidden + weight[..., 1:] * self.parts.mlp_branch(hidden)
+        tokens = OpenTokens(weight[..., 0] != 0)
+        if len(tokens):
+            added = self.parts.open_attention(hidden, tokens, call)
+            mixed = tokens.take(hidden) + tokens.take(weight)[:, :1] * added
+            hidden = hidden.index_put((tokens.row_M, tokens.col_M), mixed)
+        else:
+            self.parts.write_cache(hidden, call)
+        tokens = OpenTokens(weight[..., 1] != 0)
+        if len(tokens):
+            before = tokens.take(hidden)
+            mixed = before + tokens.take(weight)[:, 1:] * self.parts.mlp_branch(before)
+            hidden = hidden.index_put((tokens.row_M, tokens.col_M), mixed)
+        return hidden
+
+    def _checkpointed(self, run: Forward, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """``run``, recomputed in the backward where the block's own forward would be."""
+        block: Any = self.block
+        if getattr(block, "gradient_checkpointing", False) and block.training:
+            apart = {**call, "past_key_values": None}
+            out: Tensor = block._gradient_checkpointing_func(lambda h, w: run(h, w, apart), hidden, weight)
+            return out
+        found: Tensor = run(hidden, weight, call)
+        return found
+
+
+def select(call: Mapping[str, Any], rows: Tensor, size: int) -> dict[str, Any]:
+    """The arguments of some rows of the batch; what the rows share (first dimension 1) stays."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(of(item) for item in value)
+        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == size and size > 1:
+            return value[rows]
+        return value
+
+    return {name: of(value) for name, value in call.items()}
+
+
+def crop(call: Mapping[str, Any], end: int) -> dict[str, Any]:
+    """The arguments of the first ``end`` tokens, where no cache lengthens the keys."""
+    cropped = dict(call)
+    if isinstance(mask := call.get("attention_mask"), Tensor):
+        cropped["attention_mask"] = mask[:, :, :end, :end]
+    if isinstance(positions := call.get("position_ids"), Tensor):
+        cropped["position_ids"] = positions[:, :end]
+    if (rotary := call.get("position_embeddings")) is not None:
+        cropped["position_embeddings"] = tuple(part[:, :end] for part in rotary)
+    return cropped

@@ -1,0 +1,239 @@
+"""The inside of a decoder block: norms, keys and values, queries, attention, MLP, so that tokens can run alone.
+
+One row per family. What a family's own block does is repeated here for chosen tokens only; keys and values are
+always made for all tokens, so a token that skips a block is still seen by those that do not.
+
+Legend: B batch, T tokens, H hidden, M open tokens, R rows that have one, Q most open tokens of a row, K keys,
+N heads, D head width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from headgate.errors import ModelError
+from headgate.models.anatomy import Anatomy
+
+ATTENTION_KINDS = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Names of a block's norms, in the order they act; ``fused``: one projection for q, k and v (GPT-2)."""
+
+    before_attention: str = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str = "post_attention_layernorm"
+    after_mlp: str | None = None
+    fused: bool = False
+    softcap: bool = False
+
+
+PRE_NORM = Inside()
+SANDWICH = dict(
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
+INSIDES: dict[str, Inside] = {
+    "llama": PRE_NORM,
+    "mistral": PRE_NORM,
+    "qwen2": PRE_NORM,
+    "qwen3": PRE_NORM,
+    "gemma": PRE_NORM,
+    "gemma2": Inside(**SANDWICH, softcap=True),
+    "gemma3_text": Inside(**SANDWICH),
+    "gpt2": Inside(before_attention="ln_1", before_mlp="ln_2", fused=True),
+}
+
+
+class OpenTokens:
+    """Indices of the open tokens of ``open_BT``: flat, and by slot within the rows that have any."""
+
+    def __init__(self, open_BT: Tensor) -> None:
+        self.row_M, self.col_M = open_BT.nonzero(as_tuple=True)
+        has_B = open_BT.any(1)
+        self.rows_R = has_B.nonzero()[:, 0]
+        self.compact_M = (has_B.long().cumsum(0) - 1)[self.row_M]
+        self.slot_M = (open_BT.long().cumsum(1) - 1)[self.row_M, self.col_M]
+        self.width = int(open_BT.sum(1).max()) if len(self.row_M) else 0
+
+    def __len__(self) -> int:
+        return len(self.row_M)
+
+    def take(self, x_BT: Tensor) -> Tensor:
+        """Rows of ``[B|1, T, ...]`` at the open tokens."""
+        return x_BT[self.row_M if x_BT.shape[0] > 1 else torch.zeros_like(self.row_M), self.col_M]
+
+
+class BlockParts:
+    """One block, callable in parts. ``call`` holds the keyword arguments its forward was given."""
+
+    def __init__(self, anatomy: Anatomy, block: nn.Module) -> None:
+        config: Any = anatomy.model.config
+        kind = config.get_text_config().model_type
+        if kind not in INSIDES:
+            raise ModelError(
+                f"no sparse engine for architecture {kind!r} (there is one for {', '.join(INSIDES)}): "
+                "set methods.layer_routing.engine: masked and units: block"
+            )
+        self.inside = INSIDES[kind]
+        self.attention: Any = anatomy.attention(block)
+        self.mlp = anatomy.mlp(block)
+        self.before_attention = block.get_submodule(self.inside.before_attention)
+        self.before_mlp = block.get_submodule(self.inside.before_mlp)
+        self.after_attention = self._maybe(block, self.inside.after_attention)
+        self.after_mlp = self._maybe(block, self.inside.after_mlp)
+        self.head_dim = anatomy.head_dim
+        self.implementation = self.attention.config._attn_implementation or "eager"
+        if self.implementation not in ATTENTION_KINDS:
+            raise ModelError(
+                f"the sparse engine runs on attn_implementation {' or '.join(ATTENTION_KINDS)}, the model has "
+                f"{self.implementation!r}: set model.attn_implementation: sdpa"
+            )
+
+    @staticmethod
+    def _maybe(block: nn.Module, name: str | None) -> nn.Module:
+        return nn.Identity() if name is None else block.get_submodule(name)
+
+    def mlp_branch(self, x: Tensor) -> Tensor:
+        """What the MLP adds, for tokens in any shape ``[..., H]``."""
+        out: Tensor = self.after_mlp(self.mlp(self.before_mlp(x)))
+        return out
+
+    def attention_branch(self, x_BTH: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """What attention adds, for all tokens, through the family's own module."""
+        output, _ = self.attention(self.before_attention(x_BTH), **call)
+        added: Tensor = self.after_attention(output)
+        return added
+
+    def write_cache(self, x_BTH: Tensor, call: Mapping[str, Any]) -> None:
+        """Keys and values of all tokens into the cache; nothing else."""
+        if call.get("past_key_values") is not None:
+            self._keys_values(self.before_attention(x_BTH), call)
+
+    def open_attention(self, x_BTH: Tensor, tokens: OpenTokens, call: Mapping[str, Any]) -> Tensor:
+        """What attention adds to the open tokens, ``[M, H]``; every token is a key and a value."""
+        normed_BTH = self.before_attention(x_BTH)
+        key, value = self._keys_values(normed_BTH, call)
+        query_MND = self._queries(tokens.take(normed_BTH), tokens, call)
+        rows, width = len(tokens.rows_R), tokens.width
+        query = query_MND.new_zeros(rows, width, *query_MND.shape[1:])
+        query = query.index_put((tokens.compact_M, tokens.slot_M), query_MND).transpose(1, 2)
+        if rows < key.shape[0]:
+            key, value = key[tokens.rows_R], value[tokens.rows_R]
+        mask = self._mask(call.get("attention_mask"), tokens, x_BTH.shape[1], key)
+        output = self._attend(query, key, value, mask)
+        mixed_MH = output[tokens.compact_M, tokens.slot_M].flatten(1)
+        attention = self.attention
+        projected = (
+            attention.resid_dropout(attention.c_proj(mixed_MH))
+            if self.inside.fused
+            else attention.o_proj(mixed_MH)
+        )
+        added_MH: Tensor = self.after_attention(projected)
+        return added_MH
+
+    def _keys_values(self, normed_BTH: Tensor, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        attention, shape = self.attention, (*normed_BTH.shape[:-1], -1, self.head_dim)
+        if self.inside.fused:
+            _, key, value = attention.c_attn(normed_BTH).split(attention.split_size, dim=2)
+            key, value = key.view(shape), value.view(shape)
+        else:
+            key, value = attention.k_proj(normed_BTH).view(shape), attention.v_proj(normed_BTH).view(shape)
+            key = attention.k_norm(key) if hasattr(attention, "k_norm") else key
+            cos_BTD, sin_BTD = call["position_embeddings"]
+            key = rotated(key, cos_BTD.unsqueeze(-2), sin_BTD.unsqueeze(-2))
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        cache = call.get("past_key_values")
+        if cache is not None:
+            cache = getattr(cache, "self_attention_cache", cache)
+            key, value = cache.update(key, value, attention.layer_idx)
+        return key, value
+
+    def _queries(self, normed_MH: Tensor, tokens: OpenTokens, call: Mapping[str, Any]) -> Tensor:
+        attention, shape = self.attention, (len(normed_MH), -1, self.head_dim)
+        if self.inside.fused:
+            query_MH: Tensor = attention.c_attn(normed_MH).split(attention.split_size, dim=1)[0]
+            return query_MH.view(shape)
+        query_MND: Tensor = attention.q_proj(normed_MH).view(shape)
+        query_MND = attention.q_norm(query_MND) if hasattr(attention, "q_norm") else query_MND
+        cos_BTD, sin_BTD = call["position_embeddings"]
+        return rotated(query_MND, tokens.take(cos_BTD).unsqueeze(1), tokens.take(sin_BTD).unsqueeze(1))
+
+    def _mask(self, mask: Tensor | None, tokens: OpenTokens, length: int, key: Tensor) -> Tensor | None:
+        """The mask's rows of the open tokens, ``[R, 1, Q, K]``; an unused slot sees everything and is dropped."""
+        keys = key.shape[2]
+        if mask is None:
+            if length == 1:
+                return None
+            position_M1 = (tokens.col_M + (keys - length)).unsqueeze(1)
+            rows_MK = torch.arange(keys, device=key.device).unsqueeze(0) <= position_M1
+        else:
+            rows_MK = tokens.take(mask[:, 0])
+        if rows_MK.dtype == torch.bool and self.implementation == "eager":
+            floor = torch.finfo(key.dtype).min
+            rows_MK = torch.zeros_like(rows_MK, dtype=key.dtype).masked_fill(~rows_MK, floor)
+        padded = rows_MK.new_full(
+            (len(tokens.rows_R), tokens.width, rows_MK.shape[1]), rows_MK.dtype == torch.bool
+        )
+        padded[tokens.compact_M, tokens.slot_M] = rows_MK
+        return padded.unsqueeze(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        attention = self.attention
+        eager = sys.modules[type(attention).__module__].eager_attention_forward
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, eager)
+        dropout = attention.attn_dropout.p if self.inside.fused else attention.attention_dropout
+        options = {"softcap": attention.attn_logit_softcapping} if self.inside.softcap else {}
+        output: Tensor = attend(
+            attention,
+            query,
+            key,
+            value,
+            mask,
+            dropout=dropout if attention.training else 0.0,
+            scaling=attention.scaling,
+            **options,
+        )[0]
+        return output
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x cos + rotate_half(x) sin``: rotary positions on the last dimension (Su et al. 2021)."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, every PEFT layer gives its base layer's output. Raises ModelError for a model without any.
+
+    PEFT's own switch also turns ``requires_grad`` of the adapter back on, which a stage may have off.
+    """
+    layers: list[Any] = [m for m in model.modules() if "_disable_adapters" in vars(m) or is_tuner(m)]
+    if not layers:
+        raise ModelError(
+            "the base model as teacher needs an adapter that can be switched off: set lora, or kd: false"
+        )
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value
+
+
+def is_tuner(module: nn.Module) -> bool:
+    """A PEFT layer: it wraps a base layer and can be switched off."""
+    return hasattr(type(module), "_disable_adapters") and hasattr(module, "base_layer")
