@@ -224,6 +224,23 @@ def test_context_shorter_than_max_length_is_adjusted_and_said(tmp_path: Path) ->
     assert done.returncode == 0 and "exceeds the model's context of 512" in done.stderr
 
 
+def test_tensorboard_when_asked(tmp_path: Path) -> None:
+    """The same names go to TensorBoard, in a folder that outlives the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert (
+        here("train", recipe(tmp_path, report_to=["jsonl", "tensorboard"], training__max_steps=3)).returncode
+        == 0
+    )
+    run = run_directory(tmp_path)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert {"train/loss", "train/padding_fraction", "train/tokens_per_second", "eval/loss"} <= set(
+        events.Tags()["scalars"]
+    )
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert sum(first["packed_sequence_length_histogram"].values()) == 40
+
+
 def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     path = recipe(tmp_path)
     assert here("train", path).returncode == 0

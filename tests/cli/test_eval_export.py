@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_cli import ENV, here, recipe, run_directory
+
+from tests.cli.test_cli import ENV, here, recipe, run_directory
 
 PLAIN = """
 import sys
@@ -157,6 +158,7 @@ def test_what_an_export_leaves_behind_is_said(routed: Path, tmp_path: Path) -> N
     done = here("export", routed, "--to", "peft", "--output", tmp_path / "adapter")
     assert done.returncode == 0, done.stderr
     assert "schema_bank are not part of this export" in done.stderr
+    assert 'load the base with dtype="float32"' in (tmp_path / "adapter/README.md").read_text()
     record = json.loads((tmp_path / "adapter/headgate_export.json").read_text())
     assert record["routed_difference"] > 0 and record["difference"] < 1e-5
     assert record["methods"] == ["schema_bank"]

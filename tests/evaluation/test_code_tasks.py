@@ -20,7 +20,8 @@ from headgate.evaluation.code_tasks import (
     reference_programs,
     replace_returns,
 )
-from headgate.evaluation.sandbox import Limits, run_program, run_programs, tally
+from headgate.evaluation.sandbox import run_program, run_programs, tally
+from headgate.evaluation.sandbox_watch import Limits
 
 SLOW = Limits(seconds=15.0)
 

@@ -15,7 +15,8 @@ from headgate.errors import ConfigError
 from headgate.evaluation import sandbox
 from headgate.evaluation.code_tasks import pieces
 from headgate.evaluation.config import EvalTask
-from headgate.evaluation.sandbox import Limits, Outcome, isolation, run_program, run_programs, tally
+from headgate.evaluation.sandbox import isolation, run_program, run_programs, tally
+from headgate.evaluation.sandbox_watch import Limits, Outcome
 from headgate.methods.base import build_config
 
 FAST = Limits(seconds=1.0, output=1 << 16)

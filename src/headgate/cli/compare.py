@@ -21,7 +21,8 @@ def compare(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     out.print(comparison_table(report))
     for line in verdict_lines(report):
         out.print(line)
-    out.print(f"comparison: {comparison.folder}")
+    out.print(f"run directories: {comparison.folder.parent}")
+    out.print(f"comparison: {comparison.folder / 'comparison.json'}")
 
 
 def comparison_table(report: dict[str, Any]) -> Table:
@@ -36,6 +37,7 @@ def comparison_table(report: dict[str, Any]) -> Table:
         "sd",
         f"vs {report['baseline']} (95%)",
         "verdict",
+        "test loss",
         "val loss",
         "steps",
         "tok/s",
@@ -60,6 +62,7 @@ def comparison_table(report: dict[str, Any]) -> Table:
             "-" if arm["sd"] is None else f"{arm['sd']:.4f}",
             difference,
             words,
+            "-" if arm["loss"] is None else f"{arm['loss']:.4f}",
             "-" if cost["eval_loss"] is None else f"{cost['eval_loss']:.4f}",
             f"{cost['steps']:.0f}",
             f"{cost['trained_tokens'] / seconds:,.0f}" if seconds else "-",

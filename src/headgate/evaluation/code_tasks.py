@@ -18,7 +18,8 @@ from headgate.data.sources import load_rows
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.generation import generate
 from headgate.evaluation.predictions import prompt_hash
-from headgate.evaluation.sandbox import Limits, describe_isolation, require_permission, run_programs, tally
+from headgate.evaluation.sandbox import describe_isolation, require_permission, run_programs, tally
+from headgate.evaluation.sandbox_watch import Limits
 
 STOPS = {
     "mbpp": ["\n[DONE]", "\nassert ", "\nprint(", "\nif __name__", '\n"""', "\n\n\n\n"],

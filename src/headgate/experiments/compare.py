@@ -78,9 +78,7 @@ class Comparison:
         """What is wrong with the comparison itself is an error now, not after the runs."""
         tune = self.config.tune
         if tune is not None and tune.seed in self.config.seeds:
-            raise ConfigError(
-                f"compare.tune.seed={tune.seed} is one of compare.seeds: tune at another seed"
-            )
+            raise ConfigError(f"compare.tune.seed={tune.seed} is one of compare.seeds: tune at another seed")
         for name, other in self._equal_time_arms.items():
             if other not in self.config.arms:
                 raise ConfigError(f"compare.arms.{name}.equal_time: there is no arm {other!r}")

@@ -111,6 +111,9 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     routed_difference = relative(adapted, routed)
+    if to == "peft":
+        trained_in = str(next(again.parameters()).dtype).removeprefix("torch.")
+        notes.append(f'for equal logits load the base with dtype="{trained_in}", as it was here')
     (folder / "README.md").write_text(card(run, source, to, licence, difference, notes))
     files = sorted(path.name for path in folder.iterdir())
     done = Export(to, str(folder), files, difference, routed_difference, names, notes)

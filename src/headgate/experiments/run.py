@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ def run(
 def make_trainer(prepared: Prepared, directory: RunDirectory, console: Console) -> HeadgateTrainer:
     """The trainer of a run, not started."""
     recipe, training = prepared.recipe, prepared.recipe.training
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory.path / "tensorboard")
     stages = prepared.stages
     max_steps = recipe.steps_given
     rough = max_steps if max_steps is not None else _epoch_steps(recipe, len(prepared.train))
@@ -170,6 +172,9 @@ def _train_and_evaluate(prepared: Prepared, directory: RunDirectory, console: Co
 
 def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dict[str, Any]:
     trainer = make_trainer(prepared, directory, console)
+    for name, report in prepared.reports.items():
+        if name.startswith("train"):
+            trainer.telemetry.set("packed_sequence_length_histogram", report.length_histogram)
     found = checkpoint.last_valid(directory.trainer_dir, tell=warnings.warn)
     if found is not None:
         console.say(f"resuming from {found}")

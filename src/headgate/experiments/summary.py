@@ -89,6 +89,7 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
             "mean": float(np.mean(values)),
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "cv": statistics.coefficient_of_variation(values),
+            "loss": task_loss([results[seed]["evaluation"] for seed in seeds]),
             "item_interval": item_interval(metric, results[seeds[0]], float(np.mean(values))),
             "cost": _cost([results[seed]["training"] for seed in seeds]),
             "metrics": [results[seed]["evaluation"] for seed in seeds],
@@ -120,6 +121,13 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
         "contrasts": contrasts,
         "headgate_versions": sorted(versions),
     }
+
+
+def task_loss(evaluations: list[Mapping[str, Any]]) -> float | None:
+    """Mean over seeds of the first perplexity task's loss, where one was asked for."""
+    losses = [next((m["loss"] for m in tasks.values() if "loss" in m), None) for tasks in evaluations]
+    known = [loss for loss in losses if loss is not None]
+    return float(np.mean(known)) if known else None
 
 
 def item_interval(metric: Metric, result: Mapping[str, Any], mean: float) -> tuple[float, float] | None:

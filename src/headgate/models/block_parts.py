@@ -219,7 +219,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
     PEFT's own switch also turns ``requires_grad`` of the adapter back on, which a stage may have off.
     """
-    layers: list[Any] = [m for m in model.modules() if "_disable_adapters" in vars(m) or is_tuner(m)]
+    layers: list[Any] = [m for m in model.modules() if is_tuner(m)]
     if not layers:
         raise ModelError(
             "the base model as teacher needs an adapter that can be switched off: set lora, or kd: false"

@@ -135,11 +135,6 @@ class JsonlCallback(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-def scalar_logs(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The part of a log that a tracker can plot."""
-    return {k: v for k, v in logs.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-
-
 def gradient_norms(groups: Mapping[str, list[torch.nn.Parameter]]) -> dict[str, Tensor]:
     """``grad_norm/<group>``: 2-norm of all gradients of a group."""
     norms = {}

@@ -83,13 +83,12 @@ class BackwardGate(PlainLoop, Method):
             raise ConfigError("BackwardGate in a loop of your own needs both d_hidden= and vocab_size=")
         if d_hidden is not None and vocab_size is not None:
             self._build(d_hidden, vocab_size)
-            if device is not None:
-                self.to(device)
+            self.to(device or "cpu")
 
     def _build(self, hidden_size: int, vocab_size: int) -> None:
         burn_in = self.config.resolved_burn_in(self.max_steps or 20_000)
-        sizes = (hidden_size, vocab_size)
-        self.gate = Gate(self.config, *sizes, seed=self.seed, burn_in=burn_in, max_steps=self.max_steps)
+        run = {"seed": self.seed, "burn_in": burn_in, "max_steps": self.max_steps}
+        self.gate = Gate(self.config, hidden_size, vocab_size, **run)
 
     # -- installation and state ---------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:

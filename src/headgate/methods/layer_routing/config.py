@@ -98,9 +98,13 @@ class LayerRoutingConfig(StrictConfig):
                 "change granularity or leave it out"
             )
         if self.skip is not None and self.policy != "static":
-            raise ValueError(f"skip lists the blocks of policy static; policy {self.policy!r} has no use for it")
+            raise ValueError(
+                f"skip lists the blocks of policy static; policy {self.policy!r} has no use for it"
+            )
         if isinstance(self.keep, int) and self.keep < 1:
-            raise ValueError(f"keep={self.keep}: at least one block runs before a router has anything to read")
+            raise ValueError(
+                f"keep={self.keep}: at least one block runs before a router has anything to read"
+            )
         return self
 
     @property

@@ -48,6 +48,7 @@ class Context:
     ids: Tensor | None
     num_documents: int
     memory: Memory | None
+    past: int = 0
 
     @classmethod
     def read(cls, call: Mapping[str, Any]) -> Context:
@@ -68,7 +69,7 @@ class Context:
                 )
             real = mask.bool()
             offset = (real.long().cumsum(1) - 1)[:, -length:]
-            return cls(real[:, -length:], number, offset, ids, rows, memory)
+            return cls(real[:, -length:], number, offset, ids, rows, memory, past)
         if positions is not None and past == 0 and length > 1 and bool((positions[:, 1:] == 0).any()):
             positions = positions.expand(rows, length)
             start = positions == 0
@@ -77,4 +78,4 @@ class Context:
             # a document of one token is padding: the collator gives pads position 0, and it predicts nothing
             return cls(size[document] > 1, document, positions, ids, rows * length, None)
         offset = torch.arange(past, past + length, device=device).expand(rows, length)
-        return cls(torch.ones_like(number, dtype=torch.bool), number, offset, ids, rows, memory)
+        return cls(torch.ones_like(number, dtype=torch.bool), number, offset, ids, rows, memory, past)

@@ -1,0 +1,207 @@
+"""From features to gates: what each policy decides in training, and what at inference.
+
+Every gate of a token depends on that token and earlier ones only, except in the training-time forms of
+``reinforce`` (the whole batch) and ``topk`` (the whole row), which have a causal form at inference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from headgate.errors import ModelError
+from headgate.methods.layer_routing.config import LayerRoutingConfig
+from headgate.methods.layer_routing.context import Context, Memory
+from headgate.ops.gating import bernoulli_gates, gumbel_gates, straight_through, threshold_gates
+from headgate.ops.layer_gates import hashed_uniform, monotone, prefix_sums, top_tokens
+from headgate.ops.routing_losses import flat_mean
+
+
+@dataclass
+class Route:
+    """Gates of one forward.
+
+    ``weight`` ``[B|1, T|1, G]``; ``logits`` ``[B, T, G]``, ``[1, D, G]`` or ``[1, 1, G]`` as the router gave them;
+    ``free`` ``[B, T]``: real tokens whose gates the route decides (not a prefix at full depth).
+    """
+
+    weight: Tensor
+    context: Context
+    logits: Tensor | None = None
+    log_prob: Tensor | None = None
+    member: Tensor | None = None
+    free: Tensor | None = None
+    memory: Memory | None = None
+
+
+@dataclass
+class Situation:
+    """What a decision depends on besides its features."""
+
+    training: bool
+    temperature: float
+    threshold: Tensor
+    salt: int
+    streams: torch.Generator
+    shuffled: bool = False
+    units: int = 1
+    share: float = 1.0
+    """P(open) of the random control, or the capacity of topk."""
+    fixed: Tensor = field(default_factory=lambda: torch.ones(1))
+    """Gates of truncate and static; drop probabilities of stochastic_depth."""
+
+
+def decide(
+    config: LayerRoutingConfig, router: nn.Module | None, hidden: Tensor, context: Context, now: Situation
+) -> Route:
+    """The route of a forward; ``hidden`` ``[B, T, H]`` is what the router reads."""
+    policy = config.policy
+    if policy in ("truncate", "static"):
+        return Route(now.fixed.view(1, 1, -1).to(hidden.device), context)
+    if policy == "stochastic_depth":
+        return Route(_stochastic_depth(now, config.scaling).to(hidden.device), context)
+    if policy == "random":
+        return _random(config, context, now)
+    assert router is not None
+    if policy == "reinforce" and now.training:
+        pooled = flat_mean(hidden, context.valid).view(1, 1, -1)
+        gates, log_prob = bernoulli_gates(router(pooled), now.streams)
+        return Route(gates.weight, context, gates.logits, log_prob)
+    if config.routes_per == "token":
+        logits = router(hidden)
+        weight, member = _token_gates(policy, logits, context, now)
+        weight = _shuffle(weight, context.valid, now)
+        return Route(weight, context, logits, member=member, free=context.valid)
+    return _per_document(config, router, hidden, context, now)
+
+
+def _stochastic_depth(now: Situation, scaling: bool) -> Tensor:
+    """A Bernoulli draw per block and batch; at inference x + (1 - p)(F(x) - x), or full depth unscaled."""
+    if now.training:
+        drawn = torch.rand(now.fixed.shape, generator=now.streams) >= now.fixed.cpu()
+        return drawn.float().view(1, 1, -1)
+    return (1 - now.fixed if scaling else torch.ones_like(now.fixed)).view(1, 1, -1)
+
+
+def _token_gates(
+    policy: str, logits: Tensor, context: Context, now: Situation
+) -> tuple[Tensor, Tensor | None]:
+    if policy == "topk":
+        scale = torch.sigmoid(logits)
+        if now.training:
+            member = top_tokens(logits, context.valid, now.share)
+            return scale * member, member
+        return scale * (logits > now.threshold), None
+    if now.training:
+        weight = gumbel_gates(logits, now.temperature, now.streams).weight
+    else:
+        weight = threshold_gates(logits, now.threshold).weight
+    return (along_depth(weight, now.units, monotone) if policy == "exit" else weight), None
+
+
+def along_depth(gates: Tensor, units: int, rule: object) -> Tensor:
+    """A rule over successive blocks, applied to each unit of a block by itself."""
+    per_unit = gates.unflatten(-1, (-1, units)).transpose(-1, -2)
+    return rule(per_unit).transpose(-1, -2).flatten(-2)  # type: ignore[operator,no-any-return]
+
+
+def _prefix(context: Context, length: int) -> Tensor:
+    return context.valid & (context.offset < length)
+
+
+def _with_memory(total: Tensor, count: Tensor, context: Context) -> Memory:
+    if context.memory is not None:
+        return Memory(context.memory.total + total, context.memory.count + count)
+    return Memory(total, count)
+
+
+def _spread(per_document: Tensor, context: Context, length: int) -> tuple[Tensor, Tensor]:
+    """Gates of documents ``[D, G]`` to tokens ``[B, T, G]``; the prefix runs at full depth. And what is routed."""
+    opened = _prefix(context, length)
+    weight = torch.where(opened.unsqueeze(-1), 1.0, per_document[context.document])
+    return weight, context.valid & ~opened
+
+
+def _per_document(
+    config: LayerRoutingConfig, router: nn.Module, hidden: Tensor, context: Context, now: Situation
+) -> Route:
+    """One route a document, read off the mean of its first ``prefix_tokens`` tokens and fixed from then on."""
+    length = config.prefix_tokens
+    prefix = _prefix(context, length)
+    total, count = prefix_sums(hidden.float(), context.document, prefix, context.num_documents)
+    memory = _with_memory(total, count, context)
+    pooled = memory.total / memory.count.clamp(min=1).unsqueeze(-1)
+    logits = router(pooled.unsqueeze(0))
+    if now.training:
+        weight = gumbel_gates(logits, now.temperature, now.streams).weight[0]
+    else:
+        weight = threshold_gates(logits, now.threshold).weight[0]
+    weight = _shuffle(weight, memory.count > 0, now)
+    spread, free = _spread(weight, context, length)
+    return Route(spread, context, logits, free=free, memory=memory)
+
+
+def _random(config: LayerRoutingConfig, context: Context, now: Situation) -> Route:
+    """Gates open with probability ``share`` whatever the token: a hash of its id, place and block."""
+    ids = context.ids if context.ids is not None else torch.zeros_like(context.offset)
+    key = ids * 1_000_003 + context.offset
+    count = len(now.fixed)
+    if config.routes_per == "token":
+        drawn = hashed_uniform(key, count, now.salt) < now.share
+        return Route(drawn.float(), context, free=context.valid)
+    prefix = _prefix(context, config.prefix_tokens)
+    marks = hashed_uniform(key, 1, now.salt).double()
+    total, seen = prefix_sums(marks, context.document, prefix, context.num_documents)
+    memory = _with_memory(total, seen, context)
+    drawn = hashed_uniform((memory.total[:, 0] * (1 << 24)).long(), count, now.salt) < now.share
+    spread, free = _spread(drawn.float(), context, config.prefix_tokens)
+    return Route(spread, context, free=free, memory=memory)
+
+
+def _shuffle(gates: Tensor, real: Tensor, now: Situation) -> Tensor:
+    """Control: the same gates, handed to other tokens (or documents)."""
+    if not now.shuffled or now.training:
+        return gates
+    held = gates[real]
+    order = torch.randperm(len(held), generator=now.streams).to(held.device)
+    shuffled = gates.clone()
+    shuffled[real] = held[order]
+    return shuffled
+
+
+def soft_weight(route: Route, units: int, policy: str, temperature: float) -> Tensor:
+    """Gates with a gradient for the budget, ``[B|1, T|1, G]``: topk's membership is soft by its logits."""
+    if policy != "topk" or route.member is None or route.logits is None:
+        return route.weight
+    return straight_through(route.member.float(), torch.sigmoid(route.logits / temperature))
+
+
+def entries(route: Route, policy: str, units: int, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a threshold decides: effective logits ``[N]``, what each is worth, and what runs whatever it is.
+
+    Worth is in utilization times real tokens. A monotone gate is open where the least of its logits so far is.
+    """
+    assert route.logits is not None and route.free is not None
+    logits = route.logits.detach()
+    if policy == "exit":
+        logits = along_depth(logits, units, lambda x: x.cummin(-1).values)
+    free, context = route.free, route.context
+    share = share.to(logits)
+    always = (context.valid.sum() - free.sum()) * share.sum()
+    if logits.shape[:2] == free.shape and route.memory is None:
+        chosen = logits[free]
+        return chosen.flatten(), share.expand_as(chosen).flatten(), always
+    tokens = torch.bincount(context.document[free], minlength=context.num_documents).to(logits)
+    per_document = logits[0][tokens > 0]
+    worth = tokens[tokens > 0].unsqueeze(-1) * share
+    return per_document.flatten(), worth.flatten(), always
+
+
+def refuse_shuffled_decoding(context: Context, shuffled: bool) -> None:
+    if shuffled and context.past:
+        raise ModelError(
+            "routing shuffled is a control for teacher-forced evaluation, it cannot follow a cache: "
+            "use routing on to generate"
+        )
