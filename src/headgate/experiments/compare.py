@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headgate.errors import ConfigError
+from headgate.experiments.markdown import markdown
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import merge, recipe_from, set_dotted
@@ -110,6 +111,7 @@ class Comparison:
         report = summarise(self.recipe, runs, self.state)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "comparison.json", json.dumps(report, indent=1))
+        write_atomically(self.folder / "comparison.md", markdown(report))
         return report
 
     @property

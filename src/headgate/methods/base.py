@@ -32,8 +32,8 @@ class Method(nn.Module):
     """Nesting, innermost first: layer_routing 10, lora_experts 20, schema_bank 30, backward_gate 40."""
     skips_blocks: ClassVar[bool] = False
     """True where some trained tensors may see no gradient in a given step because their block did not run."""
-    exclusive: ClassVar[frozenset[str]] = frozenset()
-    """What it alone may do to a model ("replaces:<block>", "routes_blocks"); see ``claims``."""
+    observes_head: ClassVar[bool] = False
+    """True where ``head_observer`` reads the head's errors: ``loss: auto`` is then chunked."""
 
     def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
         super().__init__()

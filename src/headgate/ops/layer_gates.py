@@ -37,7 +37,7 @@ def top_tokens(logits_BTR: Tensor, valid_BT: Tensor, share: float) -> Tensor:
     whole row: for training only.
     """
     scored_BTR = logits_BTR.masked_fill(~valid_BT.unsqueeze(-1), -torch.inf)
-    rank_BTR = scored_BTR.argsort(1, descending=True, stable=True).argsort(1)
+    rank_BTR = scored_BTR.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     capacity_B11 = torch.ceil(share * valid_BT.sum(1)).view(-1, 1, 1)
     return (rank_BTR < capacity_B11) & valid_BT.unsqueeze(-1)
 

@@ -27,12 +27,15 @@ class TaskLoss:
     outputs: Any
 
 
-def choose_loss(choice: str, anatomy: Anatomy, label_smoothing: float) -> str:
-    """``auto`` -> ``plain`` or ``chunked``. Raises ConfigError where chunked cannot work."""
+def choose_loss(choice: str, anatomy: Anatomy, label_smoothing: float, observed: bool = False) -> str:
+    """``auto`` -> ``plain`` or ``chunked``. Raises ConfigError where chunked cannot work.
+
+    ``observed``: a method reads the head's errors, which the chunked loss has at hand and plain computes twice.
+    """
     chosen = choice
     if choice == "auto":
-        large = anatomy.vocab_size >= CHUNKED_FROM_VOCABULARY
-        chosen = "chunked" if (large and _plain_head(anatomy)) or label_smoothing > 0 else "plain"
+        wanted = observed or anatomy.vocab_size >= CHUNKED_FROM_VOCABULARY
+        chosen = "chunked" if (wanted and _plain_head(anatomy)) or label_smoothing > 0 else "plain"
     if chosen == "chunked" and not _plain_head(anatomy):
         raise ConfigError(
             f"loss: chunked needs a plain linear head, this model's is {type(anatomy.head).__name__}: set loss: plain"

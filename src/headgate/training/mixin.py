@@ -65,7 +65,9 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining):
         if trainer_args.label_smoothing_factor:
             raise ConfigError("use HeadgateTrainer(label_smoothing=...) instead of label_smoothing_factor")
         self.methods.to(trainer_args.device)
-        self.loss_choice = choose_loss(loss, self.anatomy, label_smoothing)
+        self.loss_choice = choose_loss(
+            loss, self.anatomy, label_smoothing, any(method.observes_head for method in self.methods)
+        )
         self.label_smoothing, self.schedule_clock = label_smoothing, schedule_clock
         self._given_stages = list(stages) if stages is not None else None
         self.base_model: dict[str, Any] | None = None  # the recipe's model block, to load it again

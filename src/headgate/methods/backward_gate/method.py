@@ -43,6 +43,7 @@ class BackwardGate(PlainLoop, Method):
     name = "backward_gate"
     Config = BackwardGateConfig
     attach_order = 40
+    observes_head = True
     citation = (
         "@misc{slora2024, title={SLoRA: Subspace-Gated LoRA for Token-Efficient Fine-Tuning}, "
         "author={Adib Hasan}, year={2024}}"

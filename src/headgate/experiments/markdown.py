@@ -1,0 +1,52 @@
+"""A comparison as Markdown: the form in which EXPERIMENTS.md keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Table of arms with intervals and verdicts, then what could have been seen, then the tuned values."""
+    seeds, baseline = report["seeds"], report["baseline"]
+    better = "higher" if report["higher_is_better"] else "lower"
+    lines = [
+        f"`{report['metric']}` on `{report['model']}`, seeds {', '.join(map(str, seeds))}; {better} is better.",
+        "",
+        f"| arm | mean | SD | difference from {baseline} [95% t] | bootstrap [95%] | Holm p | verdict | steps | trained tokens | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, arm in report["arms"].items():
+        contrast, cost = report["contrasts"].get(name), arm["cost"]
+        cells = [name, f"{arm['mean']:.4f}", "-" if arm["sd"] is None else f"{arm['sd']:.4f}"]
+        if contrast is None:
+            cells += ["-", "-", "-", "baseline"]
+        else:
+            cells += [_interval(contrast["t"]), _interval(contrast.get("bootstrap"))]
+            cells += ["-" if contrast["holm_p"] is None else f"{contrast['holm_p']:.3g}", contrast["verdict"]]
+        seconds = cost["seconds"] or 0.0
+        cells += [f"{cost['steps']:.0f}", f"{cost['trained_tokens']:,.0f}", f"{seconds:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    for name, contrast in report["contrasts"].items():
+        if contrast["detectable"] is not None and contrast["verdict"].startswith("no detectable"):
+            lines.append(
+                f"- {name}: {len(seeds)} seeds with this spread could have shown {contrast['detectable']:.4f}."
+            )
+    tuned = {name: arm["tuned"] for name, arm in report["arms"].items() if arm["tuned"]}
+    if tuned:
+        key = next(iter(tuned.values()))["key"]
+        lines.append(
+            f"- `{key}` tuned on validation, alike: "
+            + ", ".join(f"{n} {t['value']:g}" for n, t in tuned.items())
+            + "."
+        )
+    for name, arm in report["arms"].items():
+        if arm["equal_time"]:
+            lines.append(
+                f"- {name}: {arm['equal_time']['steps']} steps, as many as fit in the {arm['equal_time']['seconds']:.1f} s of {arm['equal_time']['of']}."
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _interval(found: dict[str, float] | None) -> str:
+    return "-" if found is None else f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
