@@ -27,7 +27,9 @@ def gates_of(kind: str, rows: int, length: int, units: int = 1) -> Tensor:
         gates[-1, length // 2] = 1.0
         return gates
     if kind == "prefix":
-        gates = (torch.rand((rows, 1, count), generator=stream) < 0.5).float().expand(rows, length, count).clone()
+        gates = (
+            (torch.rand((rows, 1, count), generator=stream) < 0.5).float().expand(rows, length, count).clone()
+        )
         gates[:, :3] = 1.0
         return gates
     if kind == "scaled":
@@ -77,7 +79,9 @@ def agree(family: str, kind: str, side: str, units: str = "block") -> None:
     for name, grad in grads.items():
         ours = grads_s.get(name, torch.zeros_like(grad))
         torch.testing.assert_close(ours, grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    if gate_grad_s is not None:  # a closed gate has no gradient in the sparse engine; an open one has the same
+    if (
+        gate_grad_s is not None
+    ):  # a closed gate has no gradient in the sparse engine; an open one has the same
         opened = gates != 0
         torch.testing.assert_close(gate_grad_s[opened], gate_grad[opened], atol=1e-5, rtol=1e-4)
     if kind not in ("open", "closed"):
@@ -151,7 +155,9 @@ def test_cached_steps_are_the_recompute(family: str, kind: str, units: str) -> N
                 cache = out.past_key_values
                 pieces.append(out.logits)
             assert [cache.get_seq_length(layer) for layer in range(4)] == [8] * 4
-            torch.testing.assert_close(torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()], atol=1e-5, rtol=1e-5
+            )
 
 
 @pytest.mark.parametrize("engine", ["masked", "sparse"])

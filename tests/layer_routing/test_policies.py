@@ -30,7 +30,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 def routed(name: str, family: str = "llama") -> tuple[Any, LayerRouting]:
     """A model with a router that distinguishes tokens: random weights, thresholds in the middle."""
-    model, tokenizer, anatomy = model_of(family)
+    model, _, anatomy = model_of(family)
     method = LayerRouting(keep=1, prefix_tokens=3, **{"target_utilization": 0.6, **POLICIES[name]})
     method.seed = 3
     attach(method, anatomy)
@@ -92,7 +92,9 @@ def test_packed_documents_are_documents(name: str) -> None:
     positions = torch.tensor([[*range(cut), *range(14 - cut)]])
     packed = logits(model, {"input_ids": ids, "position_ids": positions})
     for piece, place in ((ids[:, :cut], slice(0, cut)), (ids[:, cut:], slice(cut, 14))):
-        torch.testing.assert_close(packed[:, place], logits(model, {"input_ids": piece}), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            packed[:, place], logits(model, {"input_ids": piece}), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -182,7 +184,9 @@ def test_shuffled_keeps_utilization() -> None:
     used = method.used(method.route)
     method.set_routing("shuffled")
     after = logits(model, batch)
-    assert float(method.used(method.route)) == pytest.approx(float(used)) and not torch.allclose(before, after)
+    assert float(method.used(method.route)) == pytest.approx(float(used)) and not torch.allclose(
+        before, after
+    )
     with pytest.raises(ModelError, match="shuffled"):
         model.generate(input_ids=batch["input_ids"], max_new_tokens=3, pad_token_id=0)
     with pytest.raises(ConfigError, match="on, removed, shuffled"):

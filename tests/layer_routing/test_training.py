@@ -15,7 +15,6 @@ from headgate.errors import ConfigError
 from headgate.experiments.run import quiet
 from headgate.methods.layer_routing import LayerRouting
 from headgate.methods.layer_routing.inspect import calibrate, fit_static, heat_map, measure, token_depth
-from headgate.models.anatomy import describe
 from headgate.models.load import load_model
 from headgate.training.saved import load
 from headgate.training.telemetry import is_known

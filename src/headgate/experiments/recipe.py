@@ -101,8 +101,10 @@ class Recipe(StrictConfig):
         content = self.model_dump(
             mode="json",
             exclude={"base", "name", "output_dir", "report_to", "logging_every", "compare", "sweep"},
+            exclude_defaults=True,  # a key that a later version adds, at its default, names the same work
         )
-        content["model"].pop("device")
+        content.get("model", {}).pop("device", None)
+        content["model"] = content.get("model", {})
         return content
 
     def run_id(self) -> str:

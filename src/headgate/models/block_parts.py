@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Inside:
 
 
 PRE_NORM = Inside()
-SANDWICH = dict(
+SANDWICH = Inside(
     after_attention="post_attention_layernorm",
     before_mlp="pre_feedforward_layernorm",
     after_mlp="post_feedforward_layernorm",
@@ -49,29 +49,54 @@ INSIDES: dict[str, Inside] = {
     "qwen2": PRE_NORM,
     "qwen3": PRE_NORM,
     "gemma": PRE_NORM,
-    "gemma2": Inside(**SANDWICH, softcap=True),
-    "gemma3_text": Inside(**SANDWICH),
+    "gemma2": replace(SANDWICH, softcap=True),
+    "gemma3_text": SANDWICH,
     "gpt2": Inside(before_attention="ln_1", before_mlp="ln_2", fused=True),
 }
 
 
 class OpenTokens:
-    """Indices of the open tokens of ``open_BT``: flat, and by slot within the rows that have any."""
+    """Indices of the open tokens of ``open_BT``: flat, and by slot within the rows that have any.
+
+    Rows are moved by ``index_select`` and ``index_copy``, whose backward is far cheaper than indexing's.
+    """
 
     def __init__(self, open_BT: Tensor) -> None:
+        self.rows, self.length = open_BT.shape
         self.row_M, self.col_M = open_BT.nonzero(as_tuple=True)
+        self.flat_M = self.row_M * self.length + self.col_M
         has_B = open_BT.any(1)
         self.rows_R = has_B.nonzero()[:, 0]
-        self.compact_M = (has_B.long().cumsum(0) - 1)[self.row_M]
-        self.slot_M = (open_BT.long().cumsum(1) - 1)[self.row_M, self.col_M]
         self.width = int(open_BT.sum(1).max()) if len(self.row_M) else 0
+        compact_M = (has_B.long().cumsum(0) - 1)[self.row_M]
+        slot_M = (open_BT.long().cumsum(1) - 1)[self.row_M, self.col_M]
+        self.slot_M = compact_M * self.width + slot_M
 
     def __len__(self) -> int:
         return len(self.row_M)
 
     def take(self, x_BT: Tensor) -> Tensor:
-        """Rows of ``[B|1, T, ...]`` at the open tokens."""
-        return x_BT[self.row_M if x_BT.shape[0] > 1 else torch.zeros_like(self.row_M), self.col_M]
+        """Rows of ``[B|1, T, ...]`` at the open tokens, ``[M, ...]``."""
+        if x_BT.shape[0] == 1:
+            return x_BT[0].index_select(0, self.col_M)
+        return x_BT.flatten(0, 1).index_select(0, self.flat_M)
+
+    def put(self, x_BTH: Tensor, new_MH: Tensor) -> Tensor:
+        """``x`` with its open tokens replaced."""
+        return x_BTH.flatten(0, 1).index_copy(0, self.flat_M, new_MH).view(x_BTH.shape)
+
+    def pad(self, x_M: Tensor, value: float | bool = 0.0) -> Tensor:
+        """``[M, ...]`` by row and slot, ``[R, Q, ...]``; ``value`` where a row has fewer."""
+        shape = (len(self.rows_R), self.width, *x_M.shape[1:])
+        if len(x_M) == shape[0] * shape[1]:
+            return x_M.view(shape)
+        padded = x_M.new_full((shape[0] * shape[1], *shape[2:]), value)
+        return padded.index_copy(0, self.slot_M, x_M).view(shape)
+
+    def unpad(self, x_RQ: Tensor) -> Tensor:
+        """The inverse of ``pad``."""
+        flat = x_RQ.flatten(0, 1)
+        return flat if len(flat) == len(self) else flat.index_select(0, self.slot_M)
 
 
 class BlockParts:
@@ -86,14 +111,15 @@ class BlockParts:
                 "set methods.layer_routing.engine: masked and units: block"
             )
         self.inside = INSIDES[kind]
-        self.attention: Any = anatomy.attention(block)
+        attention: Any = anatomy.attention(block)
+        self.attention = attention
         self.mlp = anatomy.mlp(block)
         self.before_attention = block.get_submodule(self.inside.before_attention)
         self.before_mlp = block.get_submodule(self.inside.before_mlp)
         self.after_attention = self._maybe(block, self.inside.after_attention)
         self.after_mlp = self._maybe(block, self.inside.after_mlp)
         self.head_dim = anatomy.head_dim
-        self.implementation = self.attention.config._attn_implementation or "eager"
+        self.implementation = str(attention.config._attn_implementation or "eager")
         if self.implementation not in ATTENTION_KINDS:
             raise ModelError(
                 f"the sparse engine runs on attn_implementation {' or '.join(ATTENTION_KINDS)}, the model has "
@@ -125,14 +151,12 @@ class BlockParts:
         normed_BTH = self.before_attention(x_BTH)
         key, value = self._keys_values(normed_BTH, call)
         query_MND = self._queries(tokens.take(normed_BTH), tokens, call)
-        rows, width = len(tokens.rows_R), tokens.width
-        query = query_MND.new_zeros(rows, width, *query_MND.shape[1:])
-        query = query.index_put((tokens.compact_M, tokens.slot_M), query_MND).transpose(1, 2)
-        if rows < key.shape[0]:
-            key, value = key[tokens.rows_R], value[tokens.rows_R]
+        query = tokens.pad(query_MND).transpose(1, 2)
+        if len(tokens.rows_R) < key.shape[0]:
+            key, value = key.index_select(0, tokens.rows_R), value.index_select(0, tokens.rows_R)
         mask = self._mask(call.get("attention_mask"), tokens, x_BTH.shape[1], key)
         output = self._attend(query, key, value, mask)
-        mixed_MH = output[tokens.compact_M, tokens.slot_M].flatten(1)
+        mixed_MH = tokens.unpad(output).flatten(1)
         attention = self.attention
         projected = (
             attention.resid_dropout(attention.c_proj(mixed_MH))
@@ -182,11 +206,7 @@ class BlockParts:
         if rows_MK.dtype == torch.bool and self.implementation == "eager":
             floor = torch.finfo(key.dtype).min
             rows_MK = torch.zeros_like(rows_MK, dtype=key.dtype).masked_fill(~rows_MK, floor)
-        padded = rows_MK.new_full(
-            (len(tokens.rows_R), tokens.width, rows_MK.shape[1]), rows_MK.dtype == torch.bool
-        )
-        padded[tokens.compact_M, tokens.slot_M] = rows_MK
-        return padded.unsqueeze(1)
+        return tokens.pad(rows_MK, rows_MK.dtype == torch.bool).unsqueeze(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         attention = self.attention

@@ -72,14 +72,14 @@ class RoutedBlock:
         if bool(whole.any()):
             rows = whole.nonzero()[:, 0]
             ran = hidden_of(self.original(hidden[rows], **select(call, rows, hidden.shape[0])))
-            output = output.index_put((rows,), gated(hidden[rows], ran, weight[rows].unsqueeze(-1)))
+            output = output.index_copy(0, rows, gated(hidden[rows], ran, weight[rows].unsqueeze(-1)))
         rest = (opened.any(1) & ~whole).nonzero()[:, 0]
         if len(rest):
             end = int(opened[rest].any(0).nonzero().max()) + 1
             inside = crop(select(call, rest, hidden.shape[0]), end)
             ran = self._checkpointed(self._tokens, hidden[rest, :end], weight[rest, :end], inside)
             ran = torch.cat([ran, hidden[rest, end:]], 1)
-            output = output.index_put((rest,), ran)
+            output = output.index_copy(0, rest, ran)
         return output
 
     def _tokens(self, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
@@ -92,8 +92,9 @@ class RoutedBlock:
         before = tokens.take(hidden)
         after = before + self.parts.open_attention(hidden, tokens, call)
         after = after + self.parts.mlp_branch(after)
-        mixed = gated(before, after, tokens.take(weight).unsqueeze(-1))
-        return hidden.index_put((tokens.row_M, tokens.col_M), mixed)
+        if not bool((weight[weight != 0] == 1).all()) or weight.requires_grad:
+            after = gated(before, after, tokens.take(weight).unsqueeze(-1))
+        return tokens.put(hidden, after)
 
     def _by_unit(self, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
         """x' = x + g_a A(x), y = x' + g_m M(x'): gates of their own for attention and MLP."""
@@ -106,14 +107,14 @@ class RoutedBlock:
         if len(tokens):
             added = self.parts.open_attention(hidden, tokens, call)
             mixed = tokens.take(hidden) + tokens.take(weight)[:, :1] * added
-            hidden = hidden.index_put((tokens.row_M, tokens.col_M), mixed)
+            hidden = tokens.put(hidden, mixed)
         else:
             self.parts.write_cache(hidden, call)
         tokens = OpenTokens(weight[..., 1] != 0)
         if len(tokens):
             before = tokens.take(hidden)
             mixed = before + tokens.take(weight)[:, 1:] * self.parts.mlp_branch(before)
-            hidden = hidden.index_put((tokens.row_M, tokens.col_M), mixed)
+            hidden = tokens.put(hidden, mixed)
         return hidden
 
     def _checkpointed(self, run: Forward, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
+from headgate.methods.layer_routing.bookkeeping import follow, telemetry, worth
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
 from headgate.methods.layer_routing.context import Context, remember
 from headgate.methods.layer_routing.engines import RoutedBlock
@@ -18,7 +18,6 @@ from headgate.methods.layer_routing.policies import (
     Route,
     Situation,
     decide,
-    entries,
     refuse_shuffled_decoding,
 )
 from headgate.methods.layer_routing.teaching import auxiliary_losses
@@ -27,14 +26,11 @@ from headgate.models.anatomy import Anatomy
 from headgate.models.block_parts import BlockParts, is_tuner
 from headgate.models.surgery import on_block_input, override_forward
 from headgate.modules.layer_router import LayerRouter
-from headgate.ops.depth import adaptivity, binary_entropy, dual_ascent, threshold_for, utilization
+from headgate.ops.depth import utilization
 from headgate.ops.layer_gates import drop_rates
 from headgate.ops.randomness import derive_seed, generator
-from headgate.ops.routing_losses import flat_mean
 
 ROUTER = "layer_router"
-THRESHOLD_RATE = 0.05
-BASELINE_RATE = 0.05
 
 
 class LayerRouting(Method):
@@ -119,7 +115,7 @@ class LayerRouting(Method):
         sparse = "sparse" in (self.engine, config.train_engine_for()) or self.units == 2
         parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in self.blocks] if sparse else None
         self._anatomy = anatomy
-        self._worth(anatomy)
+        self.share, self.always, self.kv_share = worth(anatomy, self.blocks, self.units)
         if config.policy == "dense":
             return
         self.handles.append(override_forward(anatomy.backbone, self._around_backbone))
@@ -146,18 +142,6 @@ class LayerRouting(Method):
 
     def claims(self) -> Sequence[str]:
         return ("routes_blocks",)
-
-    def _worth(self, anatomy: Anatomy) -> None:
-        """What each gate is worth of the whole depth, and what keys and values cost of a block (FLOPs)."""
-        h, kv = anatomy.hidden_size, anatomy.num_kv_heads * anatomy.head_dim
-        attention = 2 * h * (anatomy.num_heads * anatomy.head_dim + kv)
-        mlp = anatomy.mlp(anatomy.blocks[0])
-        gated = hasattr(mlp, "gate_proj") or hasattr(mlp, "gate_up_proj")
-        block = attention + (3 if gated else 2) * h * anatomy.intermediate_size
-        per_unit = [1.0] if self.units == 1 else [attention / block, 1 - attention / block]
-        self.share = torch.tensor(per_unit * len(self.blocks)) / self.num_blocks
-        self.always = 1 - len(self.blocks) / self.num_blocks
-        self.kv_share = 2 * h * kv / block
 
     # -- inside a forward -------------------------------------------------------------------------------
     @property
@@ -229,7 +213,7 @@ class LayerRouting(Method):
         return {ROUTER: list(self.router.parameters())} if self.router is not None else {}
 
     def group_learning_rates(self, learning_rate: float) -> Mapping[str, float]:
-        return dict.fromkeys(self.parameter_groups(), self.config.router_lr)
+        return {ROUTER: self.config.router_lr} if self.config.policy in LEARNED else {}
 
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "hidden_size": self.hidden_size, "num_blocks": self.num_blocks}
@@ -289,62 +273,8 @@ class LayerRouting(Method):
         route, self._step = self.route, None
         if route is None or not step.accepted:
             return {}
-        config = self.config
-        used = self.used(route)
-        figures = [used, torch.ones_like(used)]
-        learned_gates = route.free is not None and route.logits is not None
-        if learned_gates:
-            logit, worth, always = entries(route, config.policy, self.units, self.share)
-            tokens = route.context.valid.sum()
-            wanted = (config.target_utilization - self.always) * tokens - always
-            figures.append(threshold_for(logit, worth, wanted) if len(logit) else self.threshold)
-        if config.policy == "reinforce":
-            figures.append(self.cost(step, used))
-        summed = step.sum_across_ranks(torch.stack([f.float().reshape(()) for f in figures]))
-        mean = summed / summed[1]
-        used = mean[0]
-        if config.budget == "lagrangian":
-            self.dual.copy_(dual_ascent(self.dual, used, config.target_utilization, config.dual_step))
-        first = self.warm == 0
-        self.held.copy_(torch.where(first, used, self.held.lerp(used, 0.05)))
-        if learned_gates:
-            self.threshold.copy_(torch.where(first, mean[2], self.threshold.lerp(mean[2], THRESHOLD_RATE)))
-        if config.policy == "reinforce":
-            self.baseline.copy_(torch.where(first, mean[2], self.baseline.lerp(mean[2], BASELINE_RATE)))
-        self.warm += 1
-        return self._telemetry(step, route, used) if step.should_log else {}
-
-    def cost(self, step: Step, used: Tensor) -> Tensor:
-        """What REINFORCE lowers: CE plus the price of depth. The reward is its negative."""
-        config = self.config
-        loss = step.task_loss if step.task_loss is not None else torch.zeros_like(used)
-        if config.budget == "lagrangian":
-            price = self.dual * used
-        elif config.budget == "target":
-            price = config.budget_weight * (used - config.target_utilization).square()
-        else:
-            price = config.budget_weight * used if config.budget == "penalty" else torch.zeros_like(used)
-        return loss.detach() + price
-
-    def _telemetry(self, step: Step, route: Route, used: Tensor) -> dict[str, Tensor]:
-        opened, valid = (route.weight != 0).float(), route.context.valid
-        rates = flat_mean(opened.expand(*valid.shape, -1), valid)
-        executed = torch.as_tensor(self.executed_share(step))
-        found = {
-            "routing/utilization": used,
-            "routing/executed": executed,
-            "routing/blocks": rates,
-            "routing/dead": (rates == 0).sum().float(),
-            "routing/always_on": (rates == 1).sum().float(),
-            "routing/adaptivity": adaptivity(opened, valid).mean(),
-        }
-        if route.logits is not None:
-            found["routing/entropy"] = binary_entropy(torch.sigmoid(route.logits)).mean() / math.log(2)
-            found["routing/temperature"] = torch.tensor(self.temperature(step))
-            found["routing/threshold"] = self.threshold.clone()
-        if self.config.budget == "lagrangian" and self.router is not None:
-            found["routing/dual"] = self.dual.clone()
-        return found
+        used = follow(self, route, step)
+        return telemetry(self, route, step, used) if step.should_log else {}
 
     def summary(self) -> Mapping[str, Any]:
         if not self.warm:

@@ -6,6 +6,7 @@ Every gate of a token depends on that token and earlier ones only, except in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -101,10 +102,10 @@ def _token_gates(
     return (along_depth(weight, now.units, monotone) if policy == "exit" else weight), None
 
 
-def along_depth(gates: Tensor, units: int, rule: object) -> Tensor:
+def along_depth(gates: Tensor, units: int, rule: Callable[[Tensor], Tensor]) -> Tensor:
     """A rule over successive blocks, applied to each unit of a block by itself."""
     per_unit = gates.unflatten(-1, (-1, units)).transpose(-1, -2)
-    return rule(per_unit).transpose(-1, -2).flatten(-2)  # type: ignore[operator,no-any-return]
+    return rule(per_unit).transpose(-1, -2).flatten(-2)
 
 
 def _prefix(context: Context, length: int) -> Tensor:

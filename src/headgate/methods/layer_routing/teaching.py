@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headgate.methods.layer_routing.bookkeeping import cost
 from headgate.methods.layer_routing.policies import Route, soft_weight
 from headgate.methods.step import IGNORE_INDEX, Step
 from headgate.models.block_parts import adapters_off
@@ -26,9 +27,9 @@ def auxiliary_losses(method: LayerRouting, route: Route, step: Step, *, distil: 
     config, found = method.config, {}
     if config.policy == "reinforce":
         assert route.log_prob is not None
-        cost = method.cost(step, method.used(route).detach())
-        baseline = torch.where(method.warm == 0, cost, method.baseline)
-        found["routing_policy"] = reinforce_loss(route.log_prob, baseline - cost)
+        paid = cost(method, step, method.used(route).detach())
+        baseline = torch.where(method.warm == 0, paid, method.baseline)
+        found["routing_policy"] = reinforce_loss(route.log_prob, baseline - paid)
     elif method.router is not None:
         budget = budget_loss(method, route, step)
         if budget is not None:
@@ -82,13 +83,14 @@ def teacher_loss(method: LayerRouting, step: Step) -> Tensor:
         for module in was_training:
             module.training = True
         method.route = route
+    head: Any = anatomy.head
     student, _, _ = shifted_rows(step.hidden, step.labels, IGNORE_INDEX)
     teacher, _, _ = shifted_rows(captured[-1], step.labels, IGNORE_INDEX)
     return distillation_loss(
         student,
         teacher,
-        anatomy.head.weight,
-        getattr(anatomy.head, "bias", None),
+        head.weight,
+        getattr(head, "bias", None),
         temperature=method.config.kd_temperature,
         softcap=anatomy.softcap,
     )

@@ -1,0 +1,99 @@
+"""What a step leaves behind: dual variable, threshold, baseline, and the figures of its log line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from headgate.methods.layer_routing.policies import Route, entries
+from headgate.methods.step import Step
+from headgate.models.anatomy import Anatomy
+from headgate.ops.depth import adaptivity, binary_entropy, dual_ascent, threshold_for
+from headgate.ops.routing_losses import flat_mean
+
+if TYPE_CHECKING:
+    from headgate.methods.layer_routing.method import LayerRouting
+
+RATE = 0.05
+"""Of the running threshold, baseline and utilization."""
+
+
+def worth(anatomy: Anatomy, blocks: Sequence[int], units: int) -> tuple[Tensor, float, float]:
+    """What each gate is worth of the whole depth, what always runs, and keys and values' share of a block.
+
+    In matrix-product FLOPs of a token; attention and MLP share a block's worth by theirs.
+    """
+    h, kv = anatomy.hidden_size, anatomy.num_kv_heads * anatomy.head_dim
+    attention = 2 * h * (anatomy.num_heads * anatomy.head_dim + kv)
+    mlp = anatomy.mlp(anatomy.blocks[0])
+    gated = hasattr(mlp, "gate_proj") or hasattr(mlp, "gate_up_proj")
+    block = attention + (3 if gated else 2) * h * anatomy.intermediate_size
+    per_unit = [1.0] if units == 1 else [attention / block, 1 - attention / block]
+    share = torch.tensor(per_unit * len(blocks)) / anatomy.num_blocks
+    return share, 1 - len(blocks) / anatomy.num_blocks, 2 * h * kv / block
+
+
+def cost(method: LayerRouting, step: Step, used: Tensor) -> Tensor:
+    """What REINFORCE lowers: CE plus the price of depth. The reward is its negative."""
+    config = method.config
+    loss = step.task_loss if step.task_loss is not None else torch.zeros_like(used)
+    if config.budget == "lagrangian":
+        price = method.dual * used
+    elif config.budget == "target":
+        price = config.budget_weight * (used - config.target_utilization).square()
+    else:
+        price = config.budget_weight * used if config.budget == "penalty" else torch.zeros_like(used)
+    return loss.detach() + price
+
+
+def follow(method: LayerRouting, route: Route, step: Step) -> Tensor:
+    """Move the method's running state by this batch, averaged over ranks; returns the utilization."""
+    config = method.config
+    used = method.used(route)
+    figures = [used, torch.ones_like(used)]
+    has_threshold = route.free is not None and route.logits is not None
+    if has_threshold:
+        logit, value, always = entries(route, config.policy, method.units, method.share)
+        wanted = (config.target_utilization - method.always) * route.context.valid.sum() - always
+        figures.append(threshold_for(logit, value, wanted) if len(logit) else method.threshold)
+    if config.policy == "reinforce":
+        figures.append(cost(method, step, used))
+    summed = step.sum_across_ranks(torch.stack([figure.float().reshape(()) for figure in figures]))
+    mean = summed / summed[1]
+    if config.budget == "lagrangian":
+        method.dual.copy_(dual_ascent(method.dual, mean[0], config.target_utilization, config.dual_step))
+    moved = {"held": mean[0]}
+    if has_threshold:
+        moved["threshold"] = mean[2]
+    if config.policy == "reinforce":
+        moved["baseline"] = mean[2]
+    for name, value in moved.items():
+        average = getattr(method, name)
+        average.copy_(torch.where(method.warm == 0, value, average.lerp(value, RATE)))
+    method.warm += 1
+    return mean[0]
+
+
+def telemetry(method: LayerRouting, route: Route, step: Step, used: Tensor) -> dict[str, Tensor]:
+    """The log line: what was asked for, what ran, and whether the gates depend on the token."""
+    opened, valid = (route.weight != 0).float(), route.context.valid
+    rates = flat_mean(opened.expand(*valid.shape, -1), valid)
+    found = {
+        "routing/utilization": used,
+        "routing/executed": torch.as_tensor(method.executed_share(step)),
+        "routing/blocks": rates,
+        "routing/dead": (rates == 0).sum().float(),
+        "routing/always_on": (rates == 1).sum().float(),
+        "routing/adaptivity": adaptivity(opened, valid).mean(),
+    }
+    if route.logits is not None:
+        found["routing/entropy"] = binary_entropy(torch.sigmoid(route.logits)).mean() / math.log(2)
+        found["routing/temperature"] = torch.tensor(method.temperature(step))
+        found["routing/threshold"] = method.threshold.clone()
+    if method.config.budget == "lagrangian" and method.router is not None:
+        found["routing/dual"] = method.dual.clone()
+    return found
