@@ -188,3 +188,29 @@ def test_a_teacher_without_adapter_is_refused(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, {}, lora=False)
     with pytest.raises(ConfigError, match="kd: false"):
         trainer.train()
+
+
+def test_it_composes_with_the_other_methods(tmp_path: Path) -> None:
+    """A rejecting gate and a bank around routed blocks: all train, and rejected batches move no dual variable."""
+    from headgate.methods.backward_gate import BackwardGate
+    from headgate.methods.schema_bank import SchemaBank
+
+    trainer = trainer_of(tmp_path, {"granularity": "token"})
+    model, arguments, rows = trainer.model, trainer.args, trainer.train_dataset
+    trainer.methods.detach()
+    routing = LayerRouting(**SMALL, granularity="token")
+    bank = SchemaBank(num_schemas=4, rank=2, tags="none", curriculum="joint")
+    gate = BackwardGate(target_acceptance=0.5, window=8)
+    arguments.max_steps = 12
+    both = HeadgateTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=Collator(0, ["example_id"]),
+        methods=[gate, bank, routing],
+    )
+    quiet(both)
+    both.train()
+    accepted = both.trained_tokens
+    assert 0 < int(routing.warm) <= 12 and float(accepted) > 0
+    assert any("routing/utilization" in row and "gate/score" in row for row in logs_of(both))

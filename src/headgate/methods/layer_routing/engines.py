@@ -28,8 +28,8 @@ class RoutedBlock:
     Args:
         block: the decoder block. original: its own forward.
         parts: its inside, or None for a family without one (then only ``masked`` with whole blocks works).
-        gate: asked at every call: weights ``[B|1, T|1, U]`` (U = 1 block, or 2: attention, MLP), or None to run
-            the block untouched.
+        gate: asked at every call: weights ``[B|1, T|1, U]`` (U = 1 block, or 2: attention, MLP) with their kind
+            (see Route.kind), or None to run the block untouched.
         engine: asked at every call: ``masked`` or ``sparse``.
     """
 
@@ -38,7 +38,7 @@ class RoutedBlock:
         block: nn.Module,
         original: Forward,
         parts: BlockParts | None,
-        gate: Callable[[], Tensor | None],
+        gate: Callable[[], tuple[Tensor, str] | None],
         engine: Callable[[], str],
     ) -> None:
         self.block, self.original, self.parts = block, original, parts
@@ -48,16 +48,22 @@ class RoutedBlock:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = {**dict(zip(self.names, args, strict=False)), **kwargs}
         hidden = call.pop("hidden_states")
-        weight = self.gate()
-        if weight is None:
+        found = self.gate()
+        if found is None:
             return self.original(hidden, **call)
-        if bool((weight == 1).all()) and not weight.requires_grad:
+        weight, kind = found
+        if kind == "open" and not weight.requires_grad:
             return self.original(hidden, **call)
+        sparse = self.engine() == "sparse"
+        if kind == "closed" and sparse:
+            assert self.parts is not None
+            self.parts.write_cache(hidden, call)
+            return hidden
         weight = weight.to(hidden.dtype)
         if weight.shape[-1] == 2:
             return self._checkpointed(self._by_unit, hidden, weight, call)
         weight = weight[..., 0]
-        if self.engine() == "masked" or bool((weight != 0).all()):
+        if not sparse or kind in ("open", "full"):
             output = self.original(hidden, **call)
             return with_hidden(output, gated(hidden, hidden_of(output), weight.unsqueeze(-1)))
         return self._sparse(hidden, weight.expand(hidden.shape[:2]), call)

@@ -192,10 +192,11 @@ class LayerRouting(Method):
         )
         self.route = decide(self.config, self.router, hidden, self._context, now)
 
-    def _gate(self, place: int) -> Tensor | None:
+    def _gate(self, place: int) -> tuple[Tensor, str] | None:
         if self.route is None or self._idle:
             return None
-        return self.route.weight[..., place * self.units : (place + 1) * self.units]
+        first, last = place * self.units, (place + 1) * self.units
+        return self.route.weight[..., first:last], self.route.kind(first, last)
 
     def temperature(self, step: Step | None) -> float:
         """tau = max(floor, tau_0 decay^epoch)."""

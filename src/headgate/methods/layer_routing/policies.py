@@ -35,6 +35,21 @@ class Route:
     member: Tensor | None = None
     free: Tensor | None = None
     memory: Memory | None = None
+    _kinds: list[str] | None = None
+
+    def kind(self, first: int, last: int) -> str:
+        """Gates ``[first, last)``: ``open`` (all 1), ``full`` (none 0), ``closed`` (all 0) or ``mixed``.
+
+        The device is asked once a forward, for all gates.
+        """
+        if self._kinds is None:
+            flat = self.weight.detach().flatten(0, 1)
+            ones, some, every = (flat == 1).all(0), (flat != 0).any(0), (flat != 0).all(0)
+            names = {(1, 1, 1): "open", (0, 1, 1): "full", (0, 0, 0): "closed"}
+            asked = torch.stack([ones, some, every], 1).int().tolist()
+            self._kinds = [names.get(tuple(row), "mixed") for row in asked]
+        found = set(self._kinds[first:last])
+        return found.pop() if len(found) == 1 else "mixed"
 
 
 @dataclass
