@@ -320,3 +320,19 @@ def test_gsm8k_on_a_real_model(tmp_path: Path, shared: Path, name: str, said: st
         row["eval_loss"] for row in map(json.loads, metrics.read_text().splitlines()) if "eval_loss" in row
     ]
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_run_of_no_steps_is_evaluated_with_its_methods(tmp_path: Path) -> None:
+    """Half of the blocks closed from the start: the loss is not that of the whole model."""
+    losses = []
+    for name, methods in (
+        ("plain", {}),
+        ("truncated", {"layer_routing": {"policy": "truncate", "target_utilization": 0.5}}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = here("train", recipe(folder, training__max_steps=0, methods=methods))
+        assert done.returncode == 0, done.stderr
+        result = json.loads((run_directory(folder) / "result.json").read_text())
+        losses.append(result["evaluation"]["perplexity_wordmath"]["loss"])
+    assert losses[0] != losses[1]

@@ -21,6 +21,8 @@ from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
+from headgate.methods.compose import MethodStack
+from headgate.models.anatomy import describe
 from headgate.training import checkpoint
 from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer, StopSignals
@@ -159,6 +161,7 @@ def _train_and_evaluate(prepared: Prepared, directory: RunDirectory, console: Co
         result["training"] = _train(prepared, directory, console)
     else:
         result["training"] = {"steps": 0, "trained_tokens": 0, "flops": 0, "seconds": 0.0}
+        attach_untrained(prepared)
     result["evaluation"] = evaluate(prepared.model, prepared.tokenizer, recipe, directory, console)
     result["elapsed_seconds"] = time.time() - started
     env = json.loads((directory.path / "env.json").read_text())
@@ -201,6 +204,15 @@ def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dic
         **validation,
         **trainer.summary(),
     }
+
+
+def attach_untrained(prepared: Prepared) -> None:
+    """A run of no steps is still evaluated with its methods in the model, as they stand at the start."""
+    stack = MethodStack(prepared.methods)
+    stack.attach(describe(prepared.model))
+    stack.to(next(prepared.model.parameters()).device)
+    stack.eval()
+    object.__setattr__(prepared.model, "headgate_methods", stack)
 
 
 def final_validation(trainer: HeadgateTrainer) -> dict[str, float]:
