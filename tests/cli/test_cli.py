@@ -275,6 +275,12 @@ def test_validate_schema_and_env_load_no_model(tmp_path: Path) -> None:
     done = here("validate", recipe(tmp_path))
     assert done.returncode == 0 and done.stdout.rstrip().endswith("valid") and "memory" in done.stdout
     assert "torch" in here("env").stdout
+    schema = json.loads(here("schema").stdout)
+    assert set(schema["properties"]["methods"]["properties"]) == {
+        "layer_routing",
+        "schema_bank",
+        "backward_gate",
+    }
 
 
 def test_evaluating_an_unfinished_run_is_refused(tmp_path: Path) -> None:

@@ -112,3 +112,9 @@ def test_arms_override_methods_wholly(tmp_path: Path) -> None:
     assert made["plain"].methods == {}
     assert made["bank"].methods["schema_bank"]["num_schemas"] == 4
     assert made["bank"].methods["schema_bank"]["top_k"] == 1
+
+
+def test_a_recipe_without_arms_is_refused(tmp_path: Path) -> None:
+    plain = recipe(tmp_path, {"arms": {"a": {}}}).model_copy(update={"compare": None})
+    with pytest.raises(ConfigError, match="no compare: section"):
+        Comparison(plain)

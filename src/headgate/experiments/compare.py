@@ -30,8 +30,7 @@ def base_content(recipe: Recipe) -> dict[str, Any]:
 
 def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
     """One recipe an arm, before seeds. Raises ConfigError naming the arm for bad keys or unequal evaluation."""
-    if recipe.compare is None:
-        raise ConfigError("this recipe has no compare: section: list arms there")
+    assert recipe.compare is not None
     arms: dict[str, Recipe] = {}
     for name, override in recipe.compare.arms.items():
         content = merge(base_content(recipe), {k: v for k, v in override.items() if k != "equal_time"})
@@ -59,7 +58,8 @@ class Comparison:
         self, recipe: Recipe, say: Callable[[str], None] = lambda _line: None, console: Console | None = None
     ) -> None:
         self.recipe, self.say, self.console = recipe, say, console
-        assert recipe.compare is not None
+        if recipe.compare is None:
+            raise ConfigError("this recipe has no compare: section: list its arms and seeds there")
         self.config = recipe.compare
         self.arms = arm_recipes(recipe)
         self.metric, self.baseline = chosen_metric(recipe), chosen_baseline(recipe)

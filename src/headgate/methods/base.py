@@ -168,7 +168,7 @@ def build_config(config_class: type[StrictConfig], options: Mapping[str, Any]) -
         return config_class(**options)
     except ValidationError as error:
         details = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'options'}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']) or 'options'}: {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         )
         raise ConfigError(f"{config_class.__name__}: {details}") from None

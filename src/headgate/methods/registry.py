@@ -12,7 +12,6 @@ from headgate.methods.base import Method, build_config
 
 LOCATIONS = {
     "layer_routing": "headgate.methods.layer_routing:LayerRouting",
-    "lora_experts": "headgate.methods.lora_experts:LoraExperts",
     "schema_bank": "headgate.methods.schema_bank:SchemaBank",
     "backward_gate": "headgate.methods.backward_gate:BackwardGate",
 }
