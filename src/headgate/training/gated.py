@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headgate.methods.step import ForwardStopped, Step
 from headgate.models.surgery import on_block_output
-from headgate.ops.randomness import derive_seed
+from headgate.ops.randomness import derive_seed, seed_device
 from headgate.training import replicas
 from headgate.training.accounting import backward_flops, forward_flops
 from headgate.training.checks import require_gradients
@@ -90,7 +90,9 @@ class GatedTraining:
             should_log=self._will_log(),
             sum_across_ranks=replicas.sum_across_ranks,
         )
-        torch.manual_seed(derive_seed(self.args.seed, self.micro_step, "dropout", self.args.process_index))
+        seed_device(
+            derive_seed(self.args.seed, self.micro_step, "dropout", self.args.process_index), self.args.device
+        )
         self.methods.on_step_start(step)
         step.accepted = self._decide(step)
         task = self._forward(step, num_items_in_batch) if step.accepted else None
