@@ -21,6 +21,7 @@ _PUBLIC = {
     "BackwardGate": "headgate.methods.backward_gate",
     "LayerRouting": "headgate.methods.layer_routing",
     "load": "headgate.training.saved",
+    "load_method": "headgate.training.saved",
     "attached": "headgate.training.saved",
 }
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from headgate.training.mixin import MethodsMixin as MethodsMixin
     from headgate.training.saved import attached as attached
     from headgate.training.saved import load as load
+    from headgate.training.saved import load_method as load_method
     from headgate.training.trainer import HeadgateTrainer as HeadgateTrainer
 
 

@@ -90,6 +90,10 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
             + (f", {task.limit} items" if task.limit else "")
         )
     lines += [f"  alias      {alias}" for alias in aliases]
+    if recipe.sweep is not None:
+        lines.append(
+            "  sweep      checked only: there is no sweep verb yet, this is the plan of the recipe without it"
+        )
     directory = RunDirectory.of(recipe)
     lines.append(f"  run        {directory.path} ({directory.status})")
     return "\n".join(lines)

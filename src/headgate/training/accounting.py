@@ -22,11 +22,6 @@ def block_flops_per_token(anatomy: Anatomy) -> float:
     return 2.0 * (h * q + 2 * h * kv + q * h + (3 if gated else 2) * h * f)
 
 
-def attention_flops(anatomy: Anatomy, length: float) -> float:
-    """Scores and mixing of one causal attention over ``length`` tokens: 2 products over half the square."""
-    return 2.0 * 2 * anatomy.num_heads * anatomy.head_dim * length * (length + 1) / 2
-
-
 def forward_flops(
     anatomy: Anatomy, tokens: float, square_lengths: float, executed_share: float = 1.0
 ) -> float:

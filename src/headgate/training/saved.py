@@ -62,7 +62,7 @@ def load(path: str | Path, *, attach: bool = True, **model_options: Any) -> tupl
 
 @contextmanager
 def attached(model: Any, *methods: Method) -> Iterator[Any]:
-    """``with attached(model, LayerRouting.from_pretrained("out")): model.generate(...)``."""
+    """``with attached(model, load_method(LayerRouting, "out")): model.generate(...)``."""
     stack = MethodStack(methods)
     stack.attach(describe(model))
     stack.to(next(model.parameters()).device)
@@ -74,7 +74,7 @@ def attached(model: Any, *methods: Method) -> Iterator[Any]:
 
 
 def load_method(kind: type[Method], path: str | Path) -> Method:
-    """One saved method with its state, not attached (behind ``Method.from_pretrained``)."""
+    """One saved method with its state, not attached."""
     folder = saved_folder(path)
     description = checkpoint.read_description(folder)
     if kind.name not in description["methods"]:
