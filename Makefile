@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/headgate compare recipes/demo.yaml
+	$(BIN)/headgate compare recipes/demo.yaml --workers 2
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

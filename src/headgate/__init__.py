@@ -20,6 +20,7 @@ _PUBLIC = {
     "SchemaBank": "headgate.methods.schema_bank",
     "BackwardGate": "headgate.methods.backward_gate",
     "LayerRouting": "headgate.methods.layer_routing",
+    "LoraExperts": "headgate.methods.lora_experts",
     "load": "headgate.training.saved",
     "load_method": "headgate.training.saved",
     "attached": "headgate.training.saved",

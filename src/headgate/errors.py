@@ -25,5 +25,9 @@ class CheckpointError(HeadgateError, RuntimeError):
     """A checkpoint or run directory is missing, incomplete, corrupted or of another recipe."""
 
 
+class RunBusy(CheckpointError):
+    """Another process is writing this run directory."""
+
+
 class TrainingError(HeadgateError, RuntimeError):
     """Training cannot go on (no gradient, NaN loss); the state at that moment was saved."""

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headgate.methods.backward_gate import BackwardGateConfig, Gate
-from headgate.modules.head_sketch import Evidence
+from headgate.experiments.benchmarks.controller import KINDS, TARGETS, gated
 from headgate.ops import calibration, control
 
 
@@ -100,40 +99,8 @@ def test_anti_windup_lets_go_at_once():
     assert tau > 0.7
 
 
-def sketches(kind: str, m: int, seed: int):
-    """isotropic; collapsed onto one direction; drifting: a slowly turning subspace whose noise fades."""
-    g = torch.Generator().manual_seed(seed)
-    t = 0
-    centre = torch.randn(m, generator=g)
-    while True:
-        z = torch.randn(m, generator=g)
-        if kind == "collapsed":
-            z = 30 * centre + 1e-2 * z
-        if kind == "drifting":
-            centre = centre + 0.05 * torch.randn(m, generator=g)
-            z = centre * (1 + t / 300) + z * torch.rand((), generator=g) * (1 if t % 400 < 200 else 3)
-        t += 1
-        yield z
-
-
-def run(kind: str, target: float, steps: int, seed: int = 0, **options):
-    config = BackwardGateConfig(target_acceptance=target, m=32, k=6, window=128, **options)
-    gate = Gate(config, 4, 5, seed=seed, burn_in=100)
-    stream, decisions, thresholds = sketches(kind, 32, seed), [], []
-    for step in range(100 + steps):
-        zero = torch.zeros(())
-        score = gate.score(Evidence(next(stream), torch.tensor(64.0), torch.tensor(64.0), zero, zero))
-        accepted = gate.accept(score, optimizer_step=step)
-        if accepted:
-            gate.update(score)
-        if step >= 100:
-            decisions.append(float(accepted))
-            thresholds.append(float(gate.window.threshold))
-    return torch.tensor(decisions), torch.tensor(thresholds)
-
-
 def holds(kind: str, target: float, seed: int) -> None:
-    decisions, thresholds = run(kind, target, 2000, seed)
+    decisions, thresholds = gated(kind, target, seed)
     assert abs(float(decisions.mean()) - target) < 0.02
     halves = decisions.reshape(4, 500).mean(1)
     assert (halves - target).abs().max() < 0.07
@@ -143,14 +110,14 @@ def holds(kind: str, target: float, seed: int) -> None:
     assert thresholds[500:].std() < 0.12
 
 
-@pytest.mark.parametrize("kind", ["isotropic", "collapsed", "drifting"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_target_is_held(kind):
     holds(kind, 0.3, 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["isotropic", "collapsed", "drifting"])
-@pytest.mark.parametrize("target", [0.08, 0.3, 0.4, 0.7])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_target_is_held(kind, target, seed):
     holds(kind, target, seed)

@@ -15,6 +15,7 @@ from headgate.errors import CheckpointError, ConfigError
 from headgate.methods.backward_gate import BackwardGate
 from headgate.methods.backward_gate.auto_off import AutoOff
 from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic
+from headgate.methods.backward_gate.views import LEFT_OUT
 from headgate.methods.step import Step
 from headgate.models.anatomy import describe
 from headgate.models.load import load_model
@@ -100,6 +101,48 @@ def test_resume_is_bitwise(make_trainer, tmp_path: Path, loss) -> None:
     assert same(trained(again), trained(whole))
     mine, theirs = gate_of(again).state_dict(), gate_of(whole).state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("options", [{"granularity": "sequence", "pool_factor": 3}, {"memory": True}])
+def test_resume_is_bitwise_where_the_gate_forms_the_batches(make_trainer, tmp_path: Path, options) -> None:
+    """What the pool and the packer hold is in the checkpoint, beside the place in the data; passes go on."""
+
+    def gated(folder: str):
+        trainer = make_trainer(
+            folder,
+            methods=[BackwardGate(**SMALL, burn_in=2, target_acceptance=0.5, **options)],
+            data=make_rows(22),
+            loss="chunked",
+        )
+        trainer.data_collator = WithIds(0)
+        return trainer
+
+    whole, again = gated("whole"), gated("again")
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert same(trained(again), trained(whole))
+    mine, theirs = gate_of(again).state_dict(), gate_of(whole).state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert (again.batches.turn, again.batches.taken) == (whole.batches.turn, whole.batches.taken)
+    assert whole.batches.turn >= 1
+
+
+def test_a_trainer_trains_on_the_selected_sequences(make_trainer) -> None:
+    """Every micro-batch is full, nothing is rejected after its forward, and the acceptance counts sequences."""
+    gate = BackwardGate(**SMALL, burn_in=2, target_acceptance=0.4, granularity="sequence", pool_factor=2)
+    trainer = make_trainer(methods=[gate], loss="chunked", data=make_rows(60))
+    trainer.train()
+    accepted, offered = int(gate.gate.accepted), int(gate.gate.offered)
+    assert trainer.state.global_step == 12
+    assert 0 <= accepted - 12 * 2 * 4 < 4 * (2 + 1), "24 batches of 4, and what the last pool left over"
+    assert offered > 1.3 * accepted
+
+
+def test_an_epoch_of_formed_batches_has_no_length(make_trainer) -> None:
+    gate = BackwardGate(**SMALL, granularity="sequence")
+    trainer = make_trainer(methods=[gate], arguments={"max_steps": -1, "num_train_epochs": 2})
+    with pytest.raises(ConfigError, match=r"set training\.max_steps"):
+        trainer.train()
 
 
 def test_resume_with_other_sketch_settings_is_refused(make_trainer, tmp_path: Path) -> None:
@@ -215,8 +258,8 @@ def test_padding_changes_no_evidence(make_trainer) -> None:
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
-def test_sequences_are_selected_from_a_pool_and_packed(make_trainer) -> None:
-    """Full batches of accepted rows only; the trainer's own loop refuses the setting by name."""
+def test_sequences_are_selected_from_a_pool_and_packed() -> None:
+    """Full batches of accepted rows only, each offered once."""
     gate = BackwardGate(**SMALL, granularity="sequence", burn_in=2, total_steps=40, pool_factor=3)
     model, tokenizer = load_model("random:llama", lora={"dropout": 0.0}, seed=1, device="cpu")
     gate.attach(describe(model))
@@ -234,19 +277,16 @@ def test_sequences_are_selected_from_a_pool_and_packed(make_trainer) -> None:
             batch["example_id"], batch["input_ids"], batch["attention_mask"], strict=True
         ):
             assert tokens[mask.bool()].tolist() == original[example]
-    refused = make_trainer(methods=[BackwardGate(**SMALL, granularity="sequence")])
-    with pytest.raises(ConfigError, match="granularity: sequence"):
-        refused.train()
 
 
-def test_remembered_rows_leave_the_batches() -> None:
+def test_remembered_rows_are_gathered_into_batches_of_their_own() -> None:
+    """Every row comes out once; what was rejected stands in marked batches, as many batches as went in."""
     gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, memory=True, burn_in=0)
     gate.memory.remember(["1", "2", "5", "6"], epoch=0, accepted=False)
-    gate._epoch = 1
     batches = [{"labels": torch.full((2, 3), i), "example_id": [str(i), str(i + 1)]} for i in range(0, 8, 2)]
-    seen = [i for batch in gate.data_view(batches) for i in batch["example_id"]]
-    assert seen == ["0", "3", "4", "7"]
-    assert int(gate.gate.unforwarded) == 2 and int(gate.gate.offered) == 2
+    seen = list(gate.data_view(batches, lambda: 1))
+    assert [b["example_id"] for b in seen if LEFT_OUT in b] == [["1", "2"], ["5", "6"]]
+    assert [b["example_id"] for b in seen if LEFT_OUT not in b] == [["0", "3"], ["4", "7"]]
 
 
 def test_auto_off_keeps_a_gate_that_pays_and_drops_one_that_does_not() -> None:

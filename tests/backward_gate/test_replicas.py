@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+
+from tests.training.ranks import arguments, on_two_ranks
 
 CASES = {"chunked": {"loss": "chunked"}, "plain": {"loss": "plain"}}
 
 
-def _work(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-    )
-    torch.set_num_threads(1)
-    from transformers import TrainingArguments
-
+def _work(rank: int, folder: str) -> None:
     from headgate.data.collation import Collator
     from headgate.experiments.run import quiet
     from headgate.methods.backward_gate import BackwardGate
@@ -37,19 +25,7 @@ def _work(rank: int, port: int, folder: str) -> None:
         gate = BackwardGate(m=64, k=8, window=16, burn_in=2, target_acceptance=0.4)
         trainer = HeadgateTrainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=f"{folder}/{name}",
-                max_steps=10,
-                per_device_train_batch_size=2,
-                gradient_accumulation_steps=2,
-                learning_rate=1e-2,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                use_cpu=True,
-                remove_unused_columns=False,
-                seed=3,
-            ),
+            args=arguments(f"{folder}/{name}", max_steps=10),
             train_dataset=make_rows(96),
             data_collator=Collator(tokenizer.pad_token_id),
             methods=[gate],
@@ -59,17 +35,11 @@ def _work(rank: int, port: int, folder: str) -> None:
         trainer.train()
         state = {f"gate/{k}": v.to_dense() for k, v in gate.state_dict().items()}
         torch.save({**trained(trainer), **state}, f"{folder}/{name}-{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gate-replicas")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(_work, args=(port, str(folder)), nprocs=2, start_method="spawn")
-    return folder
+    return on_two_ranks(_work, tmp_path_factory.mktemp("gate-replicas"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -72,7 +72,7 @@ def recipe(folder: Path, **changes: object) -> Path:
 
 
 def run_directory(folder: Path) -> Path:
-    (found,) = (folder / "runs" / "tiny").iterdir()
+    (found,) = (path for path in (folder / "runs" / "tiny").iterdir() if path.is_dir())
     return found
 
 
@@ -279,7 +279,9 @@ def test_validate_schema_and_env_load_no_model(tmp_path: Path) -> None:
     assert set(schema["properties"]["methods"]["properties"]) == {
         "layer_routing",
         "schema_bank",
+        "ewc",
         "backward_gate",
+        "lora_experts",
     }
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from headgate.errors import ConfigError
+from headgate.errors import ConfigError, TrainingError
 from headgate.experiments.compare import Comparison, arm_recipes
 from headgate.experiments.recipe_file import recipe_from
+from tests.experiments.test_sweep import InProcess
 
 
 def recipe(folder: Path, compare: dict[str, Any], **changes: Any) -> Any:
@@ -37,7 +38,12 @@ ARMS = {"base": {"training": {"max_steps": 0}}, "lora": {}, "same": {}, "longer"
 
 
 def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
-    compare = {"seeds": [1, 2, 3], "arms": ARMS, "tune": {"arms": ["lora"], "values": [1e-3, 1e-1]}}
+    compare = {
+        "seeds": [1, 2, 3],
+        "arms": ARMS,
+        "tune": {"arms": ["lora"], "values": [1e-3, 1e-1]},
+        "contrasts": [["base", "lora"], ["longer", "base"]],
+    }
     first = Comparison(recipe(tmp_path, compare)).execute()
     arms = first["arms"]
     assert len(arms["lora"]["values"]) == 3 and first["metric"] == "evaluation.perplexity_wordmath.loss"
@@ -46,6 +52,11 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert arms["longer"]["equal_time"]["steps"] >= 1 and arms["same"]["tuned"] is None
     base = first["contrasts"]["base"]
     assert base["t"]["low"] <= base["t"]["mean"] <= base["t"]["high"] and base["holm_p"] >= base["t"]["p"]
+    pair, other = first["pairs"]["base - lora"], first["pairs"]["longer - base"]
+    assert pair["t"] == base["t"]
+    assert other["differences"] == [
+        b - a for a, b in zip(arms["base"]["values"], arms["longer"]["values"], strict=True)
+    ]
     told: list[str] = []
     again = Comparison(recipe(tmp_path, compare), say=told.append).execute()
     assert again == first and told == [], "a complete comparison runs nothing and says the same"
@@ -118,3 +129,28 @@ def test_a_recipe_without_arms_is_refused(tmp_path: Path) -> None:
     plain = recipe(tmp_path, {"arms": {"a": {}}}).model_copy(update={"compare": None})
     with pytest.raises(ConfigError, match="no compare: section"):
         Comparison(plain)
+
+
+def test_an_executor_gives_the_same_comparison(tmp_path: Path) -> None:
+    """In whatever order and process the runs end, the figures are those of one run after the other."""
+    compare = {"seeds": [1, 2], "arms": {"base": ARMS["base"], "lora": {}, "longer": {"equal_time": "lora"}}}
+    compare["tune"] = {"arms": ["lora"], "values": [1e-3, 1e-1]}
+    here = Comparison(recipe(tmp_path / "a", compare)).execute()
+    there_executor = InProcess()
+    there = Comparison(recipe(tmp_path / "b", compare), executor=there_executor).execute()
+    for name in ("base", "lora"):
+        assert there["arms"][name]["values"] == here["arms"][name]["values"]
+        assert list(there["arms"][name]["runs"]) == list(here["arms"][name]["runs"])
+    assert len(there_executor.executed) == len(set(there_executor.executed)), "an untrained arm runs once"
+
+
+def test_a_run_that_fails_in_a_pool_ends_the_comparison_with_its_log(tmp_path: Path) -> None:
+    arms = {"lora": {}, "bad": {"data": {"max_length": 9}}}
+    with pytest.raises(TrainingError, match=r"bad, seed 1 ended without a result: see .*\.log"):
+        Comparison(recipe(tmp_path, {"seeds": [1], "arms": arms}), executor=InProcess()).execute()
+
+
+def test_a_contrast_of_an_unknown_arm_is_refused(tmp_path: Path) -> None:
+    compare = {"seeds": [1], "arms": {"lora": {}, "other": {}}, "contrasts": [["lora", "othr"]]}
+    with pytest.raises(ConfigError, match="there is no arm 'othr'"):
+        Comparison(recipe(tmp_path, compare))

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.errors import ConfigError
-from headgate.experiments.recipe_file import dump_recipe, load_recipe, merge, read_content, recipe_from
+from headgate.experiments.recipe_file import (
+    dump_recipe,
+    load_recipe,
+    merge,
+    parse_yaml,
+    read_content,
+    recipe_from,
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -126,3 +133,20 @@ def test_merge_laws(a: dict, b: dict) -> None:
     assert merge(a, {}) == a
     assert merge({}, b) == b
     assert merge(merge(a, b), b) == merge(a, b)
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"), [("1", 1), ("1.0", 120), ("0.5", 60), ("60", 60), ("60.0", 60), ("0.001", 1)]
+)
+def test_a_float_up_to_one_is_a_share_and_an_integer_is_steps(
+    tmp_path: Path, written: str, steps: int
+) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"training: {{eval_every: {written}}}")
+    first = load_recipe(file)
+    again = recipe_from(parse_yaml(dump_recipe(first), "again"))
+    for recipe in (first, again):
+        assert recipe.training.interval(recipe.training.eval_every, 120) == steps
+    file.write_text("training: {eval_every: 2.5}")
+    with pytest.raises(ConfigError, match="neither a share"):
+        load_recipe(file)

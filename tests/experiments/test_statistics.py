@@ -11,6 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from headgate.experiments import statistics
+from headgate.experiments.benchmarks.statistics import (
+    SEEDS,
+    SITUATIONS,
+    UNCHECKED,
+    coverage,
+    mcnemar_size,
+)
 
 
 def test_paired_t_is_scipys_one_sample_t() -> None:
@@ -28,32 +35,9 @@ def test_fewer_than_three_seeds_have_no_interval() -> None:
     assert statistics.verdict(None, None, higher_is_better=True).startswith("no interval")
 
 
-def coverage(seeds: int, repetitions: int) -> float:
-    """Share of t intervals that hold the true difference, seeds and items both drawn."""
-    random = np.random.default_rng(seeds)
-    inside = 0
-    for _ in range(repetitions):
-        effect = 0.02 + 0.03 * random.standard_normal(seeds)  # seeds differ
-        items = random.standard_normal((seeds, 100)) * 0.4 + effect[:, None]
-        interval = statistics.paired_t(items.mean(1).tolist())
-        assert interval is not None
-        inside += interval.low <= 0.02 <= interval.high
-    return inside / repetitions
-
-
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seeds", SEEDS)
 def test_the_primary_interval_covers(seeds: int) -> None:
-    assert coverage(seeds, 1500) >= 0.93
-
-
-def mcnemar_size(repetitions: int) -> float:
-    random = np.random.default_rng(0)
-    rejected = 0
-    for _ in range(repetitions):
-        p = random.beta(2, 2, size=200)  # items differ in difficulty; the arms do not
-        a, b = random.random(200) < p, random.random(200) < p
-        rejected += statistics.mcnemar(list(a), list(b)) < 0.05
-    return rejected / repetitions
+    assert coverage(SITUATIONS["normal"], seeds, 1500)["t"] >= 0.93
 
 
 def test_mcnemar_keeps_its_size() -> None:
@@ -61,10 +45,15 @@ def test_mcnemar_keeps_its_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_coverage_with_many_repetitions(seeds: int) -> None:
-    assert coverage(seeds, 20_000) >= 0.945
-    assert mcnemar_size(20_000) <= 0.05
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("situation", [name for name in SITUATIONS if name not in UNCHECKED])
+def test_coverage_with_many_repetitions(situation: str, seeds: int) -> None:
+    assert coverage(SITUATIONS[situation], seeds, 20_000, seed=1)["t"] >= 0.93
+
+
+@pytest.mark.slow
+def test_mcnemars_size_with_many_repetitions() -> None:
+    assert mcnemar_size(20_000, seed=1) <= 0.05
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=8))

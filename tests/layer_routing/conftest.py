@@ -29,11 +29,16 @@ class Forced(LayerRouting):
         self.route = Route(gates, self._context)
 
 
-def model_of(family: str = "llama", lora: bool = True) -> tuple[Any, Any, Anatomy]:
+def model_of(
+    family: str = "llama", lora: bool = True, attention: str = "auto", sliding_window: int | None = None
+) -> tuple[Any, Any, Anatomy]:
     """A model with weights large enough that every block matters, and an adapter that is not zero."""
+    adapter = {"dropout": 0.0} if lora else None
     model, tokenizer = load_model(
-        f"random:{family}", lora={"dropout": 0.0} if lora else None, seed=1, device="cpu"
+        f"random:{family}", lora=adapter, seed=1, device="cpu", attn_implementation=attention
     )
+    if sliding_window is not None:
+        describe(model).model.config.sliding_window = sliding_window
     stream = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

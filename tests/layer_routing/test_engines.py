@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,10 +70,13 @@ def test_sparse_is_masked_with_gates_for_attention_and_mlp(family: str) -> None:
     agree(family, "closed", "none", units="attention_mlp")
 
 
-def agree(family: str, kind: str, side: str, units: str = "block") -> None:
-    model, _, anatomy = model_of(family)
+def agree(
+    family: str, kind: str, side: str, units: str = "block", kv: str = "full", attention: str = "auto"
+) -> None:
+    """Sparse = masked: logits, adapter gradients, and the gradients of open gates."""
+    model, _, anatomy = model_of(family, attention=attention)
     batch = batch_of(padded=side != "none", left=side == "left")
-    method = attach(Forced(keep=1, units=units), anatomy)
+    method = attach(Forced(keep=1, units=units, kv=kv), anatomy)
     gates = gates_of(kind, *batch["input_ids"].shape, 2 if units == "attention_mlp" else 1)
     logits, grads, gate_grad = run(method, model, batch, "masked", gates)
     logits_s, grads_s, gate_grad_s = run(method, model, batch, "sparse", gates)
@@ -131,14 +136,18 @@ def test_all_open_and_detached_are_bitwise_the_model(family: str) -> None:
 @pytest.mark.parametrize("kind", ["batch", "sample", "token"])
 @pytest.mark.parametrize("units", ["block", "attention_mlp"])
 def test_cached_steps_are_the_recompute(family: str, kind: str, units: str) -> None:
-    model, _, anatomy = model_of(family)
+    cached_is_recompute(family, kind, units)
+
+
+def cached_is_recompute(family: str, kind: str, units: str, kv: str = "full", **shape: Any) -> Any:
+    """Steps with a cache equal one forward without; returns the cache."""
+    model, _, anatomy = model_of(family, **shape)
     ids = batch_of(2, 8, padded=False)["input_ids"]
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
-    method = attach(Forced(keep=1, units=units), anatomy)
+    method = attach(Forced(keep=1, units=units, kv=kv), anatomy)
     method.gates = gates_of(kind, 2, 8, method.units)
     with torch.no_grad():
-        whole = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         for engine in ("sparse", "masked"):
             method.engine = engine
             positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -158,14 +167,19 @@ def test_cached_steps_are_the_recompute(family: str, kind: str, units: str) -> N
             torch.testing.assert_close(
                 torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()], atol=1e-5, rtol=1e-5
             )
+    return cache
 
 
 @pytest.mark.parametrize("engine", ["masked", "sparse"])
 @pytest.mark.parametrize("units", ["block", "attention_mlp"])
 def test_activation_checkpointing_changes_nothing(engine: str, units: str) -> None:
+    checkpointed_is_plain(engine, units)
+
+
+def checkpointed_is_plain(engine: str, units: str, kv: str = "full") -> None:
     model, _, anatomy = model_of("llama")
     batch = batch_of()
-    method = attach(Forced(keep=1, units=units, train_engine=engine), anatomy)
+    method = attach(Forced(keep=1, units=units, train_engine=engine, kv=kv), anatomy)
     gates = gates_of("token", 3, 9, method.units)
     model.train()
     logits, grads, gate_grad = run(method, model, batch, engine, gates)

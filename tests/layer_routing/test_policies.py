@@ -25,6 +25,12 @@ POLICIES: dict[str, dict[str, Any]] = {
     "exit": {"policy": "exit"},
     "reinforce": {"policy": "reinforce"},
     "topk": {"policy": "topk"},
+    "prepass_token": {"policy": "gumbel", "granularity": "token", "features": "prepass"},
+    "prepass_sample": {"policy": "gumbel", "features": "prepass"},
+    "drop_token": {"policy": "gumbel", "granularity": "token", "kv": "drop"},
+    "drop_sample": {"policy": "gumbel", "kv": "drop"},
+    "reuse_token": {"policy": "gumbel", "granularity": "token", "kv": "reuse"},
+    "reuse_exit": {"policy": "exit", "kv": "reuse", "units": "attention_mlp"},
 }
 
 
@@ -127,7 +133,10 @@ def test_generate_is_greedy_over_the_recompute(name: str) -> None:
             ids = torch.cat([ids, token.view(1, 1)], 1)
 
 
-@pytest.mark.parametrize("name", ["gumbel_sample", "exit", "random_sample"])
+BEAMS = ["gumbel_sample", "exit", "random_sample", "prepass_sample", "drop_token", "reuse_token"]
+
+
+@pytest.mark.parametrize("name", BEAMS)
 def test_beam_search_reorders_routes(name: str) -> None:
     """With a prompt shorter than the prefix beams may part before their route is fixed: scores stay exact."""
     model, _ = routed(name)

@@ -81,6 +81,8 @@ def test_grouped_equals_the_loop_where_gates_are_chosen(
     )
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    gathered = L.routed_low_rank_gathered(x, down, up, gates * mask, chosen, ranks)
+    torch.testing.assert_close(gathered, loop(x, down, up, gates * mask, ranks), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("tokens", [L.CHUNK_TOKENS - 1, L.CHUNK_TOKENS, 2 * L.CHUNK_TOKENS + 1])
@@ -127,6 +129,12 @@ def test_the_grouped_route_is_taken_where_it_was_measured_faster() -> None:
     assert L.grouped_is_faster(2048, [16] * 32, 2, 2 * 128)
     assert not L.grouped_is_faster(4096, [8] * 8, 4, 2 * 896)
     assert not L.grouped_is_faster(8, [16] * 32, 2, 2 * 896)
+
+
+def test_the_gathered_route_is_taken_where_it_was_measured_faster() -> None:
+    assert L.gathered_is_faster(1, [16] * 64, 2) and L.gathered_is_faster(4, [16] * 64, 2)
+    assert not L.gathered_is_faster(32, [16] * 64, 2)
+    assert not L.gathered_is_faster(1, [16] * 16, 2)
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+
+from tests.training.ranks import arguments, on_two_ranks
 
 PATTERNS = ["11", "10", "01", "00", "0110"]
 
 
-def _work(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-    )
-    torch.set_num_threads(1)
-    from transformers import TrainingArguments
-
+def _work(rank: int, folder: str) -> None:
     from headgate.data.collation import Collator
     from headgate.experiments.run import quiet
     from headgate.methods.stage import Stage
@@ -37,19 +25,7 @@ def _work(rank: int, port: int, folder: str) -> None:
         model, tokenizer = load_model("random:llama", lora={"dropout": 0.1}, seed=1 + rank, device="cpu")
         trainer = HeadgateTrainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=f"{folder}/{pattern}",
-                max_steps=4,
-                per_device_train_batch_size=2,
-                gradient_accumulation_steps=2,
-                learning_rate=1e-2,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                use_cpu=True,
-                remove_unused_columns=False,
-                seed=3,
-            ),
+            args=arguments(f"{folder}/{pattern}", max_steps=4),
             train_dataset=make_rows(32),
             data_collator=Collator(tokenizer.pad_token_id),
             methods=[Toy(pattern=pattern)],
@@ -61,18 +37,12 @@ def _work(rank: int, port: int, folder: str) -> None:
         quiet(trainer)
         trainer.train()
         torch.save(trained(trainer), f"{folder}/{pattern}-{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every pattern trained by one pair of processes."""
-    folder = tmp_path_factory.mktemp("replicas")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(_work, args=(port, str(folder)), nprocs=2, start_method="spawn")
-    return folder
+    return on_two_ranks(_work, tmp_path_factory.mktemp("replicas"))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

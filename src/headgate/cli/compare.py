@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from headgate.cli.console import live_console, out
-from headgate.cli.options import RecipeArgument, SetOption
+from headgate.cli.options import ExecutorOption, RecipeArgument, SetOption, WorkersOption, executor_options
 from headgate.experiments.compare import Comparison
+from headgate.experiments.evidence import Finding, findings
+from headgate.experiments.executors import make_executor
 from headgate.experiments.recipe_file import load_recipe
+from headgate.experiments.report import write_report
+from headgate.experiments.statistics import MINIMUM_SEEDS
 
 
-def compare(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+def compare(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="local, ray or slurm. Without one, and without --workers: one run after the other."
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    option: ExecutorOption = None,
+) -> None:
     """Run every arm at every seed (complete runs are skipped) and say what the difference is."""
     loaded = load_recipe(recipe, overrides or [])
+    parallel = executor is not None or workers is not None
+    made = make_executor(executor or "local", workers, executor_options(option or [])) if parallel else None
     with live_console() as console:
-        comparison = Comparison(loaded, say=console.say, console=console)
+        comparison = Comparison(loaded, say=console.say, console=console, executor=made)
         report = comparison.execute()
     out.print(comparison_table(report))
     for line in verdict_lines(report):
         out.print(line)
+    if len(report["seeds"]) < MINIMUM_SEEDS:
+        methods = {name for arm in comparison.arms.values() for name in arm.methods}
+        if shipped := findings(methods):
+            out.print(evidence_table(shipped))
     out.print(f"run directories: {comparison.folder.parent}")
     out.print(f"comparison: {comparison.folder / 'comparison.json'}")
+    out.print(f"report: {write_report(comparison.folder).page}")
 
 
 def comparison_table(report: dict[str, Any]) -> Table:
@@ -71,6 +95,16 @@ def comparison_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def evidence_table(shipped: Sequence[Finding]) -> Table:
+    """What Headgate's own comparisons of three seeds or more found: shown where a comparison has fewer."""
+    table = Table(title="what comparisons with more seeds found (EXPERIMENTS.md)", title_justify="left")
+    for column in ("method", "question", "difference (95%)", "seeds", "model", "verdict"):
+        table.add_column(column)
+    for row in shipped:
+        table.add_row(row.method, row.question, row.difference, str(row.seeds), row.model, row.verdict)
+    return table
+
+
 def _mean(arm: dict[str, Any]) -> str:
     if arm["item_interval"] is None:
         return f"{arm['mean']:.4f}"
@@ -86,6 +120,10 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{name}: {len(report['seeds'])} seeds could have shown a difference of {contrast['detectable']:.4f}"
             )
+    for name, pair in report["pairs"].items():
+        t = pair["t"]
+        interval = f" {t['mean']:+.4f} [{t['low']:+.4f}, {t['high']:+.4f}]" if t else ""
+        lines.append(f"{name}:{interval} {pair['verdict']}")
     for name, arm in report["arms"].items():
         if arm["tuned"]:
             lines.append(f"{name}: {arm['tuned']['key']} tuned to {arm['tuned']['value']:g} on validation")

@@ -30,6 +30,10 @@ def export(
     licence: Annotated[str, typer.Option("--license", help="The model card's licence field.")] = "other",
     device: Annotated[str, typer.Option()] = "cpu",
     allow_partial: Annotated[bool, typer.Option(help="Export a run that has not finished.")] = False,
+    mixture: Annotated[
+        str | None,
+        typer.Option(help="Of experts: farm=0.5,sports=0.5; default: the best on the validation rows."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Write a run for other programs, and verify it by loading it with them."""
@@ -53,6 +57,7 @@ def export(
         max_shard_size=max_shard_size,
         licence=licence,
         device=device,
+        mixture=mixture,
     )
     for note in done.notes:
         err.print(f"[yellow]note:[/yellow] {note}")

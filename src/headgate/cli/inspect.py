@@ -4,36 +4,86 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from headgate.cli.console import out
 from headgate.experiments.inspection import inspect_run
+from headgate.experiments.rank_sweep import rank_sweeps
 from headgate.experiments.run_directory import RunDirectory
 
 
 def inspect(
-    run: Annotated[Path, typer.Argument(help="A finished run directory.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="A finished run directory, or a sweep over a rank.", show_default=False)
+    ],
     limit: Annotated[int, typer.Option(help="Examples to look at.")] = 200,
 ) -> None:
-    """Say what each schema does; tables as JSON and a heat map as PNG and SVG are written beside the run."""
+    """Say what each schema does and which tokens get depth; tables (JSON) and a figure (PNG, SVG) are written beside the run.
+
+    Of a sweep over a rank: the law L = L_inf + a r^-b that its losses follow, and the rank to try next.
+    """
+    if (run / "sweep.json").exists():
+        _rank_laws(run)
+        return
     for name, path in inspect_run(RunDirectory(run), limit=limit).items():
-        for block in json.loads(path.read_text())["blocks"]:
-            told = [f"block {block['block']}", f"{len(block['dead'])} dead of {len(block['load'])}"]
-            for field in ("nmi", "alignment", "reuse"):
-                if block[field] is not None:
-                    told.append(f"{field} {block[field]:.2f}")
-            table = Table(title=f"{name}: {', '.join(told)}", title_justify="left")
-            for column in ("schema", "load", "top tokens (mean gate)", "top examples"):
-                table.add_column(column, justify="right" if column in ("schema", "load") else "left")
-            order = sorted(range(len(block["load"])), key=lambda s: -block["load"][s])
-            for schema in order[:8]:
-                tokens = "  ".join(
-                    f"{token!r} {weight:.2f}" for token, weight in block["top_tokens"][schema][:6]
-                )
-                examples = ", ".join(str(index) for index, _ in block["top_examples"][schema])
-                table.add_row(str(schema), f"{block['load'][schema]:.1%}", tokens, examples)
-            out.print(table)
+        found = json.loads(path.read_text())
+        if name == "schema_bank":
+            _schemas(found)
+        else:
+            _depth(found)
         out.print(f"written: {path}, {path.with_suffix('.png')}, {path.with_suffix('.svg')}", markup=False)
+
+
+def _rank_laws(folder: Path) -> None:
+    for found in rank_sweeps(folder):
+        law, proposal = found.law, found.proposal
+        table = Table(title=f"{found.metric} by {found.key} {found.others}".rstrip(), title_justify="left")
+        for column in ("rank", "loss", "law"):
+            table.add_column(column, justify="right")
+        for rank, loss in sorted(zip(found.ranks, found.losses, strict=True)):
+            table.add_row(str(rank), f"{loss:.4f}", f"{law.loss(rank):.4f}")
+        out.print(table)
+        out.print(
+            f"L(r) = {law.floor:.4f} + {law.scale:.4f} r^-{law.exponent:.2f}, residuals {law.error:.1e}"
+            + (" (three ranks: fitted exactly, nothing is tested)" if len(set(found.ranks)) == 3 else "")
+        )
+        told = (
+            f"rank {proposal.rank} is enough: doubling it"
+            if proposal.tested
+            else f"try rank {proposal.rank} next: doubling that"
+        )
+        out.print(f"{told} would gain {proposal.gain:.1%}")
+
+
+def _schemas(found: dict[str, Any]) -> None:
+    for block in found["blocks"]:
+        told = [f"block {block['block']}", f"{len(block['dead'])} dead of {len(block['load'])}"]
+        for field in ("nmi", "alignment", "reuse"):
+            if block[field] is not None:
+                told.append(f"{field} {block[field]:.2f}")
+        table = Table(title=f"schema_bank: {', '.join(told)}", title_justify="left")
+        for column in ("schema", "load", "top tokens (mean gate)", "top examples"):
+            table.add_column(column, justify="right" if column in ("schema", "load") else "left")
+        order = sorted(range(len(block["load"])), key=lambda s: -block["load"][s])
+        for schema in order[:8]:
+            tokens = "  ".join(f"{token!r} {weight:.2f}" for token, weight in block["top_tokens"][schema][:6])
+            examples = ", ".join(str(index) for index, _ in block["top_examples"][schema])
+            table.add_row(str(schema), f"{block['load'][schema]:.1%}", tokens, examples)
+        out.print(table)
+
+
+def _depth(found: dict[str, Any]) -> None:
+    title = f"layer_routing: {found['utilization']:.1%} of the blocks over {found['tokens']:,} tokens"
+    table = Table(title=title, title_justify="left")
+    for column in ("token category", "tokens", "blocks that ran"):
+        table.add_column(column, justify="left" if column == "token category" else "right")
+    for category, entry in found["categories"].items():
+        table.add_row(category, f"{entry['tokens']:,}", f"{entry['depth']:.1%}")
+    out.print(table)
+    rates = ", ".join(f"{rate:.0%}" for rate in found["open_rate"])
+    nats = ", ".join(f"{value:.3f}" for value in found["adaptivity_nats"])
+    out.print(f"open rate of each routable unit: {rates}")
+    out.print(f"I(gate; token) of each, nats: {nats}")

@@ -21,7 +21,9 @@ from headgate.cli.export import export
 from headgate.cli.generate import generate
 from headgate.cli.info import env, schema
 from headgate.cli.inspect import inspect
+from headgate.cli.report import report
 from headgate.cli.runs import cite, diff, runs
+from headgate.cli.sweep import sweep
 from headgate.cli.train import train
 from headgate.cli.validate import validate
 from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
@@ -34,10 +36,12 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(compare)
+app.command()(sweep)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
 app.command()(inspect)
+app.command()(report)
 app.command()(runs)
 app.command()(diff)
 app.command()(cite)

@@ -46,6 +46,15 @@ class SkillConfig(SourceConfig):
     """Share of the rows held out for ``eval_<skill>_loss`` where ``validation`` is not given."""
 
 
+class ReplayConfig(StrictConfig):
+    """Rows of earlier skills among those of the current one (experience replay)."""
+
+    ratio: float = Field(0.1, gt=0, lt=1)
+    """Chance that a row of a batch is a replayed one; batches stay as large as they were."""
+    per_skill: int = Field(256, gt=0)
+    """Rows kept of every earlier skill, drawn at random."""
+
+
 class DataConfig(StrictConfig):
     """All of a recipe's ``data`` block."""
 
@@ -62,6 +71,11 @@ class DataConfig(StrictConfig):
     overlap: Literal["error", "warn"] = "error"
     """What a problem that stands in two splits means."""
     stream: list[SkillConfig] | None = None
+    stream_order: Literal["sequential", "joint"] = "sequential"
+    """``joint``: the rows that the sequential run sees, shuffled into one stage: what no forgetting would give."""
+    replay: ReplayConfig | None = None
+    watch: dict[str, SourceConfig] = Field(default_factory=dict)
+    """Of a stream: data that no segment trains on, validated with its skills as ``eval_<name>_loss``."""
 
     @field_validator("stream")
     @classmethod
@@ -69,6 +83,25 @@ class DataConfig(StrictConfig):
         if stream is not None and not stream:
             raise ValueError("stream is empty: list at least one skill or leave it null")
         return stream
+
+    @model_validator(mode="after")
+    def _stream_options(self) -> DataConfig:
+        asked = {
+            "replay": self.replay,
+            "stream_order": self.stream_order != "sequential",
+            "watch": self.watch,
+        }
+        for key in (key for key, value in asked.items() if value and not self.stream):
+            raise ValueError(
+                f"{key} is about the skills of a stream: list them under stream, or leave {key} out"
+            )
+        for name in (skill.skill for skill in self.stream or [] if skill.skill in self.watch):
+            raise ValueError(f"watch.{name}: the stream has a skill of that name, which is validated anyway")
+        if self.replay is not None and self.stream_order == "joint":
+            raise ValueError(
+                "stream_order: joint shuffles all skills, so there is nothing to replay: drop replay"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_all_or_none(self) -> DataConfig:

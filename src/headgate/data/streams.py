@@ -30,22 +30,46 @@ def load_stream(skills: Sequence[SkillConfig], max_steps: int | None = None) -> 
     """The segments in order. Without steps of their own they share ``max_steps`` equally.
 
     A skill without ``validation`` holds out ``validation_share`` of its rows by a hash of the row. A skill that
-    recurs sees the same rows and the same validation.
+    recurs sees the same rows and the same validation. Raises ConfigError for one name with two sources.
     """
     segments: list[SkillData] = []
+    first: dict[str, SkillConfig] = {}
     for position, config in enumerate(skills):
         occurrence = 1 + sum(segment.skill == config.skill for segment in segments)
         name = config.skill if occurrence == 1 else f"{config.skill}#{occurrence}"
-        train, validation = _rows(config)
+        if occurrence == 1:
+            first[name] = config
+            train, validation = _rows(config)
+        else:
+            _check_same_data(first[config.skill], config, position)
+            earlier = next(segment for segment in segments if segment.skill == config.skill)
+            train, validation = earlier.train, earlier.validation
         steps = config.steps
         if steps is None:
             if max_steps is None:
                 raise ConfigError(
                     f"data.stream: skill '{config.skill}' has no steps and training.max_steps is not set"
                 )
+            if max_steps < len(skills):
+                raise ConfigError(
+                    f"data.stream: {len(skills)} skills cannot share training.max_steps={max_steps}: give each its steps"
+                )
             steps = max_steps * (position + 1) // len(skills) - max_steps * position // len(skills)
         segments.append(SkillData(name, config.skill, train, validation, steps, config.labelled))
     return segments
+
+
+def _check_same_data(first: SkillConfig, again: SkillConfig, position: int) -> None:
+    """A skill that returns is the same skill: only its steps and its label may differ."""
+    own = {"steps", "labelled"}
+    old, new = (config.model_dump(exclude=own) for config in (first, again))
+    changed = [key for key in old if old[key] != new[key]]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"data.stream.{position}: skill {again.skill!r} returns with other data ({key}: {old[key]!r}, now "
+            f"{new[key]!r}): give it the same data, or a name of its own"
+        )
 
 
 def _rows(config: SkillConfig) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from headgate.errors import ConfigError
+from headgate.errors import ConfigError, TrainingError
+from headgate.experiments.executors import Executor, Task
 from headgate.experiments.markdown import markdown
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
-from headgate.experiments.recipe_file import merge, recipe_from, set_dotted
+from headgate.experiments.recipe_file import dump_recipe, merge, recipe_from, set_dotted
 from headgate.experiments.run import Console, run
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.summary import Metric, chosen_baseline, chosen_metric, summarise
 from headgate.training.checkpoint import write_atomically
 
-
-def base_content(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without its comparison: what every arm overrides."""
-    return recipe.model_dump(mode="json", exclude={"compare", "sweep", "base"})
+Key = TypeVar("Key", bound=Hashable)
 
 
 def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -33,7 +32,7 @@ def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
     assert recipe.compare is not None
     arms: dict[str, Recipe] = {}
     for name, override in recipe.compare.arms.items():
-        content = merge(base_content(recipe), {k: v for k, v in override.items() if k != "equal_time"})
+        content = merge(recipe.written(), {k: v for k, v in override.items() if k != "equal_time"})
         arms[name] = with_paths(recipe_from(content, f"compare.arms.{name}"))
     if not arms:
         raise ConfigError("compare.arms is empty: name at least one arm")
@@ -55,9 +54,13 @@ class Comparison:
     """One comparison on disk: the folder, what was tuned, the calibration, the runs, the statistics."""
 
     def __init__(
-        self, recipe: Recipe, say: Callable[[str], None] = lambda _line: None, console: Console | None = None
+        self,
+        recipe: Recipe,
+        say: Callable[[str], None] = lambda _line: None,
+        console: Console | None = None,
+        executor: Executor | None = None,
     ) -> None:
-        self.recipe, self.say, self.console = recipe, say, console
+        self.recipe, self.say, self.console, self.executor = recipe, say, console, executor
         if recipe.compare is None:
             raise ConfigError("this recipe has no compare: section: list its arms and seeds there")
         self.config = recipe.compare
@@ -83,83 +86,161 @@ class Comparison:
         for name, other in self._equal_time_arms.items():
             if other not in self.config.arms:
                 raise ConfigError(f"compare.arms.{name}.equal_time: there is no arm {other!r}")
+        for pair in self.config.contrasts:
+            for arm in pair:
+                if arm not in self.config.arms:
+                    raise ConfigError(f"compare.contrasts: {list(pair)}: there is no arm {arm!r}")
 
     def _save_state(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.state_file, json.dumps(self.state, indent=1))
 
-    def _run(self, recipe: Recipe, label: str) -> RunDirectory:
+    def _run(self, jobs: Mapping[Key, tuple[Recipe, str]]) -> Iterator[tuple[Key, RunDirectory]]:
+        """Every job's complete run, made where it is missing: here in order, or by the executor as they end."""
+        if self.executor is None:
+            yield from ((key, self._run_here(recipe, label)) for key, (recipe, label) in jobs.items())
+            return
+        sharing: dict[str, list[Key]] = {}
+        for key, (recipe, _) in jobs.items():
+            sharing.setdefault(recipe.run_id(), []).append(key)
+        missing = []
+        for keys in sharing.values():
+            recipe = jobs[keys[0]][0]
+            if RunDirectory.of(recipe).status == "complete":
+                yield from ((key, RunDirectory.of(recipe)) for key in keys)
+            else:
+                missing.append(self._task(recipe))
+        for event in self.executor.run(missing):
+            if event.task is not None and event.kind == "ended":
+                recipe, label = jobs[sharing[event.task.key][0]]
+                directory = RunDirectory.of(recipe)
+                self.say(f"{label}: {directory.status}: {directory.path}")
+                if directory.status != "complete":
+                    raise TrainingError(
+                        f"{label} ended without a result: see {event.task.log}; run again to resume"
+                    )
+                yield from ((key, directory) for key in sharing[event.task.key])
+
+    def _run_here(self, recipe: Recipe, label: str) -> RunDirectory:
         directory = RunDirectory.of(recipe)
         if directory.status != "complete":
             self.say(f"{label}: {directory.path}")
             return run(recipe, console=self.console)
         return directory
 
+    def _task(self, recipe: Recipe) -> Task:
+        file = self.folder / "recipes" / f"{recipe.run_id()}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, dump_recipe(recipe))
+        return Task(recipe.run_id(), file, self.folder / "logs" / f"{recipe.run_id()}.log")
+
     def execute(self) -> dict[str, Any]:
         """Tune, calibrate, run every arm at every seed, compute the statistics, write ``comparison.json``."""
-        self._tune()
-        seeds = self.config.seeds
         runs: dict[str, dict[int, RunDirectory]] = {name: {} for name in self.arms}
-        plain = [name for name in self.arms if name not in self._equal_time_arms]
-        for seed in seeds:
-            for name in plain:
-                runs[name][seed] = self._run(seeded(self.arms[name], seed, seeds[0]), f"{name}, seed {seed}")
-            if seed == seeds[0]:
-                self._calibrate(runs, seed)
-            for name in self._equal_time_arms:
-                runs[name][seed] = self._run(seeded(self.arms[name], seed, seeds[0]), f"{name}, seed {seed}")
+        self._note(runs)
+        self._tune()
+        self._run_arms([name for name in self.arms if name not in self._equal_time_arms], runs)
+        self._calibrate()
+        self._run_arms(list(self._equal_time_arms), runs)
         report = summarise(self.recipe, runs, self.state)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "comparison.json", json.dumps(report, indent=1))
         write_atomically(self.folder / "comparison.md", markdown(report))
         return report
 
+    def _run_arms(self, names: Sequence[str], runs: dict[str, dict[int, RunDirectory]]) -> None:
+        """The arms at every seed, all arms of a seed before the next seed."""
+        seeds = self.config.seeds
+        jobs = {
+            (name, seed): (seeded(self.arms[name], seed, seeds[0]), f"{name}, seed {seed}")
+            for seed in seeds
+            for name in names
+        }
+        for (name, seed), directory in self._run(jobs):
+            runs[name][seed] = directory
+            self._note(runs)
+        for name in names:
+            runs[name] = {seed: runs[name][seed] for seed in seeds}
+
+    def _note(self, runs: Mapping[str, Mapping[int, RunDirectory]]) -> None:
+        """``progress.json``: what is planned and what has run, for the report of an unfinished comparison."""
+        outline = {
+            "name": self.recipe.name,
+            "metric": ".".join(self.metric.path),
+            "baseline": self.baseline,
+            "seeds": self.config.seeds,
+            "arms": {
+                name: {"runs": {str(seed): str(directory.path) for seed, directory in by_seed.items()}}
+                for name, by_seed in runs.items()
+            },
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "progress.json", json.dumps(outline, indent=1))
+
     @property
     def _equal_time_arms(self) -> dict[str, str]:
         """Arms that train for as long as another arm took: name -> that other arm."""
         return {n: str(o["equal_time"]) for n, o in self.config.arms.items() if "equal_time" in o}
 
-    def _calibrate(self, runs: Mapping[str, Mapping[int, RunDirectory]], seed: int) -> None:
-        """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart."""
+    def _calibrate(self) -> None:
+        """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart.
+
+        Both arms run twice, in turn and alone, at seeds outside the comparison's, so that a machine that other
+        work slows down slows them alike.
+        """
         for name, other in self._equal_time_arms.items():
             if name not in self.state["equal_time"]:
-                target = runs[other][seed].result()["training"]
-                own = self._run(
-                    self.arms[name].model_copy(update={"seed": self._tune_seed, "evaluation": []}),
-                    f"{name}: calibration",
-                )
-                mine = own.result()["training"]
-                steps = max(1, round(target["seconds"] / (mine["seconds"] / mine["steps"])))
-                self.state["equal_time"][name] = {"of": other, "seconds": target["seconds"], "steps": steps}
+                seconds: dict[str, list[float]] = {name: [], other: []}
+                for seed in self._calibration_seeds:
+                    for arm in (other, name):
+                        timed = self.arms[arm].model_copy(update={"seed": seed, "evaluation": []})
+                        ((_, directory),) = self._run({arm: (timed, f"{name}: calibration of {arm}")})
+                        done = directory.result()["training"]
+                        seconds[arm].append(done["seconds"])
+                own_steps = done["steps"]
+                target, mine = statistics.fmean(seconds[other]), statistics.fmean(seconds[name])
+                steps = max(1, round(own_steps * target / mine))
+                self.state["equal_time"][name] = {
+                    "of": other, "seconds": target, "steps": steps, "measured": seconds
+                }  # fmt: skip
                 self._save_state()
             steps = self.state["equal_time"][name]["steps"]
             training = self.arms[name].training.model_copy(update={"max_steps": steps, "epochs": None})
             self.arms[name] = self.arms[name].model_copy(update={"training": training})
 
     @property
-    def _tune_seed(self) -> int:
-        return self.config.tune.seed if self.config.tune is not None else 7
+    def _calibration_seeds(self) -> list[int]:
+        return [seed for seed in range(1001, 1101) if seed not in self.config.seeds][:2]
 
     def _tune(self) -> None:
         """The best value of one key per arm, by validation, at a seed outside the comparison's."""
         tune = self.config.tune
         if tune is None:
             return
+        path = tune.metric.split(".") if tune.metric.startswith("continual.") else ["training", tune.metric]
+        metric, waiting = Metric(tuple(path)), list[str]()
         for name, arm in self.arms.items():
             if arm.steps_given == 0 or (tune.arms != "all" and name not in tune.arms):
                 continue
             if name not in self.state["tuned"]:
-                scores = {}
-                for value in tune.values:
-                    candidate = self._with(arm, tune.key, value).model_copy(
-                        update={"seed": tune.seed, "evaluation": []}
-                    )
-                    done = self._run(candidate, f"tune {name}: {tune.key}={value:g}")
-                    scores[str(value)] = Metric(("training", tune.metric)).read(done.result(), str(done.path))
-                best = min(tune.values, key=lambda value: scores[str(value)])
-                self.state["tuned"][name] = {"key": tune.key, "value": best, "scores": scores}
+                waiting.append(name)
+        scores: dict[str, dict[str, float]] = {name: {} for name in waiting}
+        jobs = {}
+        for name in waiting:
+            for value in tune.values:
+                candidate = self._with(self.arms[name], tune.key, value)
+                candidate = candidate.model_copy(update={"seed": tune.seed, "evaluation": []})
+                jobs[name, str(value)] = (candidate, f"tune {name}: {tune.key}={value}")
+        for (name, text), directory in self._run(jobs):
+            scores[name][text] = metric.read(directory.result(), str(directory.path))
+            if len(scores[name]) == len({str(value) for value in tune.values}):
+                choose = max if metric.higher_is_better else min
+                best = choose(tune.values, key=lambda value: scores[name][str(value)])
+                self.state["tuned"][name] = {"key": tune.key, "value": best, "scores": scores[name]}
                 self._save_state()
-            self.arms[name] = self._with(arm, tune.key, self.state["tuned"][name]["value"])
+        for name, tuned in self.state["tuned"].items():
+            if name in self.arms:
+                self.arms[name] = self._with(self.arms[name], tune.key, tuned["value"])
 
     @staticmethod
     def _with(arm: Recipe, key: str, value: Any) -> Recipe:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from headgate.errors import CheckpointError, ConfigError, ModelError
+from headgate.experiments.best_mixture import best_mixture
 from headgate.experiments.environment import environment
 from headgate.experiments.model_card import model_card
 from headgate.experiments.run_directory import RunDirectory
@@ -60,21 +61,30 @@ def export(
     max_shard_size: str = "5GB",
     licence: str = "other",
     device: str = "cpu",
+    mixture: str | None = None,
 ) -> Export:
     """Write ``run`` (a run directory or a saved checkpoint) to ``folder`` and verify it by loading it again.
 
-    Raises ConfigError for a kind that this run cannot be exported to, CheckpointError when the folder is not empty or
+    ``mixture``: of ``experts``, the weights ``<number or skill>=<weight>,...`` of the fixed mixture, instead of the best
+    one on the run's validation rows. Raises ConfigError for a kind that this run cannot be exported to, CheckpointError when the folder is not empty or
     the reloaded logits differ.
     """
     folder = Path(folder)
     if to not in KINDS:
         raise ConfigError(f"--to {to}: choose one of {', '.join(KINDS)}")
+    if mixture is not None and to != "experts":
+        raise ConfigError(f"--mixture belongs to --to experts, not to --to {to}: leave it out")
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty: choose another folder for the export")
     source = saved_folder(run)
     whole = (dtype is None) or hasattr(torch, dtype)
     if not whole or (dtype is not None and getattr(torch, dtype) not in TOLERANCE):
         raise ConfigError(f"--dtype {dtype}: choose float32, bfloat16 or float16")
+    frozen_base = checkpoint.read_description(source).get("base_is_frozen", False)
+    if to == "peft" and frozen_base:
+        raise ConfigError(
+            f"{run} has no PEFT adapter, its methods are what was trained: export it with --to experts"
+        )
     if to == "peft" and not (source / "adapter_config.json").exists():
         raise ConfigError(f"{run} was fully fine-tuned and has no adapter: export it with --to merged")
     # An adapter trained on quantised weights is merged into the real ones.
@@ -82,13 +92,16 @@ def export(
     model, tokenizer = load(source, device=device, **plain)
     ids = probe(unwrap(model).config.get_text_config().vocab_size).to(next(model.parameters()).device)
     methods = list(model.headgate_methods)
+    for method in methods:
+        if to == "merged" and hasattr(method, "why_not_merged"):
+            raise ConfigError(method.why_not_merged())
     switch_on(methods)
     routed = logits(model, ids)
     names = [method.name for method in methods]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if to == "experts":
-            return _experts(methods, folder)
+            return _experts(run, model, tokenizer, methods, folder, source, device, mixture)
         model.headgate_methods.detach()
         adapted = logits(model, ids)
         notes = _notes(names, relative(adapted, routed))
@@ -185,19 +198,48 @@ def reload_adapter(folder: Path, source: Path, device: str) -> Any:
     return peft.PeftModel.from_pretrained(base, str(folder)).eval()
 
 
-def _experts(methods: list[Any], folder: Path) -> Export:
+def _experts(
+    run: str | Path,
+    model: Any,
+    tokenizer: Any,
+    methods: list[Any],
+    folder: Path,
+    source: Path,
+    device: str,
+    mixture: str | None,
+) -> Export:
+    """Every expert, and the best fixed mixture, as plain PEFT adapters, each loaded again by PEFT alone and held
+    against the live model with the same routing."""
     able = [method for method in methods if hasattr(method, "export_experts")]
     if not able:
         raise ConfigError(
             f"no method of this run ({', '.join(m.name for m in methods) or 'none'}) keeps experts that can be exported: "
             "use --to peft or --to merged"
         )
+    ids = probe(unwrap(model).config.get_text_config().vocab_size).to(next(model.parameters()).device)
+    differences, notes = [0.0], []
     for method in able:
-        method.export_experts(folder if len(able) == 1 else folder / method.name)
+        place = folder if len(able) == 1 else folder / method.name
+        best, measured = best_mixture(method, model, tokenizer, run, mixture)
+        for name, routing in method.export_experts(place, best).items():
+            again = reload_adapter(place / name, source, device)
+            method.set_routing(routing)
+            with model.disable_adapter() if isinstance(model, peft.PeftModel) else contextlib.nullcontext():
+                differences.append(relative(logits(again, ids), logits(model, ids)))
+            method.set_routing("on")
+            if differences[-1] > TOLERANCE[next(again.parameters()).dtype]:
+                raise CheckpointError(
+                    f"{place / name} was reloaded in PEFT and its logits differ by {differences[-1]:.2e} of the largest from "
+                    f"the live model's with routing {routing}: it is not usable"
+                )
+        notes += measured
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     if not files:
         raise ModelError(f"{', '.join(m.name for m in able)} has no expert yet: nothing to export")
-    return Export("experts", str(folder), files, 0.0, 0.0, [m.name for m in able], [])
+    names = [m.name for m in able]
+    done = Export("experts", str(folder), files, max(differences), 0.0, names, notes)
+    checkpoint.write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
+    return done
 
 
 def _notes(names: list[str], difference: float) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ from headgate.data import wordmath
 from headgate.data.sources import load_rows
 from headgate.errors import ConfigError
 from headgate.experiments.run_directory import RunDirectory
+from headgate.methods.layer_routing.inspect import measure, token_depth
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
 from headgate.training.checkpoint import write_atomically
 from headgate.training.saved import load
 
 BATCH = 32
+SHOWN_TEXTS = 3
 PROMPT_END = "\nThe answer is: "
 
 
@@ -51,6 +56,16 @@ def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]
     return written
 
 
+def _batches(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
+    device, batches = next(model.parameters()).device, []
+    for start in range(0, len(texts), BATCH):
+        encoded = tokenizer(
+            list(texts[start : start + BATCH]), return_tensors="pt", padding=True, padding_side="right"
+        )
+        batches.append({name: encoded[name].to(device) for name in ("input_ids", "attention_mask")})
+    return batches
+
+
 def _schemas(
     model: Any, tokenizer: Any, method: Any, rows: list[Mapping[str, Any]], generated: bool
 ) -> tuple[Any, Any]:
@@ -63,13 +78,7 @@ def _schemas(
             other = wordmath.paraphrase({"example_id": row["example_id"], "question": question})
             pairs.append((index, len(texts)))
             texts.append(f"{other['question']}{PROMPT_END}{other['answer']}")
-    batches = []
-    for start in range(0, len(texts), BATCH):
-        encoded = tokenizer(
-            texts[start : start + BATCH], return_tensors="pt", padding=True, padding_side="right"
-        )
-        device = next(model.parameters()).device
-        batches.append({name: encoded[name].to(device) for name in ("input_ids", "attention_mask")})
+    batches = _batches(model, tokenizer, texts)
     traces = trace_routing(model, method, batches)
     tags = None
     if method.config.tags in ("hash", "keyword") and not method.config.permuted_tags:
@@ -80,4 +89,52 @@ def _schemas(
     return {"examples": texts, "blocks": [report.as_dict() for report in reports]}, figure(reports)
 
 
-INSPECTORS: dict[str, Callable[..., tuple[Any, Any]]] = {"schema_bank": _schemas}
+def token_category(text: str) -> str:
+    """``number``, ``word``, ``space`` or ``symbol``: what a token is written with."""
+    core = text.strip()
+    if not core:
+        return "space"
+    return "number" if core.isdigit() else "word" if core.isalpha() else "symbol"
+
+
+def _depth(
+    model: Any, tokenizer: Any, method: Any, rows: list[Mapping[str, Any]], _generated: bool
+) -> tuple[Any, Any]:
+    """Depth as at inference: by block, by token category, and token by token over a few texts."""
+    from matplotlib.figure import Figure
+
+    texts = [f"{row['prompt']}{row.get('completion') or ''}" for row in rows]
+    batches = _batches(model, tokenizer, texts)
+    found = measure(method, batches)
+    by_category: dict[str, list[float]] = defaultdict(list)
+    shown = []
+    for batch in batches:
+        for ids, depths in zip(batch["input_ids"].tolist(), token_depth(method, batch).tolist(), strict=True):
+            pairs = [
+                (tokenizer.decode([i]), d) for i, d in zip(ids, depths, strict=True) if not math.isnan(d)
+            ]
+            shown.append({"tokens": [text for text, _ in pairs], "depth": [depth for _, depth in pairs]})
+            for text, depth in pairs:
+                by_category[token_category(text)].append(depth)
+    categories = {
+        name: {"depth": statistics.fmean(depths), "tokens": len(depths)}
+        for name, depths in sorted(by_category.items())
+    }
+    drawn = Figure(figsize=(4.4, 2.6), layout="constrained")
+    axes = drawn.subplots()
+    axes.barh(list(categories), [entry["depth"] for entry in categories.values()], color="#0072B2")
+    axes.axvline(found.utilization, color="#555555", linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the blocks that ran (dashed: all tokens)")
+    tables = {
+        "tokens": found.tokens,
+        "utilization": found.utilization,
+        "open_rate": found.per_gate,
+        "adaptivity_nats": found.adaptivity,
+        "categories": categories,
+        "texts": shown[:SHOWN_TEXTS],
+    }
+    return tables, drawn
+
+
+INSPECTORS: dict[str, Callable[..., tuple[Any, Any]]] = {"schema_bank": _schemas, "layer_routing": _depth}

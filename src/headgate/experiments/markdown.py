@@ -32,6 +32,18 @@ def markdown(report: dict[str, Any]) -> str:
             lines.append(
                 f"- {name}: {len(seeds)} seeds with this spread could have shown {contrast['detectable']:.4f}."
             )
+    if report["pairs"]:
+        lines += [
+            "",
+            "| contrast | difference [95% t] | Holm p | could have been seen | verdict |",
+            "|---|---|---|---|---|",
+        ]
+    for name, pair in report["pairs"].items():
+        seen = "-" if pair["detectable"] is None else f"{pair['detectable']:.4f}"
+        p = "-" if pair["holm_p"] is None else f"{pair['holm_p']:.3g}"
+        lines.append(f"| {name} | {_interval(pair['t'])} | {p} | {seen} | {pair['verdict']} |")
+    if report["pairs"]:
+        lines.append("")
     tuned = {name: arm["tuned"] for name, arm in report["arms"].items() if arm["tuned"]}
     if tuned:
         key = next(iter(tuned.values()))["key"]

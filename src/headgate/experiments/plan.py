@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
+from headgate.experiments.sweep import expand
 from headgate.methods.compose import MethodStack
 from headgate.methods.registry import build_method
 from headgate.methods.stage import schedule_stages
+from headgate.models.anatomy import describe
 from headgate.models.load import EMBEDDED
 from headgate.models.shapes import SHAPES
 
@@ -40,7 +42,14 @@ def lora_parameters(recipe: Recipe, model: Any) -> int | None:
     if model is None:
         return None
     if recipe.lora is None:
-        return sum(p.numel() for p in model.parameters())
+        methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
+        adapters = [method for method in methods if method.is_adapter]
+        for method in adapters:
+            method.attach(describe(model))
+        trained = [p for method in adapters for p in method.parameters()]
+        for method in adapters:
+            method.detach()
+        return sum(p.numel() for p in trained or model.parameters())
     with torch.device("meta"):
         adapted = add_adapter(model, recipe.lora)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -70,6 +79,9 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
             f"  steps      {steps}, {batch} examples a step, at most {steps * batch * recipe.data.max_length:,} tokens"
         )
     methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
+    if model is not None:
+        for method in methods:
+            method.check_model(describe(model))
     stages = training.stages or MethodStack(methods).stages(training.learning_rate)
     if recipe.data.stream:
         for skill in recipe.data.stream:
@@ -92,7 +104,7 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
     lines += [f"  alias      {alias}" for alias in aliases]
     if recipe.sweep is not None:
         lines.append(
-            "  sweep      checked only: there is no sweep verb yet, this is the plan of the recipe without it"
+            f"  sweep      {len(expand(recipe))} runs: `headgate sweep`; this is the plan of the recipe without it"
         )
     directory = RunDirectory.of(recipe)
     lines.append(f"  run        {directory.path} ({directory.status})")

@@ -13,11 +13,13 @@ from headgate.data.prepare import prepare
 from headgate.data.sources import load_data, load_rows
 from headgate.data.streams import load_stream
 from headgate.errors import ConfigError
+from headgate.experiments.continual import as_one_stage, segment_ends
 from headgate.experiments.recipe import Recipe
 from headgate.methods.base import Method
 from headgate.methods.compose import MethodStack
 from headgate.methods.registry import build_method
 from headgate.methods.stage import Stage
+from headgate.models.anatomy import describe
 from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
 
@@ -34,6 +36,8 @@ class Prepared:
     validation: Any
     stages: list[Stage] | None
     reports: dict[str, Any] = field(default_factory=dict)
+    segments: list[tuple[str, int]] = field(default_factory=list)
+    """Of a stream: (skill, optimizer step at its end) in order; empty without one."""
 
 
 def prepare_run(recipe: Recipe) -> Prepared:
@@ -46,18 +50,21 @@ def prepare_run(recipe: Recipe) -> Prepared:
         if task.task in ("exact_match", "gsm8k", "perplexity"):
             load_rows(task.source_config())
     base, tokenizer = load_base(recipe.model, seed=recipe.seed)
-    train, validation, stages, reports = _data(recipe, base, tokenizer, methods)
+    for method in methods:
+        method.check_model(describe(base))
+    train, validation, stages, reports, segments = _data(recipe, base, tokenizer, methods)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
-    return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports)
+    return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports, segments)
 
 
 def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method]) -> Any:
-    """Tokenised training and validation data, the stages a stream makes, and what preparation did."""
+    """Tokenised training and validation data, stages, what preparation did, and a stream's segments."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     makers: dict[str, Any] = {}
 
-    def training(rows: Any) -> Any:
-        return prepare(rows, tokenizer, recipe.data, context_length=context, columns=makers)
+    def training(rows: Any, skill: str | None = None) -> Any:
+        columns = {**makers, **({} if skill is None else {"skill": lambda _row: skill})}
+        return prepare(rows, tokenizer, recipe.data, context_length=context, columns=columns)
 
     def held_out(rows: Any) -> Any:
         return prepare(rows, tokenizer, recipe.data, context_length=context, packing=False)
@@ -66,16 +73,16 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
         segments = load_stream(recipe.data.stream, recipe.training.max_steps)
         texts = [text_of(row) for segment in segments for row in segment.train]
         makers.update(_makers(methods, model, tokenizer, texts))
-        made = {s.name: training(s.train) for s in segments}
+        made = {s.name: training(s.train, s.skill) for s in segments}
         held = {s.skill: held_out(s.validation) for s in segments}
+        held |= {name: held_out(load_rows(source)) for name, source in recipe.data.watch.items()}
         reports = {f"train {name}": part.report for name, part in made.items()}
         stages = stream_stages(recipe, segments, methods)
-        return (
-            {n: p.dataset for n, p in made.items()},
-            {n: p.dataset for n, p in held.items()},
-            stages,
-            reports,
-        )
+        ends = segment_ends(stages)
+        parts: dict[str, Any] = {n: p.dataset for n, p in made.items()}
+        if recipe.data.stream_order == "joint":
+            parts, stages = as_one_stage(recipe, parts, stages)
+        return parts, {n: p.dataset for n, p in held.items()}, stages, reports, ends
     train_rows, validation_rows = load_data(recipe.data)
     makers.update(_makers(methods, model, tokenizer, [text_of(row) for row in train_rows]))
     reports, validation = {}, None
@@ -85,9 +92,9 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
     train, stages = _transformed(recipe, train_rows, training, methods)
     if isinstance(train, dict):
         reports |= {f"train {name}": part.report for name, part in train.items()}
-        return {name: part.dataset for name, part in train.items()}, validation, stages, reports
+        return {name: part.dataset for name, part in train.items()}, validation, stages, reports, []
     reports["train"] = train.report
-    return train.dataset, validation, stages, reports
+    return train.dataset, validation, stages, reports, []
 
 
 def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: Sequence[Method]) -> list[Stage]:
@@ -95,7 +102,7 @@ def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: Sequence[Met
     rates: dict[str, float] = {}
     for method in methods:
         rates.update(method.group_learning_rates(recipe.training.learning_rate))
-    if recipe.lora is not None or not methods:
+    if recipe.lora is not None or not any(method.is_adapter for method in methods):
         rates["lora"] = recipe.training.learning_rate
     return [
         Stage(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from headgate.config import StrictConfig
 from headgate.data.config import DataConfig
@@ -20,7 +22,10 @@ TRACKERS = ("jsonl", "tensorboard", "trackio", "wandb")
 
 
 class TuneConfig(StrictConfig):
-    """Learning-rate (or any other) tuning before a comparison: equal for every arm, chosen on validation."""
+    """Learning-rate (or any other) tuning before a comparison: equal for every arm, chosen on validation.
+
+    ``metric`` is one of ``training``'s in the result, or a stream's ``continual.average``.
+    """
 
     arms: str | list[str] = "all"
     key: str = "training.learning_rate"
@@ -33,6 +38,7 @@ class CompareConfig(StrictConfig):
     """Arms x seeds. An arm overrides the recipe; its ``methods`` names exactly the methods that run in it.
 
     An arm with ``equal_time: other`` trains for as many steps as fit in that other arm's measured time.
+    ``contrasts`` lists pairs of arms to set against each other, besides every arm against the baseline.
     """
 
     seeds: list[int] = Field(default_factory=lambda: [42, 123, 456])
@@ -40,6 +46,7 @@ class CompareConfig(StrictConfig):
     tune: TuneConfig | None = None
     baseline: str | None = None
     metric: str | None = None
+    contrasts: list[tuple[str, str]] = Field(default_factory=list)
 
 
 class SweepConfig(StrictConfig):
@@ -66,6 +73,28 @@ class Recipe(StrictConfig):
     logging_every: int = Field(default=10, ge=1)
     compare: CompareConfig | None = None
     sweep: SweepConfig | None = None
+    _written: dict[str, Any] | None = PrivateAttr(default=None)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
+        changed = super().model_copy(update=update, deep=deep)
+        if update:
+            changed._written = None
+        return changed
+
+    def __eq__(self, other: object) -> bool:
+        """Equal content, whichever way it was written."""
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # holds mappings
+
+    def written(self) -> dict[str, Any]:
+        """What was written, without ``compare`` and ``sweep``: what an arm or a sweep's run overrides.
+
+        A method block keeps only the keys that the user gave, so that an override may change its preset. A recipe
+        that was not read from a mapping gives its resolved content.
+        """
+        content = self.model_dump(mode="json") if self._written is None else copy.deepcopy(self._written)
+        return {key: value for key, value in content.items() if key not in ("base", "compare", "sweep")}
 
     @field_validator("methods", mode="after")
     @classmethod
@@ -88,7 +117,7 @@ class Recipe(StrictConfig):
     @property
     def steps_given(self) -> int | None:
         """Optimizer steps where the recipe fixes them: max_steps, or the stream's sum; None with epochs."""
-        if self.data.stream:
+        if self.data.stream and self.training.max_steps != 0:
             steps = [skill.steps for skill in self.data.stream]
             if None not in steps:
                 return sum(step or 0 for step in steps)
@@ -105,6 +134,12 @@ class Recipe(StrictConfig):
         )
         content.get("model", {}).pop("device", None)
         content["model"] = content.get("model", {})
+        content["methods"] = {
+            name: build_config(method_class(name).Config, options).model_dump(
+                mode="json", exclude_defaults=True
+            )
+            for name, options in self.methods.items()
+        }
         return content
 
     def run_id(self) -> str:

@@ -16,6 +16,7 @@ from headgate.data.collation import Collator
 from headgate.errors import CheckpointError, ConfigError
 from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.tasks import run_task
+from headgate.experiments.continual import SegmentEnds, continual
 from headgate.experiments.model_card import model_card
 from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
@@ -24,6 +25,7 @@ from headgate.experiments.run_directory import RunDirectory
 from headgate.methods.compose import MethodStack
 from headgate.models.anatomy import describe
 from headgate.training import checkpoint
+from headgate.training.order import Replay
 from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer, StopSignals
 
@@ -43,8 +45,8 @@ def run(
     """Train and evaluate a recipe in its run directory.
 
     A complete run is left as it is; a partial or failed one resumes from its newest whole checkpoint.
-    ``fresh`` starts over; ``resume`` demands something to resume. KeyboardInterrupt is raised after a
-    checkpoint was saved when Ctrl-C or SIGTERM arrived.
+    ``fresh`` starts over; ``resume`` demands something to resume. RunBusy is raised where another process
+    writes the same run; KeyboardInterrupt after a checkpoint was saved when Ctrl-C or SIGTERM arrived.
     """
     console = console or Console()
     recipe = with_paths(recipe)
@@ -55,14 +57,15 @@ def run(
     if resume and not directory.resumable:
         raise CheckpointError(f"nothing to resume: {directory.path} has no checkpoint")
     prepared = prepare_run(recipe)
-    directory.open(recipe, fresh=fresh)
-    try:
-        _train_and_evaluate(prepared, directory, console)
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:
-        directory.fail(error)
-        raise
+    with directory.held():
+        try:
+            directory.open(recipe, fresh=fresh)
+            _train_and_evaluate(prepared, directory, console)
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            directory.fail(error)
+            raise
     return directory
 
 
@@ -125,11 +128,14 @@ def make_trainer(prepared: Prepared, directory: RunDirectory, console: Console) 
         loss=training.loss,
         label_smoothing=training.label_smoothing,
         schedule_clock=training.schedule_clock,
+        replay=Replay(**recipe.data.replay.model_dump()) if recipe.data.replay else None,
         callbacks=[JsonlCallback(directory.metrics_file), *console.callbacks],
     )
     trainer.base_model = recipe.model.model_dump(mode="json", exclude={"device", "adapter"})
     if stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(stopping.patience))
+    if prepared.segments:
+        trainer.add_callback(SegmentEnds(prepared.segments))
     quiet(trainer)
     return trainer
 
@@ -158,10 +164,12 @@ def _train_and_evaluate(prepared: Prepared, directory: RunDirectory, console: Co
         "data": {name: report.as_dict() for name, report in prepared.reports.items()},
     }
     if recipe.steps_given != 0:
-        result["training"] = _train(prepared, directory, console)
+        result["training"], history = _train(prepared, directory, console)
     else:
         result["training"] = {"steps": 0, "trained_tokens": 0, "flops": 0, "seconds": 0.0}
-        attach_untrained(prepared)
+        history = attach_untrained(prepared, directory)
+    if prepared.segments and result["training"]["steps"] in (0, prepared.segments[-1][1]):
+        result["continual"] = continual(recipe, history, prepared.segments)
     result["evaluation"] = evaluate(prepared.model, prepared.tokenizer, recipe, directory, console)
     result["elapsed_seconds"] = time.time() - started
     env = json.loads((directory.path / "env.json").read_text())
@@ -173,7 +181,10 @@ def _train_and_evaluate(prepared: Prepared, directory: RunDirectory, console: Co
     directory.finish(result)
 
 
-def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dict[str, Any]:
+def _train(
+    prepared: Prepared, directory: RunDirectory, console: Console
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Training's part of the result, and the log."""
     trainer = make_trainer(prepared, directory, console)
     for name, report in prepared.reports.items():
         if name.startswith("train"):
@@ -181,6 +192,7 @@ def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dic
     found = checkpoint.last_valid(directory.trainer_dir, tell=warnings.warn)
     if found is not None:
         console.say(f"resuming from {found}")
+    trainer.args.eval_on_start = bool(prepared.segments) and found is None
     with StopSignals() as signals:
         trainer.add_callback(signals)
         trainer.train(resume_from_checkpoint=str(found) if found is not None else None)
@@ -191,7 +203,7 @@ def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dic
     trainer.save_model(str(directory.checkpoint))
     prepared.tokenizer.save_pretrained(directory.checkpoint)
     history = [row for row in trainer.state.log_history if "loss" in row]
-    return {
+    figures = {
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "train_loss": history[-1]["loss"] if history else None,
@@ -204,15 +216,24 @@ def _train(prepared: Prepared, directory: RunDirectory, console: Console) -> dic
         **validation,
         **trainer.summary(),
     }
+    return figures, trainer.state.log_history
 
 
-def attach_untrained(prepared: Prepared) -> None:
-    """A run of no steps is still evaluated with its methods in the model, as they stand at the start."""
+def attach_untrained(prepared: Prepared, directory: RunDirectory) -> list[dict[str, Any]]:
+    """A run of no steps is still evaluated with its methods in the model, as they stand at the start.
+
+    Returns the log: of a stream, the losses of its skills.
+    """
+    if prepared.segments:
+        trainer = make_trainer(prepared, directory, Console())
+        trainer.evaluate()
+        return list(trainer.state.log_history)
     stack = MethodStack(prepared.methods)
     stack.attach(describe(prepared.model))
     stack.to(next(prepared.model.parameters()).device)
     stack.eval()
     object.__setattr__(prepared.model, "headgate_methods", stack)
+    return []
 
 
 def final_validation(trainer: HeadgateTrainer) -> dict[str, float]:

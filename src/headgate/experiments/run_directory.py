@@ -6,13 +6,15 @@ import json
 import shutil
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from filelock import FileLock, Timeout
 
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, RunBusy
 from headgate.experiments.environment import environment
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import dump_recipe, recipe_from
@@ -84,10 +86,11 @@ class RunDirectory:
         return result
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The telemetry rows so far."""
+        """The telemetry rows so far; a line that is still being written is left out."""
         if not self.metrics_file.exists():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines() if line]
+        text = self.metrics_file.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
     def open(self, recipe: Recipe, *, fresh: bool = False) -> None:
         """Create or reopen for this recipe. Raises CheckpointError if the folder holds another recipe's run."""
@@ -101,6 +104,22 @@ class RunDirectory:
         (self.path / "failed.json").unlink(missing_ok=True)
         write_atomically(self.recipe_file, dump_recipe(recipe))
         write_atomically(self.path / "env.json", json.dumps(environment(), indent=1))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process out while this one writes. Raises RunBusy where one is writing already."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunBusy(
+                f"{self.path} is being written by another process: wait for it, or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last and whole; what was only needed to resume is deleted."""

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from headgate.errors import ConfigError
+from headgate.evaluation import continual
 from headgate.evaluation.predictions import read_predictions
 from headgate.experiments import statistics
 from headgate.experiments.recipe import Recipe
@@ -22,7 +23,8 @@ Runs = Mapping[str, Mapping[int, RunDirectory]]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of ``result.json``: ``evaluation.<task>.<name>`` or ``training.<name>``."""
+    """A number of ``result.json``: ``evaluation.<task>.<name>``, ``training.<name>``, ``continual.<name>`` (of the
+    loss) or ``continual.accuracy.<name>``."""
 
     path: tuple[str, ...]
 
@@ -32,6 +34,8 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool:
+        if self.path[0] == "continual":
+            return continual.higher_is_better(self.path[-1], *self.path[1:-1])
         return not any(word in self.path[-1] for word in LOWER_IS_BETTER)
 
     def read(self, result: Mapping[str, Any], where: str) -> float:
@@ -40,6 +44,10 @@ class Metric:
             if not isinstance(node, Mapping) or part not in node:
                 raise ConfigError(f"{where} has no metric {'.'.join(self.path)}: evaluate every arm alike")
             node = node[part]
+        if node is None:
+            raise ConfigError(
+                f"{where} has no value for {'.'.join(self.path)}: it has no meaning there (of a joint run only the average has)"
+            )
         return float(node)
 
 
@@ -58,7 +66,14 @@ def chosen_metric(recipe: Recipe) -> Metric:
     if asked in tasks:
         return tasks[asked]
     path = tuple(asked.split("."))
-    if len(path) < 2 or path[0] not in ("evaluation", "training"):
+    if path[0] == "continual" and (
+        path[-1] not in continual.FIGURES or path[1:-1] not in ((), ("accuracy",))
+    ):
+        raise ConfigError(
+            f"compare.metric={asked!r}: of a stream there are continual.<name> and continual.accuracy.<name>, with "
+            f"{', '.join(continual.FIGURES)}"
+        )
+    if len(path) < 2 or path[0] not in ("evaluation", "training", "continual"):
         raise ConfigError(
             f"compare.metric={asked!r}: name an evaluation ({', '.join(tasks) or 'there is none'}) or a path such as "
             "training.eval_loss"
@@ -97,18 +112,8 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
             "tuned": state["tuned"].get(name),
             "equal_time": state["equal_time"].get(name),
         }
-    contrasts = {
-        name: contrast(metric, runs[baseline], runs[name], rows[baseline]["values"], rows[name]["values"])
-        for name in runs
-        if name != baseline
-    }
-    adjusted = statistics.holm({n: c["t"]["p"] for n, c in contrasts.items() if c["t"] is not None})
-    for name, found in contrasts.items():
-        interval = statistics.Interval(**found["t"]) if found["t"] else None
-        found["holm_p"] = adjusted.get(name)
-        found["verdict"] = statistics.verdict(
-            interval, adjusted.get(name), higher_is_better=metric.higher_is_better
-        )
+    pairs = {name: (name, baseline) for name in runs if name != baseline}
+    named = {f"{one} - {other}": (one, other) for one, other in recipe.compare.contrasts}
     versions = {d.result()["versions"]["headgate"] for by_seed in runs.values() for d in by_seed.values()}
     return {
         "name": recipe.name,
@@ -118,9 +123,28 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
         "model": recipe.model.name_or_path,
         "seeds": seeds,
         "arms": rows,
-        "contrasts": contrasts,
+        "contrasts": judged(metric, runs, rows, pairs),
+        "pairs": judged(metric, runs, rows, named),
         "headgate_versions": sorted(versions),
     }
+
+
+def judged(
+    metric: Metric, runs: Runs, rows: Mapping[str, Any], pairs: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
+    """Contrasts ``first - second`` with verdicts; Holm's correction over all of them."""
+    found = {
+        name: contrast(metric, runs[other], runs[one], rows[other]["values"], rows[one]["values"])
+        for name, (one, other) in pairs.items()
+    }
+    adjusted = statistics.holm({name: c["t"]["p"] for name, c in found.items() if c["t"] is not None})
+    for name, one_contrast in found.items():
+        interval = statistics.Interval(**one_contrast["t"]) if one_contrast["t"] else None
+        one_contrast["holm_p"] = adjusted.get(name)
+        one_contrast["verdict"] = statistics.verdict(
+            interval, adjusted.get(name), higher_is_better=metric.higher_is_better
+        )
+    return found
 
 
 def task_loss(evaluations: list[Mapping[str, Any]]) -> float | None:

@@ -6,8 +6,8 @@ A method owns parameters and buffers, which are all of its persistent state. It 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -17,6 +17,18 @@ from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.models.surgery import Handle
+
+
+class DataView(Protocol):
+    """Batches formed from others, and what it holds between two of them."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Batches or rows in hand (tensors and lists) and counters: all that ``restore`` needs to continue exactly."""
+        ...
+
+    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None: ...
 
 
 class Method(nn.Module):
@@ -32,6 +44,8 @@ class Method(nn.Module):
     """Nesting, innermost first: layer_routing 10, lora_experts 20, schema_bank 30, backward_gate 40."""
     skips_blocks: ClassVar[bool] = False
     """True where some trained tensors may see no gradient in a given step because their block did not run."""
+    is_adapter: ClassVar[bool] = False
+    """True where the method is what is trained: a base without a PEFT adapter is then frozen, not fine-tuned."""
     observes_head: ClassVar[bool] = False
     """True where ``head_observer`` reads the head's errors: ``loss: auto`` is then chunked."""
 
@@ -91,8 +105,16 @@ class Method(nn.Module):
         """
         return None
 
-    def data_view(self, batches: Iterable[Any]) -> Iterable[Any] | None:
-        """Other batches formed from the trainer's (a scored pool, a memory over epochs), or None."""
+    @property
+    def forms_batches(self) -> bool:
+        """Whether ``data_view`` gives a view: the batches trained on are then formed by this method."""
+        return False
+
+    def data_view(self, batches: Iterable[Any], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
+        """Other batches formed from the trainer's (a scored pool, a memory over epochs), or None.
+
+        ``epoch`` gives the passes over the data that are complete when a batch is taken.
+        """
         return None
 
     # -- state ------------------------------------------------------------------------------------------
@@ -108,6 +130,9 @@ class Method(nn.Module):
         """Grow or shrink an attached method to ``structure`` before its state is loaded on resume."""
 
     # -- training ---------------------------------------------------------------------------------------
+    def check_model(self, anatomy: Anatomy) -> None:
+        """Raise ConfigError for settings that this model rules out; it may lie on the meta device, without weights."""
+
     def check_run(self, max_steps: int) -> None:
         """Raise ConfigError for settings that cannot work in a run of this many optimizer steps."""
 
@@ -138,6 +163,10 @@ class Method(nn.Module):
         """Share of the blocks' FLOPs on real tokens that this forward really executed."""
         return 1.0
 
+    def extra_forwards(self, step: Step) -> float:
+        """Whole forwards without a graph that this micro-batch took besides its own (a teacher's, a prepass)."""
+        return 0.0
+
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         """Auxiliary losses of an accepted micro-batch, already weighted, logged by name."""
         return {}
@@ -146,9 +175,19 @@ class Method(nn.Module):
         """State updates (from accepted batches only); telemetry as tensors, read at logging steps only."""
         return {}
 
-    def substage(self, step: Step) -> str | None:
-        """Asked at a step boundary: why a sub-stage begins (the parameter set has changed), or None."""
+    def substage(self, step: Step | None) -> str | None:
+        """Asked at a step boundary: change the parameter set now and say why a sub-stage begins, or None.
+
+        ``step`` is the last micro-batch, None at the first boundary of a run and right after a resume: what is to
+        happen then must follow from saved state alone.
+        """
         return None
+
+    def on_evaluation_start(self, skill: str | None) -> None:
+        """Before a validation during training, with the skill whose rows come (None: the stream has no skills)."""
+
+    def on_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """After every validation during training, once per data set, with its ``eval_...`` figures."""
 
     def summary(self) -> Mapping[str, Any]:
         """Final JSON figures for the run's result (accepted steps, utilization held, experts made)."""

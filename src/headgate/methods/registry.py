@@ -13,7 +13,9 @@ from headgate.methods.base import Method, build_config
 LOCATIONS = {
     "layer_routing": "headgate.methods.layer_routing:LayerRouting",
     "schema_bank": "headgate.methods.schema_bank:SchemaBank",
+    "lora_experts": "headgate.methods.lora_experts:LoraExperts",
     "backward_gate": "headgate.methods.backward_gate:BackwardGate",
+    "ewc": "headgate.methods.ewc:EWC",  # a baseline of continual learning, not one of the four
 }
 
 

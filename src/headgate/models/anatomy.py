@@ -116,6 +116,14 @@ def is_linear(module: nn.Module) -> bool:
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
+def linear_size(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear map; PEFT's wrapper is looked through, Conv1D keeps its weight transposed."""
+    base: Any = getattr(module, "base_layer", module)
+    if type(base).__name__ == "Conv1D":
+        return base.weight.shape[0], base.weight.shape[1]
+    return base.in_features, base.out_features
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside data-parallel and PEFT wrappers."""
     while hasattr(model, "module") and not hasattr(model, "config"):

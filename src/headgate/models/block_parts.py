@@ -1,7 +1,8 @@
 """The inside of a decoder block: norms, keys and values, queries, attention, MLP, so that tokens can run alone.
 
-One row per family. What a family's own block does is repeated here for chosen tokens only; keys and values are
-always made for all tokens, so a token that skips a block is still seen by those that do not.
+One row per family. What a family's own block does is repeated here for chosen tokens only. Keys and values are made
+for all tokens, so that a token that skips a block is still seen by those that do not, unless the caller says what the
+others leave instead (``left``).
 
 Legend: B batch, T tokens, H hidden, M open tokens, R rows that have one, Q most open tokens of a row, K keys,
 N heads, D head width.
@@ -23,6 +24,7 @@ from headgate.errors import ModelError
 from headgate.models.anatomy import Anatomy
 
 ATTENTION_KINDS = ("sdpa", "eager")
+KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class BlockParts:
         self.before_mlp = block.get_submodule(self.inside.before_mlp)
         self.after_attention = self._maybe(block, self.inside.after_attention)
         self.after_mlp = self._maybe(block, self.inside.after_mlp)
-        self.head_dim = anatomy.head_dim
+        self.head_dim, self.kv_heads = anatomy.head_dim, anatomy.num_kv_heads
         self.implementation = str(attention.config._attn_implementation or "eager")
         if self.implementation not in ATTENTION_KINDS:
             raise ModelError(
@@ -141,15 +143,36 @@ class BlockParts:
         added: Tensor = self.after_attention(output)
         return added
 
-    def write_cache(self, x_BTH: Tensor, call: Mapping[str, Any]) -> None:
-        """Keys and values of all tokens into the cache; nothing else."""
-        if call.get("past_key_values") is not None:
-            self._keys_values(self.before_attention(x_BTH), call)
+    def nothing(self, x_BTH: Tensor) -> KeysValues:
+        """Zeros in the shape of keys and values, for tokens that leave none."""
+        kind = x_BTH.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BTH.dtype
+        shape = (x_BTH.shape[0], self.kv_heads, x_BTH.shape[1], self.head_dim)
+        return (x_BTH.new_zeros(shape, dtype=dtype), x_BTH.new_zeros(shape, dtype=dtype))
 
-    def open_attention(self, x_BTH: Tensor, tokens: OpenTokens, call: Mapping[str, Any]) -> Tensor:
-        """What attention adds to the open tokens, ``[M, H]``; every token is a key and a value."""
+    def write_cache(self, x_BTH: Tensor, call: Mapping[str, Any], left: KeysValues | None = None) -> None:
+        """Keys and values of all tokens, or what they ``left``, into the cache; nothing else."""
+        if call.get("past_key_values") is not None:
+            made = self._keys_values(self.before_attention(x_BTH), None, call) if left is None else left
+            self._cached(*made, call)
+
+    def open_attention(
+        self, x_BTH: Tensor, tokens: OpenTokens, call: Mapping[str, Any], left: KeysValues | None = None
+    ) -> Tensor:
+        """What attention adds to the open tokens, ``[M, H]``.
+
+        Every token is a key and a value; with ``left`` ``[B, N, T, D]`` the closed ones by what they left.
+        """
         normed_BTH = self.before_attention(x_BTH)
-        key, value = self._keys_values(normed_BTH, call)
+        if left is None:
+            key, value = self._keys_values(normed_BTH, None, call)
+        else:
+            made = self._keys_values(tokens.take(normed_BTH), tokens, call)
+            key, value = (
+                tokens.put(old.transpose(1, 2), new.to(old.dtype)).transpose(1, 2)
+                for old, new in zip(left, made, strict=True)
+            )
+        key, value = self._cached(key, value, call)
         query_MND = self._queries(tokens.take(normed_BTH), tokens, call)
         query = tokens.pad(query_MND).transpose(1, 2)
         if len(tokens.rows_R) < key.shape[0]:
@@ -166,22 +189,27 @@ class BlockParts:
         added_MH: Tensor = self.after_attention(projected)
         return added_MH
 
-    def _keys_values(self, normed_BTH: Tensor, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        attention, shape = self.attention, (*normed_BTH.shape[:-1], -1, self.head_dim)
+    def _keys_values(self, normed: Tensor, tokens: OpenTokens | None, call: Mapping[str, Any]) -> KeysValues:
+        """Of all tokens, ``[B, N, T, D]`` from ``[B, T, H]``; of the open ones, ``[M, N, D]`` from ``[M, H]``."""
+        attention, shape = self.attention, (*normed.shape[:-1], -1, self.head_dim)
         if self.inside.fused:
-            _, key, value = attention.c_attn(normed_BTH).split(attention.split_size, dim=2)
+            _, key, value = attention.c_attn(normed).split(attention.split_size, dim=-1)
             key, value = key.view(shape), value.view(shape)
         else:
-            key, value = attention.k_proj(normed_BTH).view(shape), attention.v_proj(normed_BTH).view(shape)
+            key, value = attention.k_proj(normed).view(shape), attention.v_proj(normed).view(shape)
             key = attention.k_norm(key) if hasattr(attention, "k_norm") else key
-            cos_BTD, sin_BTD = call["position_embeddings"]
-            key = rotated(key, cos_BTD.unsqueeze(-2), sin_BTD.unsqueeze(-2))
-        key, value = key.transpose(1, 2), value.transpose(1, 2)
+            cos, sin = (part if tokens is None else tokens.take(part) for part in call["position_embeddings"])
+            key = rotated(key, cos.unsqueeze(-2), sin.unsqueeze(-2))
+        return (key.transpose(1, 2), value.transpose(1, 2)) if tokens is None else (key, value)
+
+    def _cached(self, key: Tensor, value: Tensor, call: Mapping[str, Any]) -> KeysValues:
+        """These after what the cache holds."""
         cache = call.get("past_key_values")
-        if cache is not None:
-            cache = getattr(cache, "self_attention_cache", cache)
-            key, value = cache.update(key, value, attention.layer_idx)
-        return key, value
+        if cache is None:
+            return key, value
+        cache = getattr(cache, "self_attention_cache", cache)
+        found: KeysValues = cache.update(key, value, self.attention.layer_idx)
+        return found
 
     def _queries(self, normed_MH: Tensor, tokens: OpenTokens, call: Mapping[str, Any]) -> Tensor:
         attention, shape = self.attention, (len(normed_MH), -1, self.head_dim)
@@ -252,6 +280,18 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer._disable_adapters = value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards every module has its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def is_tuner(module: nn.Module) -> bool:

@@ -241,7 +241,7 @@ def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
 
     if not (Path(folder) / "adapter_config.json").exists() and Path(folder).exists():
         raise ModelError(f"{folder!r} has no adapter_config.json: it is not a PEFT adapter")
-    _check_recorded_base(model, Path(folder))
+    check_recorded_base(model, Path(folder))
     try:
         return peft.PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except (RuntimeError, ValueError, OSError) as error:
@@ -250,7 +250,7 @@ def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
         ) from error
 
 
-def _check_recorded_base(model: Any, folder: Path) -> None:
+def check_recorded_base(model: Any, folder: Path) -> None:
     """ModelError if the adapter names another base; where a copy lies does not matter, its name does."""
     config = folder / "adapter_config.json"
     recorded = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None

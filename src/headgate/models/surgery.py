@@ -99,6 +99,11 @@ def override_forward(module: nn.Module, make: Callable[[Callable[..., Any]], Cal
     return _Restore(module, "forward", make(module.forward))
 
 
+def override_attribute(module: nn.Module, name: str, value: object) -> Handle:
+    """Set an attribute of this instance; removed, the module has what it had before."""
+    return _Restore(module, name, value)
+
+
 @contextmanager
 def head_bypassed(head: nn.Module) -> Any:
     """Inside, the language-model head returns its input's first feature instead of logits.

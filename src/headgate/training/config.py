@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headgate.config import StrictConfig
 from headgate.methods.stage import Stage
 
 LossChoice = Literal["auto", "plain", "chunked"]
 ScheduleClock = Literal["offered", "accepted"]
+Interval = Annotated[int, Field(strict=True, gt=0)] | Annotated[float, Field(gt=0)]
+"""An integer is a number of optimizer steps, a float up to 1.0 a share of the run."""
 
 
 class EarlyStopping(StrictConfig):
@@ -36,10 +38,17 @@ class TrainingConfig(StrictConfig):
     loss: LossChoice = "auto"
     schedule_clock: ScheduleClock = "offered"
     early_stopping: EarlyStopping | None = None
-    eval_every: float = Field(default=0.1, gt=0)
-    save_every: float = Field(default=0.1, gt=0)
+    eval_every: Interval = 0.1
+    save_every: Interval = 0.1
     deterministic: bool = True
     stages: list[Stage] | None = None
+
+    @field_validator("eval_every", "save_every")
+    @classmethod
+    def _share_or_steps(cls, every: float) -> float:
+        if every > 1 and every != int(every):
+            raise ValueError(f"{every:g} is neither a share of the run (up to 1.0) nor a number of steps")
+        return every
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
@@ -48,5 +57,5 @@ class TrainingConfig(StrictConfig):
         return self
 
     def interval(self, every: float, max_steps: int) -> int:
-        """``eval_every`` / ``save_every`` in optimizer steps: below 1 a share of the run, else steps."""
-        return max(1, round(every * max_steps)) if every < 1 else int(every)
+        """``eval_every`` / ``save_every`` in optimizer steps: a float up to 1.0 is a share of the run, else steps."""
+        return max(1, round(every * max_steps)) if isinstance(every, float) and every <= 1 else int(every)

@@ -60,8 +60,6 @@ class GatedTraining:
 
     def _substage_reason(self) -> str | None:
         last = self.window.last
-        if last is None:
-            return None
         reasons = [reason for method in self.methods if (reason := method.substage(last)) is not None]
         return "; ".join(reasons) or None
 
@@ -84,7 +82,7 @@ class GatedTraining:
             model=model,
             window_index=window.index,
             window_size=self.current_gradient_accumulation_steps,
-            epoch=float(self.state.epoch or 0.0),
+            epoch=float(self.state.epoch or 0.0) if self.batches is None else self.batches.epoch,
             num_tokens=trained_tokens(inputs["labels"]),
             window_tokens=num_items_in_batch,
             should_log=self._will_log(),
@@ -218,14 +216,16 @@ class GatedTraining:
             rows = torch.arange(len(step.segment_ids), device=lengths.device).unsqueeze(-1)
             apart = step.segment_ids + rows * step.segment_ids.shape[1]  # numbers restart in every row
             lengths = torch.bincount(apart[step.segment_ids >= 0]).float()
-        share = 1.0
+        tokens, pairs, share = lengths.sum(), (lengths * (lengths + 1) / 2).sum(), 1.0
         for method in self.methods:
             share = share * method.executed_share(step)
-        forward = forward_flops(self.anatomy, lengths.sum(), (lengths * (lengths + 1) / 2).sum(), share)
+        forward = forward_flops(self.anatomy, tokens, pairs, share)
+        extra = sum(method.extra_forwards(step) for method in self.methods)
+        run = forward + extra * forward_flops(self.anatomy, tokens, pairs)
         if not step.accepted:
-            return forward
+            return run
         trainable, frozen_base = self.sizes
-        return forward + backward_flops(forward, lengths.sum(), trainable, frozen_base)
+        return run + backward_flops(forward, tokens, trainable, frozen_base)
 
     def _end_window(self, step: Step) -> None:
         """Reduce over ranks, renormalise by what was accepted, check and measure the gradients."""

@@ -2,7 +2,8 @@
 
 The trainer's own loop, precision, accumulation and logging stay as they are. What is overridden: the
 training step (``gated``), the optimizer and schedule, one per stage (``staged``), the gradient reduction
-between replicas (``replicas``), and checkpoints and logs (``saving``).
+between replicas (``replicas``), checkpoints and logs (``saving``), and the batches where a method forms its
+own (``viewed``).
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from headgate.training.loss import choose_loss
 from headgate.training.saving import SavedTraining
 from headgate.training.staged import StagedTraining
 from headgate.training.telemetry import Telemetry
+from headgate.training.viewed import ViewedTraining
 
 
-class MethodsMixin(GatedTraining, StagedTraining, SavedTraining):
+class MethodsMixin(GatedTraining, StagedTraining, SavedTraining, ViewedTraining):
     """Put before a transformers.Trainer: ``class MyTrainer(MethodsMixin, SFTTrainer)``.
 
     Args (besides the trainer's own):
@@ -55,6 +57,9 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining):
             raise ConfigError("HeadgateTrainer needs a loaded model: pass model=...")
         self.methods = MethodStack(methods)
         self.anatomy = describe(model)
+        self.base_is_frozen = self.anatomy.model is model and any(m.is_adapter for m in self.methods)
+        if self.base_is_frozen:
+            model.requires_grad_(False)
         self._adapter_parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         for method in self.methods:
             method.seed = method.seed or _seed_of(args, kwargs)

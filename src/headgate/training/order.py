@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
@@ -44,10 +46,19 @@ class LengthGroupedOrder(Sampler[int]):
             yield from batch
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Each row of a batch is one of an earlier skill with chance ``ratio``, from ``per_skill`` rows kept of each."""
+
+    ratio: float
+    per_skill: int
+
+
 class StreamOrder(Sampler[int]):
     """Stage after stage, each from its own view: ``views[name]`` is a range of indices of one data set.
 
-    A stage longer than its view goes round it again, in a new order.
+    A stage longer than its view goes round it again, in a new order. With ``replay``, which rows are replayed and
+    which rows they are follows from (seed, optimizer step) alone: there is nothing to save.
     """
 
     def __init__(
@@ -56,20 +67,53 @@ class StreamOrder(Sampler[int]):
         views: Mapping[str, range],
         examples_per_step: int,
         seed: int,
+        replay: Replay | None = None,
     ) -> None:
         self.scheduled, self.views, self.seed = scheduled, views, seed
-        self.examples_per_step = examples_per_step
+        self.examples_per_step, self.replay = examples_per_step, replay
 
     def __len__(self) -> int:
         return sum(stage.steps for stage in self.scheduled) * self.examples_per_step
 
     def __iter__(self) -> Iterator[int]:
         for scheduled in self.scheduled:
-            name = scheduled.stage.data
-            view = self.views[name] if name is not None else range(max(v.stop for v in self.views.values()))
-            wanted, turn = scheduled.steps * self.examples_per_step, 0
-            while wanted > 0:
-                stream = generator(self.seed, turn, f"data_order.{scheduled.name}")
-                order = torch.randperm(len(view), generator=stream).tolist()[:wanted]
-                yield from (view[i] for i in order)
-                wanted, turn = wanted - len(order), turn + 1
+            own, earlier = self._own(scheduled), self._earlier(scheduled)
+            for step in range(scheduled.start, scheduled.stop):
+                replayed = self._replayed(step, earlier)
+                for slot in range(self.examples_per_step):
+                    yield replayed[slot] if slot in replayed else next(own)
+
+    def _own(self, scheduled: ScheduledStage) -> Iterator[int]:
+        """The stage's view, round and round."""
+        name = scheduled.stage.data
+        view = self.views[name] if name is not None else range(max(v.stop for v in self.views.values()))
+        for turn in itertools.count():
+            stream = generator(self.seed, turn, f"data_order.{scheduled.name}")
+            yield from (view[i] for i in torch.randperm(len(view), generator=stream).tolist())
+
+    def _earlier(self, scheduled: ScheduledStage) -> list[int]:
+        """The rows kept of the other skills that came before."""
+        if self.replay is None:
+            return []
+        views = {_skill(before): before.stage.data for before in self.scheduled[: scheduled.index]}
+        kept: list[int] = []
+        for skill, name in views.items():
+            if skill != _skill(scheduled) and name is not None:
+                view, stream = self.views[name], generator(self.seed, 0, f"replay.{skill}")
+                order = torch.randperm(len(view), generator=stream)[: self.replay.per_skill]
+                kept += [view[i] for i in order.tolist()]
+        return kept
+
+    def _replayed(self, step: int, earlier: Sequence[int]) -> dict[int, int]:
+        """Slot of the step's examples -> the earlier row that stands there."""
+        if self.replay is None or not earlier:
+            return {}
+        stream = generator(self.seed, step, "replay")
+        chosen = torch.rand(self.examples_per_step, generator=stream) < self.replay.ratio
+        rows = torch.randint(len(earlier), (self.examples_per_step,), generator=stream)
+        return {slot: earlier[int(rows[slot])] for slot in chosen.nonzero().flatten().tolist()}
+
+
+def _skill(scheduled: ScheduledStage) -> str:
+    """A segment's skill; the same where it recurs."""
+    return str(scheduled.stage.options.get("skill", scheduled.stage.data))

@@ -44,6 +44,8 @@ def load(path: str | Path, *, attach: bool = True, **model_options: Any) -> tupl
     model, tokenizer = load_base(ModelConfig(**base), seed=description["seed"])
     if (folder / "adapter_config.json").exists():
         model = load_adapter(model, str(folder))
+    elif description.get("base_is_frozen"):
+        model.requires_grad_(False)
     elif (folder / "model.safetensors").exists():
         model, tokenizer = load_base(ModelConfig(**{**base, "name_or_path": str(folder)}))
     else:

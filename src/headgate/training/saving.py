@@ -39,18 +39,34 @@ class SavedTraining:
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self.stopwatch.stop()
         self.methods.eval()
-        return super().evaluate(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        for method in self.methods:
+            method.on_evaluation_start(prefix.removeprefix("eval_") if prefix.startswith("eval_") else None)
+        metrics = super().evaluate(*args, **kwargs)
+        dataset = kwargs.get("eval_dataset", args[0] if args else None)
+        if not isinstance(self.eval_dataset if dataset is None else dataset, dict):
+            for method in self.methods:
+                method.on_evaluation(metrics)
+        return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.base_is_frozen:  # its weights lie where they were loaded from
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+        else:
+            super()._save(output_dir, state_dict)
         (folder / "training_args.bin").unlink(missing_ok=True)
         checkpoint.save_methods(folder, self.methods, self._description())
+        if self.batches is not None:
+            self.batches.save(folder)
 
     def _description(self) -> dict[str, Any]:
         return {
             "model": self.base_model or {"name_or_path": self.anatomy.model.config._name_or_path},
             "seed": self.args.seed,
+            "base_is_frozen": self.base_is_frozen,
             "stage_index": self.curriculum.index if self.curriculum is not None else 0,
             "counters": {
                 "micro_step": self.micro_step,
@@ -92,7 +108,8 @@ class SavedTraining:
         warnings.warn(message, stacklevel=3)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.base_is_frozen:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         description = checkpoint.restore_methods(Path(resume_from_checkpoint), self.methods)
         counters = description["counters"]
         self._resume_stage = description["stage_index"]
@@ -100,6 +117,12 @@ class SavedTraining:
         self.trained_tokens, self.flops = counters["trained_tokens"], counters["flops"]
         self._flops_reported = self.flops
         self.stopwatch.seconds = counters["seconds"]
+        self._resume_folder = Path(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if not self.base_is_frozen:
+            super()._load_best_model()
+        checkpoint.restore_methods(Path(self.state.best_model_checkpoint), self.methods)
 
     def summary(self) -> dict[str, Any]:
         """Final figures of the methods, for the run's result."""

@@ -56,10 +56,11 @@ class StagedTraining:
         self.curriculum.index = self._resume_stage
         if len(self.curriculum.scheduled) > 1 and self.optimizer is not None:
             raise ConfigError("a run of several stages makes its own optimizers: do not pass optimizers=")
+        if resume_from_checkpoint is None:  # a resumed run stands inside a stage that has begun
+            self.methods.on_stage_start(self.curriculum.current, self._probe())
         self._apply_stage()
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         replicas.broadcast(list(self.named_trainable.values()))
-        self.methods.on_stage_start(self.curriculum.current, self._probe())
         return prepared
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -95,6 +96,7 @@ class StagedTraining:
         """At a step boundary: the next stage's groups, a fresh optimizer and schedule."""
         assert self.curriculum is not None
         self.curriculum.index += 1
+        self.methods.on_stage_start(self.curriculum.current, self._probe())
         self._apply_stage()
         self.optimizer, self.lr_scheduler = None, None
         self.accelerator._optimizers.clear()
@@ -102,7 +104,6 @@ class StagedTraining:
         self.create_scheduler(self.curriculum.current.steps)
         self.callback_handler.optimizer = self.optimizer
         self.callback_handler.lr_scheduler = self.lr_scheduler
-        self.methods.on_stage_start(self.curriculum.current, self._probe())
 
     def _begin_substage(self, reason: str) -> None:
         """The parameter set changed inside a stage: survivors keep their AdamW state, the schedule goes on."""

@@ -14,19 +14,25 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from headgate.methods.stage import ScheduledStage
 from headgate.training.mixin import MethodsMixin
-from headgate.training.order import LengthGroupedOrder, StreamOrder
+from headgate.training.order import LengthGroupedOrder, Replay, StreamOrder
 
 
 class HeadgateTrainer(MethodsMixin, Trainer):
     """A transformers.Trainer that routes and gates.
 
-    ``train_dataset`` may be a mapping from skill names to data sets: stages then name the one they read.
-    Validation loss is token-weighted and label-masked, so it does not depend on the batch size;
-    ``eval_collator`` batches it where the methods' extra columns exist for training rows only.
+    ``train_dataset`` may be a mapping from skill names to data sets: stages then name the one they read, and
+    ``replay`` mixes rows of earlier stages into each. Validation loss and accuracy (of the next token) are
+    token-weighted and label-masked, so they do not depend on the batch size; ``eval_collator`` batches them where
+    the methods' extra columns exist for training rows only.
     """
 
     def __init__(
-        self, *args: Any, train_dataset: Any = None, eval_collator: Any = None, **kwargs: Any
+        self,
+        *args: Any,
+        train_dataset: Any = None,
+        eval_collator: Any = None,
+        replay: Replay | None = None,
+        **kwargs: Any,
     ) -> None:
         self.views: dict[str, range] = {}
         if isinstance(train_dataset, Mapping):
@@ -35,7 +41,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):
                 self.views[name] = range(start, start + len(dataset))
                 start += len(dataset)
             train_dataset = _Concatenated(list(train_dataset.values()))
-        self.eval_collator = eval_collator
+        self.eval_collator, self.replay = eval_collator, replay
         super().__init__(*args, train_dataset=train_dataset, **kwargs)
 
     def stage_dataset(self, scheduled: ScheduledStage) -> Any:
@@ -55,7 +61,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         if self.views:
             scheduled = self.plan_stages(self.args.max_steps).scheduled
-            return StreamOrder(scheduled, self.views, per_step, self.args.seed)
+            return StreamOrder(scheduled, self.views, per_step, self.args.seed, self.replay)
         if self.args.train_sampling_strategy == "group_by_length":
             column = self.args.length_column_name
             lengths = (
@@ -82,21 +88,27 @@ class HeadgateTrainer(MethodsMixin, Trainer):
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
         self.methods.eval()
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(3, dtype=torch.float64)
         rows = 0
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             labels = batch["labels"]
             tokens = labels[..., 1:].ne(-100).sum()
-            loss = self.compute_loss(model, batch, num_items_in_batch=tokens.clamp(min=1))
-            total += torch.tensor([float(loss), float(tokens)], dtype=torch.float64) * torch.tensor(
-                [float(tokens), 1.0], dtype=torch.float64
+            loss, outputs = self.compute_loss(
+                model, batch, return_outputs=True, num_items_in_batch=tokens.clamp(min=1)
             )
+            hits = (outputs["logits"][..., :-1, :].argmax(-1) == labels[..., 1:]).sum()
+            count = float(tokens)
+            total += torch.tensor([float(loss) * count, count, float(hits)], dtype=torch.float64)
             rows += labels.shape[0]
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total.to(self.args.device), reduction="sum").cpu()
-        mean = float(total[0] / total[1].clamp(min=1))
-        metrics = {f"{metric_key_prefix}_loss": mean, f"{metric_key_prefix}_tokens": float(total[1])}
+        loss_sum, count, hits = total.tolist()
+        metrics = {
+            f"{metric_key_prefix}_loss": loss_sum / max(count, 1),
+            f"{metric_key_prefix}_accuracy": hits / max(count, 1),
+            f"{metric_key_prefix}_tokens": count,
+        }
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
 
 

@@ -19,6 +19,7 @@ from headgate.errors import ConfigError
 from headgate.experiments.environment import environment
 
 Say = Callable[[str], None]
+SHARED = ("frame", "live_bytes")
 
 
 @dataclass
@@ -119,8 +120,8 @@ def paired_ratio(numerator: list[float], denominator: list[float]) -> float:
 
 
 def benchmark_names() -> list[str]:
-    """Files of this folder, the frame itself left out."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "frame")
+    """Files of this folder, what they share left out."""
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name not in SHARED)
 
 
 def run_benchmark(name: str, *, quick: bool, say: Say) -> dict[str, Any]:

@@ -146,6 +146,8 @@ def run(*, quick: bool, say: Say) -> Report:
     _decoding(report, model, method, device, 8 if quick else 24, 3 if quick else 9, say)
     _router_cost(report, model, anatomy, ids, 5 if quick else 15, say)
     _grid(report, model, method, device, quick, say)
+    method.detach()
+    _keys_values(report, model, anatomy, ids, rounds, say)
     if device == "cpu":
         report.checks.append(
             not_measured("the same at 8B shapes on a GPU", ">= .97, .93, .88", "no GPU here")
@@ -181,6 +183,32 @@ def _decoding(
         say(f"decode {key}: realised / ideal {value:.3f}")
         report.checks.append(at_least(f"decode {key}, realised / ideal", value, 0.90))
     report.ratios["cache bytes, routed / full"] = sizes["routed"] / sizes["full"]
+
+
+def _keys_values(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: int, say: Say) -> None:
+    """Prefill into a cache at 50% skip per token, by what skipped tokens leave there; and the cache's bytes."""
+    gates = gates_for("token", 0.5, *ids.shape, str(ids.device))
+    seconds: dict[str, list[float]] = {"full": [], "drop": [], "reuse": []}
+    sizes = {}
+    for _ in range(rounds):
+        for kv, found in seconds.items():
+            method = GivenGates(keep=1, kd=False, engine="sparse", kv=kv)
+            method.attach(anatomy)
+            method.to(ids.device).eval()
+            method.gates = gates
+
+            def prefill(kv: str = kv) -> None:
+                with torch.no_grad():
+                    cache = model(input_ids=ids, use_cache=True).past_key_values
+                sizes[kv] = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+            found += interleaved({kv: prefill}, rounds=1)[kv]
+            method.detach()
+    for kv, found in seconds.items():
+        ratio = paired_ratio(found, seconds["full"])
+        report.arms[f"prefill token 50%, kv {kv}"] = {**spread(found), "cache_bytes": sizes[kv]}
+        report.ratios[f"prefill token 50%, kv {kv} / full"] = ratio
+        say(f"kv {kv}: {ratio:.3f} of the time of kv full, cache {sizes[kv] / 2**20:.2f} MiB")
 
 
 def _router_cost(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: int, say: Say) -> None:

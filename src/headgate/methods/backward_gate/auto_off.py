@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,19 @@ class AutoOff(FixedPrecision):
         self.register_buffer("halves", torch.zeros(2, 2, 2, dtype=torch.float64))
         self.register_buffer("off", torch.zeros((), dtype=torch.bool))
         self.register_buffer("decided", torch.zeros((), dtype=torch.bool))
+        self.begin_window()
+
+    def begin_window(self) -> None:
+        """An accumulation window starts: its losses and its time are the next record."""
+        self._began, self._losses = time.perf_counter(), list[Tensor]()
+
+    def micro_batch(self, loss: Tensor | None, *, last: bool) -> bool:
+        """Take one micro-batch's mean loss (None: not run); with the ``last`` of its window, as ``add``."""
+        if loss is not None:
+            self._losses.append(loss)
+        if not last or not self._losses:
+            return False
+        return self.add(float(torch.stack(self._losses).mean()), time.perf_counter() - self._began)
 
     def gated(self) -> bool:
         """Whether the coming micro-batch is gated."""

@@ -20,8 +20,8 @@ from headgate.methods.backward_gate.drop_in import PlainLoop
 from headgate.methods.backward_gate.gate import Gate, Score, refuse_changed
 from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.tokens import TokenDraw
-from headgate.methods.backward_gate.views import SELECTED, PooledSequences, RememberedRows
-from headgate.methods.base import Method, build_config
+from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, PooledSequences, RememberedRows
+from headgate.methods.base import DataView, Method, build_config
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.modules.fused_head import HeadChunk
@@ -76,8 +76,7 @@ class BackwardGate(PlainLoop, Method):
         self.tokens = TokenDraw(settings.token_score, settings.target_acceptance) if thins else None
         self._score: Score | None = None
         self._accepts, self._burning, self._checked = True, False, False
-        self._milliseconds, self._began, self._epoch = 0.0, 0.0, 0
-        self._window_losses: list[Tensor] = []
+        self._milliseconds, self._epoch = 0.0, 0
         if total_steps:
             self.check_run(total_steps)
         if (d_hidden is None) != (vocab_size is None):
@@ -92,14 +91,18 @@ class BackwardGate(PlainLoop, Method):
         self.gate = Gate(self.config, hidden_size, vocab_size, **run)
 
     # -- installation and state ---------------------------------------------------------------------
-    def attach(self, anatomy: Anatomy) -> None:
-        weight = evidence.head_weight(anatomy)
+    def check_model(self, anatomy: Anatomy) -> None:
+        """Raises ConfigError for a ``score_layer`` that the model does not have, or after which nothing is left."""
         layer = self.config.score_layer
         if layer is not None and layer >= anatomy.num_blocks - 1:
             raise ConfigError(
                 f"score_layer={layer}: the model has {anatomy.num_blocks} blocks, and stopping after its last saves "
                 f"nothing; give 0..{anatomy.num_blocks - 2}, or leave score_layer out"
             )
+
+    def attach(self, anatomy: Anatomy) -> None:
+        weight = evidence.head_weight(anatomy)
+        self.check_model(anatomy)
         self.anatomy = anatomy
         if self.gate is None:
             self._build(anatomy.hidden_size, weight.shape[0])
@@ -127,13 +130,17 @@ class BackwardGate(PlainLoop, Method):
     def columns(self) -> Sequence[str]:
         return ("example_id",) if self.memory is not None else ()
 
-    def data_view(self, batches: Iterable[Any]) -> Iterable[Any] | None:
+    @property
+    def forms_batches(self) -> bool:
+        return self.config.granularity == "sequence" or self.memory is not None
+
+    def data_view(self, batches: Iterable[Any], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
         if self.config.granularity == "sequence":
             return PooledSequences(
                 batches, self._core(), self._evidence_of_sequences, self.config.pool_factor
             )
         if self.memory is not None:
-            return RememberedRows(batches, self._core(), self.memory, lambda: self._epoch)
+            return RememberedRows(batches, self.memory, epoch)
         return None
 
     def structure(self) -> dict[str, Any]:
@@ -171,18 +178,22 @@ class BackwardGate(PlainLoop, Method):
     def on_step_start(self, step: Step) -> None:
         self._score, self._accepts, self._milliseconds = None, True, 0.0
         self._epoch, self._burning = int(step.epoch), step.global_step < self._core().burn_in
-        if step.is_window_start:
-            self._began, self._window_losses = time.perf_counter(), []
+        if self.auto_off is not None and step.is_window_start:
+            self.auto_off.begin_window()
         if self.config.granularity == "sequence" and SELECTED not in step.batch:
             raise ConfigError(
-                "granularity: sequence forms its batches in the method's data_view, which this trainer does not use: "
-                "set granularity: batch, or iterate over gate.data_view(loader) in a loop of your own"
+                "granularity: sequence trains on the batches of gate.data_view(loader), which this loop does not "
+                "use: iterate over them, or set granularity: batch"
             )
 
     def vote(self, step: Step) -> Tensor | None:
-        if step.phase == "batch":
-            return self._vote_from_memory(step)
         gate = self._core()
+        if step.phase == "batch":
+            if LEFT_OUT not in step.batch:
+                return None
+            gate.skip()
+            self._accepts = False
+            return torch.tensor(False)
         if not self._active:
             if step.phase == "forward" and self.config.granularity == "batch":
                 gate.pass_through(int(step.num_tokens))
@@ -218,17 +229,6 @@ class BackwardGate(PlainLoop, Method):
                 "granularity: sequence needs a model: call gate.attach(headgate.models.describe(model))"
             )
         return evidence.of_sequences(self._core(), self.anatomy, batch)
-
-    def _vote_from_memory(self, step: Step) -> Tensor | None:
-        """Reject before the forward what every rank remembers as rejected, row for row."""
-        if self.memory is None or self._burning:
-            return None
-        kept = (~self.memory.rejects(step.batch["example_id"], self._epoch)).any()
-        if bool(step.sum_across_ranks(kept.float().to(step.labels.device)) > 0):
-            return None
-        self._core().skip()
-        self._accepts = False
-        return torch.tensor(False)
 
     def head_observer(self, step: Step) -> Callable[[HeadChunk], Tensor | None] | None:
         if not self._active or self.config.score_layer is not None:
@@ -281,12 +281,7 @@ class BackwardGate(PlainLoop, Method):
     def _try_auto_off(self, step: Step) -> None:
         if self.auto_off is None or self._burning:
             return
-        if step.task_loss is not None:
-            self._window_losses.append(step.task_loss)
-        if not step.is_window_end or not self._window_losses:
-            return
-        loss = float(torch.stack(self._window_losses).mean())
-        if self.auto_off.add(loss, time.perf_counter() - self._began):
+        if self.auto_off.micro_batch(step.task_loss, last=step.is_window_end):
             speeds = self.auto_off.speed(1), self.auto_off.speed(0)
             log.warning(
                 "backward_gate switched itself off: loss fell %.3g per second gated, %.3g ungated", *speeds

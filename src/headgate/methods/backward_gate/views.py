@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,8 @@ from headgate.modules.head_sketch import Evidence
 
 SELECTED = "gate_selected"
 """Column that marks a batch whose sequences were scored already."""
+LEFT_OUT, KEPT = "gate_left_out", "gate_kept"
+"""Columns that mark a batch of rows that memory spares the forward, and one of the other rows."""
 FILL = {"labels": -100, "segment_ids": -1}
 
 Batch = Mapping[str, Any]
@@ -44,28 +48,67 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-class Packer:
-    """Collects rows and gives them back in batches of a constant number of rows."""
+class FormedBatches(ABC):
+    """A stream of batches formed from another; between two of them everything it holds is in ``held``."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.parts, self.held = rows, list[dict[str, Any]](), 0
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+        self.ready: deque[dict[str, Any]] = deque()
+        self.loose: dict[str, list[dict[str, Any]]] = {}  # mark -> rows that do not fill a batch yet
+        self.size = 0  # rows of a batch: those of the first one offered
 
-    def add(self, part: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Take rows in; yield every batch that became full."""
-        count = len(part["labels"])
-        if not count:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self._drained()  # what was restored
+        for batch in self.batches:
+            self.size = self.size or len(batch["labels"])
+            self.take(batch)
+            yield from self._drained()  # before the next batch is drawn: nothing is in hand that ``held`` misses
+        self.end()
+        yield from self._drained()
+
+    def _drained(self) -> Iterator[dict[str, Any]]:
+        while self.ready:
+            yield self.ready.popleft()
+
+    @abstractmethod
+    def take(self, batch: Batch) -> None:
+        """Look at an offered batch; ``pack`` what is to be trained on."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """The offered batches are over."""
+
+    def pack(self, part: dict[str, Any], mark: str) -> None:
+        """Add rows to those of the same mark; every batch that becomes full is ready, ``mark`` among its columns."""
+        if not len(part["labels"]):
             return
-        self.parts.append(part)
-        self.held += count
-        while self.held >= self.rows:
-            whole = joined(self.parts)
-            first = torch.arange(self.held) < self.rows
-            yield rows_of(whole, first)
-            self.held -= self.rows
-            self.parts = [rows_of(whole, ~first)] if self.held else []
+        parts = self.loose.setdefault(mark, [])
+        parts.append(part)
+        while (held := sum(len(part["labels"]) for part in parts)) >= self.size:
+            whole = joined(parts)
+            first = torch.arange(held) < self.size
+            self.ready.append({**rows_of(whole, first), mark: torch.ones(self.size, dtype=torch.bool)})
+            parts[:] = [rows_of(whole, ~first)] if held > self.size else []
+
+    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Batches and rows in hand, and counters: what ``restore`` continues from, bit for bit."""
+        counts = {f"loose/{mark}": len(parts) for mark, parts in self.loose.items()}
+        parts = [*self.ready, *(part for parts in self.loose.values() for part in parts)]
+        return parts, {"ready": len(self.ready), "size": self.size, **counts}
+
+    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None:
+        """Continue from what ``held`` gave. Call before the first batch is drawn."""
+        rest = deque(parts)
+        self.ready = deque(rest.popleft() for _ in range(counters["ready"]))
+        self.loose = {
+            key.removeprefix("loose/"): [rest.popleft() for _ in range(count)]
+            for key, count in counters.items()
+            if key.startswith("loose/")
+        }
+        self.size = counters["size"]
 
 
-class PooledSequences:
+class PooledSequences(FormedBatches):
     """granularity ``sequence``: score sequences one by one, train on full batches of the selected ones.
 
     Scoring costs one forward of every sequence without a graph, training one more of what was selected:
@@ -84,24 +127,18 @@ class PooledSequences:
         evidence_of: Callable[[Batch], Evidence],
         pool_factor: int,
     ) -> None:
-        self.batches, self.gate, self.evidence_of, self.pool_factor = batches, gate, evidence_of, pool_factor
+        super().__init__(batches)
+        self.gate, self.evidence_of, self.pool_factor = gate, evidence_of, pool_factor
+        self.pool: list[Batch] = []
         self.trained = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        pool: list[Batch] = []
-        packer: Packer | None = None
-        for batch in self.batches:
-            packer = packer or Packer(len(batch["labels"]))
-            pool.append(batch)
-            if len(pool) == self.pool_factor:
-                yield from self._train_on(pool, packer)
-                pool = []
-        if pool and packer is not None:
-            yield from self._train_on(pool, packer)
+    def take(self, batch: Batch) -> None:
+        self.pool.append(batch)
+        if len(self.pool) == self.pool_factor:
+            self.end()
 
-    def _train_on(self, pool: list[Batch], packer: Packer) -> Iterator[dict[str, Any]]:
-        chosen = []
-        for batch in pool:
+    def end(self) -> None:
+        for batch in self.pool:
             evidence = self.evidence_of(batch)
             rows = [evidence] if evidence.tokens.dim() == 0 else list(_sequences(evidence))
             scores = [self.gate.score(row) for row in rows]
@@ -109,11 +146,24 @@ class PooledSequences:
             for score, kept in zip(scores, keep, strict=True):
                 if kept:
                     self.gate.update(score)
-            chosen.append(rows_of(batch, torch.tensor(keep)))
-        for part in chosen:
-            for full in packer.add(part):
-                self.trained += 1
-                yield {**full, SELECTED: torch.ones(len(full["labels"]), dtype=torch.bool)}
+            before = len(self.ready)
+            self.pack(rows_of(batch, torch.tensor(keep)), SELECTED)
+            self.trained += len(self.ready) - before
+        self.pool = []
+
+    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        parts, counters = super().held()
+        return [*parts, *(dict(b) for b in self.pool)], {
+            **counters,
+            "trained": self.trained,
+            "pool": len(self.pool),
+        }
+
+    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None:
+        count = len(parts) - counters["pool"]
+        self.pool = list(parts[count:])
+        super().restore(parts[:count], counters)
+        self.trained = counters["trained"]
 
 
 def _sequences(evidence: Evidence) -> Iterator[Evidence]:
@@ -127,27 +177,22 @@ def _sequences(evidence: Evidence) -> Iterator[Evidence]:
         )
 
 
-class RememberedRows:
-    """memory: leave out examples that were rejected in a recent epoch, refill batches with the others.
+class RememberedRows(FormedBatches):
+    """memory: rows that were rejected in a recent epoch are gathered into batches of their own.
 
-    A left-out example costs neither forward nor backward; the gate counts full batches of them as offered
-    and rejected, so that the acceptance rate stays that of everything offered.
+    Such a batch is marked ``LEFT_OUT`` and costs neither forward nor backward; the others are full batches of rows
+    that may still learn. As many batches come out as went in, so the schedule's clock and the acceptance rate
+    remain those of everything offered.
     """
 
-    def __init__(
-        self, batches: Iterable[Batch], gate: Gate, memory: ExampleMemory, epoch: Callable[[], int]
-    ) -> None:
-        self.batches, self.gate, self.memory, self.epoch = batches, gate, memory, epoch
+    def __init__(self, batches: Iterable[Batch], memory: ExampleMemory, epoch: Callable[[], int]) -> None:
+        super().__init__(batches)
+        self.memory, self.epoch = memory, epoch
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        packer: Packer | None = None
-        left_out, size = 0, 0
-        for batch in self.batches:
-            size = size or len(batch["labels"])
-            packer = packer or Packer(size)
-            rejected = self.memory.rejects(batch["example_id"], self.epoch())
-            left_out += int(rejected.sum())
-            while left_out >= size:
-                self.gate.skip()
-                left_out -= size
-            yield from packer.add(rows_of(batch, ~rejected))
+    def take(self, batch: Batch) -> None:
+        rejected = self.memory.rejects(batch["example_id"], self.epoch())
+        self.pack(rows_of(batch, rejected), LEFT_OUT)
+        self.pack(rows_of(batch, ~rejected), KEPT)
+
+    def end(self) -> None:
+        """Rows that fill no batch stay behind."""

@@ -10,15 +10,17 @@ how much. The controls (random gates, a fixed mask, truncation, stochastic depth
     REINFORCE: -(baseline - cost) log p(g), cost = CE + price(u)
 
 Implemented: nine policies, two engines that compute the same function, cached generation with live routes, three
-budgets, distillation from the model with its adapter off, calibration of the threshold, stochastic-depth scaling.
+budgets, distillation from the model with its adapter off or from a saved run, calibration of the threshold,
+stochastic-depth scaling, three choices of what skipped tokens leave in keys and values, a first forward to read.
 
 Deviations: a per-document route is read off the document's first tokens, which run at full depth, so that it never
 sees the future (the seed pooled all positions, padding and later tokens included); the budget is a damped
 Lagrangian instead of a penalty (`budget: penalty | target` are the seed's); REINFORCE pools the batch in training
-and each document at inference.
+and each document at inference; `kv: drop` keeps a rectangular cache, zeros where tokens skipped, not a ragged one.
 
 Cost: the router is below 1% of a forward from width 512 on; keys and values of skipped tokens are made (2-4% of a
-block); training with the masked engine costs as much as training without routing, plus a teacher's forward.
+block) unless `kv` says otherwise; `features: prepass` doubles the forward; training with the masked engine costs as
+much as training without routing, plus a teacher's forward.
 """
 
 from headgate.methods.layer_routing.config import LayerRoutingConfig

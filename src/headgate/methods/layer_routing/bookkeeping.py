@@ -1,10 +1,10 @@
-"""What a step leaves behind: dual variable, threshold, baseline, and the figures of its log line."""
+"""What steps and validations leave behind: dual variable, threshold, baseline, figures of the log and the result."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def telemetry(method: LayerRouting, route: Route, step: Step, used: Tensor) -> d
     rates = flat_mean(opened.expand(*valid.shape, -1), valid)
     found = {
         "routing/utilization": used,
-        "routing/executed": torch.as_tensor(method.executed_share(step)),
+        "routing/executed": torch.as_tensor(method.executed_share(step)) + method.first_forward,
         "routing/blocks": rates,
         "routing/dead": (rates == 0).sum().float(),
         "routing/always_on": (rates == 1).sum().float(),
@@ -97,3 +97,36 @@ def telemetry(method: LayerRouting, route: Route, step: Step, used: Tensor) -> d
     if method.config.budget == "lagrangian" and method.router is not None:
         found["routing/dual"] = method.dual.clone()
     return found
+
+
+class Tally:
+    """Open gates on the real tokens of one validation, counted on the device: one sum a batch."""
+
+    def __init__(self) -> None:
+        self.tokens: Tensor | int = 0
+        self.opened: Tensor | int = 0
+
+    def add(self, route: Route) -> None:
+        valid = route.context.valid
+        opened = (route.weight != 0) & valid.unsqueeze(-1)
+        self.tokens = self.tokens + valid.sum()
+        self.opened = self.opened + opened.sum((0, 1))
+
+
+def held_out(method: LayerRouting, tallies: Iterable[Tally]) -> dict[str, Any]:
+    """Utilization, adaptivity (nats, mean over gates) and executed share on validation data; {} where none ran.
+
+    Gates at inference are 0 or 1, so I(gate; token) = H(E p) - E H(p) is the entropy of the open rate.
+    """
+    counted = [tally for tally in tallies if int(tally.tokens)]
+    if not counted:
+        return {}
+    tokens = torch.stack([torch.as_tensor(tally.tokens) for tally in counted]).sum()
+    rate = torch.stack([torch.as_tensor(tally.opened) for tally in counted]).sum(0) / tokens
+    used = method.always + (rate * method.share.to(rate)).sum()
+    executed = torch.as_tensor(method.executed_of(used, method.engine)) + method.first_forward
+    return {
+        "routing_utilization_eval": float(used),
+        "routing_adaptivity_eval": float(binary_entropy(rate).mean()),
+        "routing_executed_eval": float(executed),
+    }

@@ -15,6 +15,8 @@ Policy = Literal[
 LEARNED = ("gumbel", "exit", "reinforce", "topk")
 BUDGETED = ("truncate", "static", "random", "gumbel", "exit", "topk")
 """Policies that cannot work below what the always-run blocks cost."""
+WHOLE_BLOCKS = ("dense", "stochastic_depth", "truncate", "static")
+"""Policies that never close a block for one token and open it for another."""
 GRANULARITIES: dict[str, tuple[str, ...]] = {
     "random": ("token", "sample"),
     "gumbel": ("sample", "token"),
@@ -32,7 +34,10 @@ class LayerRoutingConfig(StrictConfig):
         granularity: ``token`` or ``sample``; ``auto`` is the policy's own.
         keep, keep_last: blocks that always run, at the bottom (``auto``: max(1, round(.18 L))) and at the top.
         units: one gate per ``block``, or one for attention and one for the MLP.
-        features: what the router reads: ``block`` (input of the first routable block) or ``embedding``.
+        kv: keys and values of a block's skipped tokens: ``full`` (made all the same), ``drop`` (absent for the block)
+            or ``reuse`` (those of the last block below where the token ran). Training and inference alike.
+        features: what the router reads: ``block`` (input of the first routable block), ``embedding``, or ``prepass``
+            (the last hidden state of a first forward with adapters and routing off: one forward more).
         prefix_tokens: per-sample routes read the first so many tokens of a document, which run at full depth;
             the route is fixed from then on, so it never sees the future.
         init_keep: P(open) of every gate before training. trunk_gradient: see LayerRouter.
@@ -40,8 +45,9 @@ class LayerRoutingConfig(StrictConfig):
         target_utilization: share of all blocks, on real tokens.
         budget: ``lagrangian`` holds the target; ``penalty`` (weight lambda) and ``target`` (weight kappa) are the
             seed's; ``none``. budget_weight is lambda or kappa. dual_step, damping: of the Lagrangian.
-        kd: distil from the same model with adapter and routing off; kd_weight, kd_temperature, kd_warmup (steps
-            without it). The task loss then has weight 1 - kd_weight.
+        kd: distil from ``teacher``: ``base`` (the same model with adapter and routing off) or ``run:<path>`` (that
+            run's LoRA adapter on the same base); kd_weight, kd_temperature, kd_warmup (steps without it). The task
+            loss then has weight 1 - kd_weight.
         temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch.
         entropy_bonus: weight of the gates' entropy (reinforce, gumbel, exit).
         drop_rate, schedule, scaling: stochastic depth; ``scaling: false`` shows the inference mismatch.
@@ -56,7 +62,8 @@ class LayerRoutingConfig(StrictConfig):
     keep: int | Literal["auto"] = "auto"
     keep_last: int = Field(default=0, ge=0)
     units: Literal["block", "attention_mlp"] = "block"
-    features: Literal["block", "embedding"] = "block"
+    kv: Literal["full", "drop", "reuse"] = "full"
+    features: Literal["block", "embedding", "prepass"] = "block"
     prefix_tokens: int = Field(default=16, ge=1)
     init_keep: float = Field(default=0.9, gt=0, lt=1)
     trunk_gradient: bool = False
@@ -67,6 +74,7 @@ class LayerRoutingConfig(StrictConfig):
     dual_step: float = Field(default=0.01, ge=0)
     damping: float = Field(default=2.0, ge=0)
     kd: bool = True
+    teacher: str = "base"
     kd_weight: float = Field(default=0.5, gt=0, le=1)
     kd_temperature: float = Field(default=2.0, gt=0)
     kd_warmup: int = Field(default=50, ge=0)
@@ -100,6 +108,21 @@ class LayerRoutingConfig(StrictConfig):
         if self.skip is not None and self.policy != "static":
             raise ValueError(
                 f"skip lists the blocks of policy static; policy {self.policy!r} has no use for it"
+            )
+        if self.kv != "full" and self.policy in WHOLE_BLOCKS:
+            raise ValueError(
+                f"kv: {self.kv} is about tokens that skip a block which others run; policy {self.policy!r} never does "
+                "that: leave kv out"
+            )
+        if self.features == "prepass" and self.policy not in LEARNED:
+            raise ValueError(
+                f"features: prepass is read by a router; policy {self.policy!r} has none: leave it out"
+            )
+        if self.teacher != "base" and not self.teacher.startswith("run:"):
+            raise ValueError(f"teacher={self.teacher}: give base, or run:<path of a saved run>")
+        if self.teacher != "base" and not self.kd:
+            raise ValueError(
+                f"teacher: {self.teacher} teaches nothing without kd: set kd: true, or leave it out"
             )
         if isinstance(self.keep, int) and self.keep < 1:
             raise ValueError(

@@ -2,8 +2,8 @@
 
 ``masked`` runs F for every token and is the reference; its gradient for g is exact, <dL/dy, F(x) - x>, also where
 g = 0. ``sparse`` does not run F where g = 0: whole rows are left out, and within a row keys and values are made
-for all tokens while queries and MLP run for the open ones. Without a cache to fill, a row ends at its last open
-token: nobody looks further. A closed gate gets no gradient there.
+for all tokens while queries and MLP run for the open ones (with ``kv: drop | reuse`` for the open ones only). Without
+a cache to fill, a row ends at its last open token: nobody looks further. A closed gate gets no gradient there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headgate.models.block_parts import BlockParts, OpenTokens
+from headgate.methods.layer_routing.kv import Reuse
+from headgate.models.block_parts import BlockParts, KeysValues, OpenTokens
 from headgate.models.surgery import hidden_of, with_hidden
 from headgate.ops.layer_gates import gated
 
@@ -31,6 +32,8 @@ class RoutedBlock:
         gate: asked at every call: weights ``[B|1, T|1, U]`` (U = 1 block, or 2: attention, MLP) with their kind
             (see Route.kind), or None to run the block untouched.
         engine: asked at every call: ``masked`` or ``sparse``.
+        keys: what ``kv`` makes of the call: the attention mask or the cache replaced, or nothing changed.
+        drops: ``kv: drop``, closed tokens leave no keys and values.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class RoutedBlock:
         parts: BlockParts | None,
         gate: Callable[[], tuple[Tensor, str] | None],
         engine: Callable[[], str],
+        keys: Callable[[dict[str, Any], Tensor], dict[str, Any]] = lambda call, _hidden: call,
+        drops: bool = False,
     ) -> None:
         self.block, self.original, self.parts = block, original, parts
-        self.gate, self.engine = gate, engine
+        self.gate, self.engine, self.keys, self.drops = gate, engine, keys, drops
         self.names = list(inspect.signature(type(block).forward).parameters)[1:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,12 +57,13 @@ class RoutedBlock:
         if found is None:
             return self.original(hidden, **call)
         weight, kind = found
+        call = self.keys(call, hidden)
         if kind == "open" and not weight.requires_grad:
             return self.original(hidden, **call)
         sparse = self.engine() == "sparse"
         if kind == "closed" and sparse:
             assert self.parts is not None
-            self.parts.write_cache(hidden, call)
+            self.parts.write_cache(hidden, call, self._left(hidden, call))
             return hidden
         weight = weight.to(hidden.dtype)
         if weight.shape[-1] == 2:
@@ -67,6 +73,14 @@ class RoutedBlock:
             output = self.original(hidden, **call)
             return with_hidden(output, gated(hidden, hidden_of(output), weight.unsqueeze(-1)))
         return self._sparse(hidden, weight.expand(hidden.shape[:2]), call)
+
+    def _left(self, hidden: Tensor, call: Mapping[str, Any]) -> KeysValues | None:
+        """Keys and values that closed tokens leave; None: their own are made."""
+        cache = call.get("past_key_values")
+        if isinstance(cache, Reuse):
+            return cache.below
+        assert self.parts is not None
+        return self.parts.nothing(hidden) if self.drops else None
 
     def _sparse(self, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Tensor:
         assert self.parts is not None
@@ -93,10 +107,10 @@ class RoutedBlock:
         assert self.parts is not None
         tokens = OpenTokens(weight != 0)
         if not len(tokens):
-            self.parts.write_cache(hidden, call)
+            self.parts.write_cache(hidden, call, self._left(hidden, call))
             return hidden
         before = tokens.take(hidden)
-        after = before + self.parts.open_attention(hidden, tokens, call)
+        after = before + self.parts.open_attention(hidden, tokens, call, self._left(hidden, call))
         after = after + self.parts.mlp_branch(after)
         if not bool((weight[weight != 0] == 1).all()) or weight.requires_grad:
             after = gated(before, after, tokens.take(weight).unsqueeze(-1))
@@ -111,11 +125,11 @@ class RoutedBlock:
             return hidden + weight[..., 1:] * self.parts.mlp_branch(hidden)
         tokens = OpenTokens(weight[..., 0] != 0)
         if len(tokens):
-            added = self.parts.open_attention(hidden, tokens, call)
+            added = self.parts.open_attention(hidden, tokens, call, self._left(hidden, call))
             mixed = tokens.take(hidden) + tokens.take(weight)[:, :1] * added
             hidden = tokens.put(hidden, mixed)
         else:
-            self.parts.write_cache(hidden, call)
+            self.parts.write_cache(hidden, call, self._left(hidden, call))
         tokens = OpenTokens(weight[..., 1] != 0)
         if len(tokens):
             before = tokens.take(hidden)
@@ -127,7 +141,8 @@ class RoutedBlock:
         """``run``, recomputed in the backward where the block's own forward would be."""
         block: Any = self.block
         if getattr(block, "gradient_checkpointing", False) and block.training:
-            apart = {**call, "past_key_values": None}
+            cache = call.get("past_key_values")
+            apart = {**call, "past_key_values": cache if isinstance(cache, Reuse) else None}
             out: Tensor = block._gradient_checkpointing_func(lambda h, w: run(h, w, apart), hidden, weight)
             return out
         found: Tensor = run(hidden, weight, call)

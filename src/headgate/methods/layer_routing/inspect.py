@@ -14,6 +14,7 @@ from torch import Tensor
 from headgate.errors import ConfigError, DataError
 from headgate.methods.layer_routing.method import LayerRouting
 from headgate.methods.layer_routing.policies import Route, entries
+from headgate.models.block_parts import evaluating
 from headgate.ops.depth import adaptivity, threshold_for
 from headgate.ops.routing_losses import flat_mean
 
@@ -34,14 +35,8 @@ class Depth:
 def _inference(method: LayerRouting) -> Iterator[Any]:
     assert method._anatomy is not None, "attach the method first"
     model = method._anatomy.model
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        yield model
 
 
 def _routes(method: LayerRouting, batches: Iterable[Mapping[str, Any]]) -> Iterator[Route]:

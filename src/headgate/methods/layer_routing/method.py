@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -10,30 +10,22 @@ from torch import Tensor, nn
 
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
-from headgate.methods.layer_routing.bookkeeping import follow, telemetry, worth
+from headgate.methods.layer_routing.bookkeeping import Tally, follow, held_out, telemetry, worth
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
-from headgate.methods.layer_routing.context import Context, remember
-from headgate.methods.layer_routing.engines import RoutedBlock
-from headgate.methods.layer_routing.policies import (
-    Route,
-    Situation,
-    decide,
-    refuse_shuffled_decoding,
-)
-from headgate.methods.layer_routing.teaching import auxiliary_losses
+from headgate.methods.layer_routing.forward import RoutedForward
+from headgate.methods.layer_routing.teaching import auxiliary_losses, read_teacher
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
-from headgate.models.block_parts import BlockParts, is_tuner
-from headgate.models.surgery import on_block_input, override_forward
+from headgate.models.block_parts import is_tuner
+from headgate.models.frozen_adapter import FrozenAdapter
 from headgate.modules.layer_router import LayerRouter
-from headgate.ops.depth import utilization
 from headgate.ops.layer_gates import drop_rates
-from headgate.ops.randomness import derive_seed, generator
+from headgate.ops.randomness import generator
 
 ROUTER = "layer_router"
 
 
-class LayerRouting(Method):
+class LayerRouting(RoutedForward, Method):
     """Which blocks run for a batch, a document or a token; see the package docstring."""
 
     name = "layer_routing"
@@ -54,11 +46,13 @@ class LayerRouting(Method):
         self.units = 2 if self.config.units == "attention_mlp" else 1
         self.hidden_size = self.num_blocks = 0
         self.blocks = range(0)
-        self.route: Route | None = None
-        self._context: Context | None = None
         self._anatomy: Anatomy | None = None
         self._step: Step | None = None
         self.suspended = False
+        self.teacher: FrozenAdapter | None = None
+        self.tally: Tally | None = None
+        self._tallies: dict[str | None, Tally] = {}
+        self._forget()
         for name in ("threshold", "dual", "baseline", "held"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("warm", torch.zeros((), dtype=torch.long))
@@ -111,30 +105,15 @@ class LayerRouting(Method):
                 f"the router was made for {self.num_blocks} blocks of width {self.hidden_size}; this model has "
                 f"{anatomy.num_blocks} of width {anatomy.hidden_size}: load it with its own base model"
             )
-        config = self.config
-        sparse = "sparse" in (self.engine, config.train_engine_for()) or self.units == 2
-        parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in self.blocks] if sparse else None
         self._anatomy = anatomy
         self.share, self.always, self.kv_share = worth(anatomy, self.blocks, self.units)
-        if config.policy == "dense":
-            return
-        self.handles.append(override_forward(anatomy.backbone, self._around_backbone))
-        first = self.blocks.start if config.features == "block" else 0
-        self.handles.append(on_block_input(anatomy.blocks[first], self._decide))
-        for place, number in enumerate(self.blocks):
-            block = anatomy.blocks[number]
-
-            def make(
-                original: Callable[..., Any], block: nn.Module = block, place: int = place
-            ) -> Callable[..., Any]:
-                inside = parts[place] if parts else None
-                return RoutedBlock(block, original, inside, lambda: self._gate(place), self._engine)
-
-            self.handles.append(override_forward(block, make))
+        if self.config.policy != "dense":
+            self._install(anatomy)
 
     def detach(self) -> None:
         super().detach()
-        self.route = self._context = self._anatomy = None
+        self._forget()
+        self._anatomy = None
 
     @property
     def attached(self) -> bool:
@@ -142,72 +121,6 @@ class LayerRouting(Method):
 
     def claims(self) -> Sequence[str]:
         return ("routes_blocks",)
-
-    # -- inside a forward -------------------------------------------------------------------------------
-    @property
-    def _in_training(self) -> bool:
-        assert self._anatomy is not None
-        return self._anatomy.blocks[0].training
-
-    @property
-    def _idle(self) -> bool:
-        return self.suspended or (self.routing == "removed" and not self._in_training)
-
-    def _engine(self) -> str:
-        engine: str = self.config.train_engine_for() if self._in_training else self.engine
-        return engine
-
-    def _around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            call = {**({"input_ids": args[0]} if args else {}), **kwargs}
-            if self._idle:
-                return original(*args, **kwargs)
-            if self._in_training:
-                kwargs["use_cache"] = False  # a cache that nobody reads would have every key and value made
-            self.route, self._context = None, Context.read(call)
-            refuse_shuffled_decoding(self._context, self.routing == "shuffled")
-            output = original(*args, **kwargs)
-            cache = getattr(output, "past_key_values", None)
-            if cache is not None and self.route is not None and self.route.memory is not None:
-                remember(cache, self.route.memory)
-            return output
-
-        return forward
-
-    def _decide(self, hidden: Tensor) -> None:
-        if self._idle or self._context is None:
-            return
-        step, training = self._step if self._in_training else None, self._in_training
-        purpose = "layer_routing"
-        now = Situation(
-            training=training,
-            temperature=self.temperature(step),
-            threshold=self.threshold,
-            salt=derive_seed(self.seed, step.micro_step if step else 0, purpose),
-            streams=step.generator(purpose) if step else generator(self.seed, 0, purpose),
-            shuffled=self.routing == "shuffled",
-            units=self.units,
-            share=(self.config.target_utilization - self.always) / max(1 - self.always, 1e-9),
-            fixed=self.fixed,
-        )
-        self.route = decide(self.config, self.router, hidden, self._context, now)
-
-    def _gate(self, place: int) -> tuple[Tensor, str] | None:
-        if self.route is None or self._idle:
-            return None
-        first, last = place * self.units, (place + 1) * self.units
-        return self.route.weight[..., first:last], self.route.kind(first, last)
-
-    def temperature(self, step: Step | None) -> float:
-        """tau = max(floor, tau_0 decay^epoch)."""
-        c = self.config
-        epoch = int(step.epoch) if step is not None else 0
-        return max(c.temperature_floor, c.temperature * c.temperature_decay**epoch)
-
-    def used(self, route: Route, weight: Tensor | None = None) -> Tensor:
-        """Share of all blocks that the route opens on real tokens."""
-        weight = (route.weight != 0).float() if weight is None else weight
-        return utilization(weight, route.context.valid, self.share, self.always)
 
     # -- what is trained, what is saved -------------------------------------------------------------------
     def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
@@ -226,14 +139,23 @@ class LayerRouting(Method):
         return method
 
     # -- training ---------------------------------------------------------------------------------------
+    def check_model(self, anatomy: Anatomy) -> None:
+        """Raises ConfigError where no block is left to route, the target cannot be met, or the teacher is absent."""
+        self.config.routable(anatomy.num_blocks)
+        if self.config.teacher != "base":
+            read_teacher(self.config.teacher).check(anatomy)
+
     def check_run(self, max_steps: int) -> None:
-        """A teacher needs an adapter to switch off."""
+        """A teacher needs an adapter to switch off, and what is named as one must be there and fit the model."""
         anatomy = self._anatomy
         if self.config.kd and anatomy is not None and not any(map(is_tuner, anatomy.model.modules())):
             raise ConfigError(
                 "layer_routing: kd distils from the model with its adapter off, and this model has no adapter: "
                 "set lora, or methods.layer_routing.kd: false"
             )
+        if self.config.teacher != "base" and anatomy is not None:
+            self.check_model(anatomy)
+            self.teacher = read_teacher(self.config.teacher).to(next(anatomy.model.parameters()).device)
 
     def on_stage_start(self, scheduled: Any, probe: Any) -> None:
         if (
@@ -263,24 +185,45 @@ class LayerRouting(Method):
 
     def executed_share(self, step: Step) -> float | Tensor:
         """What this forward ran of the blocks' FLOPs: everything under ``masked``, keys and values included."""
-        if self.route is None or self.config.train_engine_for() == "masked":
+        if self.route is None:
             return 1.0
-        used = self.used(self.route)
-        return used + (1 - used) * self.kv_share if self.config.routes_per == "token" else used
+        return self.executed_of(self.used(self.route), self.config.train_engine_for())
+
+    def executed_of(self, used: Tensor, engine: str) -> float | Tensor:
+        """The executed share where ``used`` of all blocks is open."""
+        if engine == "masked":
+            return 1.0
+        makes_all_keys = self.config.routes_per == "token" and self.config.kv == "full"
+        return used + (1 - used) * self.kv_share if makes_all_keys else used
+
+    @property
+    def first_forward(self) -> float:
+        """Forwards that the router's features cost, in training and at inference."""
+        return 1.0 if self.config.features == "prepass" else 0.0
+
+    def extra_forwards(self, step: Step) -> float:
+        """The router's own first forward, and the teacher's."""
+        return self.first_forward + float(step.accepted and self._distils(step))
 
     @torch.no_grad()
     def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
         """Dual variable, threshold and baseline follow the accepted batches, the same on every rank."""
-        route, self._step = self.route, None
+        route, self._step, self._reused = self.route, None, {}
         if route is None or not step.accepted:
             return {}
         used = follow(self, route, step)
         return telemetry(self, route, step, used) if step.should_log else {}
 
+    def on_evaluation_start(self, skill: str | None) -> None:
+        self.tally = self._tallies[skill] = Tally()
+
+    def on_evaluation(self, metrics: Mapping[str, float]) -> None:
+        self.tally = None
+
     def summary(self) -> Mapping[str, Any]:
-        if not self.warm:
-            return {}
-        return {"routing_utilization": float(self.held), "routing_threshold": float(self.threshold)}
+        """What training held (running means), and what the last validation measured: ``..._eval``."""
+        held = {"routing_utilization": float(self.held), "routing_threshold": float(self.threshold)}
+        return {**(held if self.warm else {}), **held_out(self, self._tallies.values())}
 
     # -- evaluation -------------------------------------------------------------------------------------
     def set_routing(self, routing: str) -> None:

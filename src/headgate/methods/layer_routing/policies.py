@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
+from headgate.methods.context import Context, Memory
 from headgate.methods.layer_routing.config import LayerRoutingConfig
-from headgate.methods.layer_routing.context import Context, Memory
 from headgate.ops.gating import bernoulli_gates, gumbel_gates, straight_through, threshold_gates
 from headgate.ops.layer_gates import hashed_uniform, monotone, prefix_sums, top_tokens
 from headgate.ops.routing_losses import flat_mean

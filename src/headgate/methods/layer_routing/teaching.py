@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headgate.errors import ConfigError
 from headgate.methods.layer_routing.bookkeeping import cost
 from headgate.methods.layer_routing.policies import Route, soft_weight
-from headgate.methods.step import IGNORE_INDEX, Step
-from headgate.models.block_parts import adapters_off
+from headgate.methods.step import Step
+from headgate.methods.teacher import distilled
+from headgate.models.block_parts import adapters_off, evaluating
+from headgate.models.frozen_adapter import FrozenAdapter
 from headgate.models.surgery import head_bypassed
 from headgate.ops.depth import binary_entropy, depth_penalty, lagrangian, target_penalty
-from headgate.ops.distillation import distillation_loss
-from headgate.ops.head_loss import shifted_rows
 from headgate.ops.routing_losses import flat_mean, reinforce_loss
 
 if TYPE_CHECKING:
     from headgate.methods.layer_routing.method import LayerRouting
+
+ADAPTER_ALONE = ("layer_routing", "backward_gate", "ewc")
+"""Methods after which a run's model is its base and its adapter; at full depth, where it was routed."""
 
 
 def auxiliary_losses(method: LayerRouting, route: Route, step: Step, *, distil: bool) -> dict[str, Tensor]:
@@ -63,34 +70,54 @@ def budget_loss(method: LayerRouting, route: Route, step: Step) -> Tensor | None
 
 
 def teacher_loss(method: LayerRouting, step: Step) -> Tensor:
-    """KL from the same model with adapter and routing off, over labelled tokens."""
+    """KL from the teacher, at full depth and in evaluation mode, over labelled tokens."""
     anatomy = method._anatomy
     assert anatomy is not None and step.hidden is not None
-    model, route = anatomy.model, method.route
+    model = anatomy.model
     inputs = {
         k: v
         for k, v in step.batch.items()
         if k in ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
     }
-    was_training = [module for module in model.modules() if module.training]
+    added = method.teacher.applied(model) if method.teacher is not None else nullcontext()
     method.suspended = True
     try:
-        model.eval()
-        with torch.no_grad(), adapters_off(model), head_bypassed(anatomy.head) as captured:
+        with (
+            torch.no_grad(),
+            evaluating(model),
+            adapters_off(model),
+            added,
+            head_bypassed(anatomy.head) as captured,
+        ):
             model(**inputs, use_cache=False)
     finally:
         method.suspended = False
-        for module in was_training:
-            module.training = True
-        method.route = route
-    head: Any = anatomy.head
-    student, _, _ = shifted_rows(step.hidden, step.labels, IGNORE_INDEX)
-    teacher, _, _ = shifted_rows(captured[-1], step.labels, IGNORE_INDEX)
-    return distillation_loss(
-        student,
-        teacher,
-        head.weight,
-        getattr(head, "bias", None),
-        temperature=method.config.kd_temperature,
-        softcap=anatomy.softcap,
-    )
+    return distilled(anatomy, step.hidden, captured[-1], step.labels, method.config.kd_temperature)
+
+
+def read_teacher(teacher: str) -> FrozenAdapter:
+    """The adapter of ``run:<path>``, a run directory or the folder of a saved model.
+
+    Raises ConfigError where there is none, or where that run's function is more than its base and adapter.
+    """
+    given = Path(teacher.removeprefix("run:"))
+    folder = next((f for f in (given, given / "checkpoint") if (f / "adapter_config.json").exists()), None)
+    where = f"layer_routing.teacher={teacher}"
+    if folder is None:
+        why = (
+            "the folder does not exist"
+            if not given.exists()
+            else (
+                "there is no adapter_config.json in it or in its checkpoint/ (a run that is not complete, or one without lora)"
+            )
+        )
+        raise ConfigError(f"{where}: {why}: give a complete run that trained with `lora`, or teacher: base")
+    description = folder / "headgate.json"
+    methods = json.loads(description.read_text())["methods"] if description.exists() else {}
+    beyond = sorted(set(methods) - set(ADAPTER_ALONE))
+    if beyond:
+        raise ConfigError(
+            f"{where}: that run's function is more than its LoRA adapter ({', '.join(beyond)}), and only the adapter can "
+            "teach: give a run of `lora` alone, or teacher: base"
+        )
+    return FrozenAdapter.read(folder)

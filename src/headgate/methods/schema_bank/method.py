@@ -116,6 +116,10 @@ class SchemaBank(Method):
         stages: list[Stage] = self.config.stages(learning_rate)
         return stages
 
+    def group_learning_rates(self, learning_rate: float) -> Mapping[str, float]:
+        groups = {group for stage in self.stages(learning_rate) for group in stage.train}
+        return {group: learning_rate for group in (ROUTER, BANK) if group in groups}
+
     def columns(self) -> Sequence[str]:
         return () if self.config.tags == "none" else ("tags",)
 

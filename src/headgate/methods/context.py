@@ -25,17 +25,17 @@ class Memory:
         return Memory(self.total[rows], self.count[rows])
 
 
-def remember(cache: Any, memory: Memory) -> None:
+def remember(cache: Any, memory: Any, name: str = MEMORY) -> None:
     """Keep ``memory`` on the cache; beam search, which reorders the cache, reorders it too."""
-    if not hasattr(cache, MEMORY):
+    if not hasattr(cache, name):
         original = cache.reorder_cache
 
         def reorder(beam_idx: Tensor) -> None:
             original(beam_idx)
-            setattr(cache, MEMORY, getattr(cache, MEMORY).reordered(beam_idx))
+            setattr(cache, name, getattr(cache, name).reordered(beam_idx))
 
         cache.reorder_cache = reorder
-    setattr(cache, MEMORY, memory)
+    setattr(cache, name, memory)
 
 
 @dataclass
@@ -51,20 +51,20 @@ class Context:
     past: int = 0
 
     @classmethod
-    def read(cls, call: Mapping[str, Any]) -> Context:
+    def read(cls, call: Mapping[str, Any], name: str = MEMORY) -> Context:
         """From the backbone's keyword arguments. Raises ModelError where the mask does not say what is padding."""
         ids = call.get("input_ids")
         given = ids if ids is not None else call["inputs_embeds"]
         rows, length, device = given.shape[0], given.shape[1], given.device
         cache = call.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        memory = getattr(cache, MEMORY, None)
+        memory = getattr(cache, name, None)
         mask, positions = call.get("attention_mask"), call.get("position_ids")
         number = torch.arange(rows, device=device).unsqueeze(1).expand(rows, length)
         if mask is not None:
             if mask.ndim != 2:
                 raise ModelError(
-                    f"layer_routing needs a 2-d attention_mask [B, T], got {list(mask.shape)}: real tokens "
+                    f"routing needs a 2-d attention_mask [B, T], got {list(mask.shape)}: real tokens "
                     "cannot be told from a prepared one"
                 )
             real = mask.bool()

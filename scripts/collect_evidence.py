@@ -1,0 +1,103 @@
+"""Collects the verdicts of the committed comparisons.
+
+python scripts/collect_evidence.py     # writes src/headgate/experiments/evidence.json and the table of EXPERIMENTS.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- verdicts: written by scripts/collect_evidence.py -->", "<!-- end of verdicts -->"
+
+QUESTIONS = [
+    # method, question, comparison, contrast, recipe
+    ("schema_bank", "does the curriculum help LoRA?", "schema_bank_controls", "bank", "schema_bank/controls"),
+    ("schema_bank", "... against LoRA under the same schedule?", "schema_bank_controls", "bank - lora_same_schedule", "schema_bank/controls"),
+    ("schema_bank", "... is it the trained routing?", "schema_bank_controls", "bank - frozen_random_router", "schema_bank/controls"),
+    ("schema_bank", "... is it the right tags?", "schema_bank_controls", "bank - permuted_tags", "schema_bank/controls"),
+    ("layer_routing", "25% skip: does a token router beat random gates?", "layer_routing_25", "gumbel_token", "layer_routing/controls_25"),
+    ("layer_routing", "... the best fixed mask?", "layer_routing_25", "gumbel_token - static", "layer_routing/controls_25"),
+    ("layer_routing", "... and what does it cost against full depth?", "layer_routing_25", "gumbel_token - dense", "layer_routing/controls_25"),
+    ("layer_routing", "50% skip: does a token router beat random gates?", "layer_routing_50", "gumbel_token", "layer_routing/controls_50"),
+    ("layer_routing", "... the best fixed mask?", "layer_routing_50", "gumbel_token - static", "layer_routing/controls_50"),
+    ("layer_routing", "... and what does it cost against full depth?", "layer_routing_50", "gumbel_token - dense", "layer_routing/controls_50"),
+    ("layer_routing", "25% skip on a real model: a token router against random gates", "layer_routing_babyllama_25", "gumbel_token", "layer_routing/babyllama_25"),
+    ("layer_routing", "... against the best fixed mask of a 20% skip", "layer_routing_babyllama_25", "gumbel_token - static_20", "layer_routing/babyllama_25"),
+    ("layer_routing", "50% skip on a real model: a token router against random gates", "layer_routing_babyllama_50", "gumbel_token", "layer_routing/babyllama_50"),
+    ("layer_routing", "... against the best fixed mask of a 60% skip", "layer_routing_babyllama_50", "gumbel_token - static_60", "layer_routing/babyllama_50"),
+    ("lora_experts", "does it forget less than one LoRA?", "lora_experts_retention", "lora_experts", "lora_experts/retention"),
+    ("lora_experts", "... than 10% replay?", "lora_experts_retention", "lora_experts - replay_10", "lora_experts/retention"),
+    ("lora_experts", "... than EWC?", "lora_experts_retention", "lora_experts - ewc", "lora_experts/retention"),
+    ("lora_experts", "... how far is it from oracle routing?", "lora_experts_retention", "lora_experts - oracle", "lora_experts/retention"),
+    ("lora_experts", "... and from joint training?", "lora_experts_retention", "lora_experts - joint", "lora_experts/retention"),
+    ("backward_gate", "redundant stream: does gradient novelty beat chance?", "backward_gate_ablations_redundant", "novelty - random", "backward_gate/ablations"),
+    ("backward_gate", "... and plain LoRA in the same time?", "backward_gate_ablations_redundant", "novelty - equal_time", "backward_gate/ablations"),
+    ("backward_gate", "clean stream: does gradient novelty beat chance?", "backward_gate_ablations_clean", "novelty - random", "backward_gate/ablations_clean"),
+    ("backward_gate", "... and plain LoRA in the same time?", "backward_gate_ablations_clean", "novelty - equal_time", "backward_gate/ablations_clean"),
+]  # fmt: skip
+
+
+def collected() -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for method, question, name, key, recipe in QUESTIONS:
+        file = RESULTS / f"{name}.comparison.json"
+        if not file.exists():
+            print(f"not measured: {file.name}", file=sys.stderr)
+            continue
+        report = json.loads(file.read_text())
+        found = report["pairs"].get(key) or report["contrasts"][key]
+        t = found["t"]
+        rows.append(
+            {
+                "method": method,
+                "question": question,
+                "contrast": key if " - " in key else f"{key} - {report['baseline']}",
+                "metric": report["metric"].removeprefix("evaluation."),
+                "mean": t["mean"],
+                "low": t["low"],
+                "high": t["high"],
+                "seeds": len(report["seeds"]),
+                "model": report["model"].rsplit("/", 1)[-1],
+                "verdict": found["verdict"],
+                "command": f"headgate compare recipes/{recipe}.yaml",
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    lines = [
+        "| method | question | contrast | difference [95% t] | seeds | model | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        difference = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row)
+        lines.append(
+            f"| `{row['method']}` | {row['question']} | {row['contrast']} | {difference} | {row['seeds']} | "
+            f"{row['model']} | {row['verdict']} |"
+        )
+    commands = dict.fromkeys(str(row["command"]) for row in rows)
+    lines += ["", "Commands, in order: " + "; ".join(f"`{command}`" for command in commands) + "."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rows = collected()
+    target = ROOT / "src" / "headgate" / "experiments" / "evidence.json"
+    target.write_text(json.dumps(rows, indent=1) + "\n")
+    page = ROOT / "EXPERIMENTS.md"
+    text = page.read_text()
+    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    if not pattern.search(text):
+        sys.exit(f"{page} has no place for the verdicts: put {BEGIN} and {END} there")
+    page.write_text(pattern.sub(lambda _: f"{BEGIN}\n{table(rows)}\n{END}", text))
+    print(f"{len(rows)} verdicts in {target} and {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The page: its sections in order, rendered as one HTML file and one Markdown file, with figures and CSV beside."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+
+import headgate
+from headgate.errors import ConfigError
+from headgate.experiments.report import words
+from headgate.experiments.report.content import Block, Section, Text, Verbatim
+from headgate.experiments.report.figures.cost import cost_bars
+from headgate.experiments.report.figures.curves import learning_curves
+from headgate.experiments.report.figures.paired import paired
+from headgate.experiments.report.figures.pareto import pareto
+from headgate.experiments.report.flips import flip_blocks
+from headgate.experiments.report.reading import read_study
+from headgate.experiments.report.sections import FIGURES, SECTIONS
+from headgate.experiments.report.sections.continual import continual
+from headgate.experiments.report.sections.evidence import shipped_evidence
+from headgate.experiments.report.sections.varied import varied
+from headgate.experiments.report.study import Study
+from headgate.experiments.report.style import house_style, inline, save, shade
+from headgate.experiments.report.tables import arms_table, write_csv
+from headgate.training.checkpoint import write_atomically
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a report lies."""
+
+    page: Path
+    markdown: Path
+    figures: Sequence[Path]
+    tables: Sequence[Path]
+
+
+def write_report(folder: str | Path) -> Written:
+    """Write ``folder/report/``: index.html, report.md, figures/ (PNG and SVG), arms.csv, metrics.csv.
+
+    Raises CheckpointError where ``folder`` holds nothing to report.
+    """
+    folder = Path(folder)
+    study = read_study(folder)
+    out = folder / "report"
+    out.mkdir(exist_ok=True)
+    with house_style():
+        sections = build(study)
+        figures = _save_figures(sections, out / "figures")
+        tables = write_csv(study, out)
+        for template, name in (("page.html", "index.html"), ("page.md", "report.md")):
+            write_atomically(out / name, _render(template, study, sections, out))
+    return Written(out / "index.html", out / "report.md", figures, tables)
+
+
+def write_figures(folder: str | Path, method: str) -> list[Path]:
+    """Only the figures of one method, from whatever runs ``folder`` holds, into ``folder/report/figures``.
+
+    Raises ConfigError for a method without figures, or where no run has anything of it to draw.
+    """
+    if method not in FIGURES:
+        raise ConfigError(f"{method!r} has no figures: choose from {', '.join(FIGURES)}")
+    study = read_study(Path(folder))
+    if not study.using(method):
+        raise ConfigError(
+            f"no run in {folder} used {method} (found: {', '.join(study.methods) or 'no method'}): nothing to draw"
+        )
+    with house_style():
+        section = Section(method, method, FIGURES[method](study))
+        if not section.figures:
+            raise ConfigError(f"the runs of {method} in {folder} have logged nothing yet: nothing to draw")
+        return _save_figures([section], Path(folder) / "report" / "figures")
+
+
+def build(study: Study) -> list[Section]:
+    """Sections in reading order; one without content is left out."""
+    blocks: list[tuple[str, str, list[Block | None]]] = [
+        (
+            "arms",
+            {"comparison": "Arms", "runs": "Settings", "run": "Result"}[study.kind],
+            [arms_table(study) if study.arms else None],
+        ),
+        ("evidence", "What more seeds found", list(shipped_evidence(study))),
+        ("varied", "What was varied", list(varied(study))),
+        ("paired", "Seed by seed", [paired(study)]),
+        ("curves", "Learning", [learning_curves(study)]),
+        ("continual", "Skill by skill", list(continual(study))),
+        ("pareto", "Quality against compute", [pareto(study)]),
+        ("cost", "Cost", [cost_bars(study)]),
+        ("flips", "What changed, item by item", list(flip_blocks(study))),
+    ]
+    blocks += [
+        (name, f"Method: {name}", list(SECTIONS[name](study))) for name in study.methods if name in SECTIONS
+    ]
+    blocks.append(("record", "Recipes and environment", list(_record(study))))
+    made = [Section(key, title, [b for b in found if b is not None]) for key, title, found in blocks]
+    return [section for section in made if section.blocks]
+
+
+def _record(study: Study) -> list[Block]:
+    """The resolved recipe of each arm at its first seed, and where it ran."""
+    blocks: list[Block] = [Text(f"Folder: {study.folder}")]
+    for arm in study.arms:
+        for run in arm.distinct[:1]:
+            recipe = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)
+            blocks.append(Verbatim(f"Recipe of {arm.name} ({run.directory.path.name})", recipe))
+    for run in study.runs[:1]:
+        blocks.append(Verbatim("Environment of the first run", json.dumps(run.environment, indent=1)))
+    return blocks
+
+
+def _save_figures(sections: Sequence[Section], folder: Path) -> list[Path]:
+    panels = [panel for section in sections for figure in section.figures for panel in figure.panels]
+    return [path for panel in panels for path in save(panel.drawing, folder, panel.key)]
+
+
+def _render(template: str, study: Study, sections: Sequence[Section], out: Path) -> str:
+    environment = Environment(
+        loader=PackageLoader("headgate.experiments.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shade"] = shade
+    environment.filters["code"] = lambda text: Markup(
+        re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    )
+    environment.filters["svg"] = lambda panel: Markup(
+        inline((out / "figures" / f"{panel.key}.svg").read_text(), panel.key)
+    )
+    return environment.get_template(template).render(
+        study=study,
+        sections=sections,
+        headline=words.headline(study),
+        verdicts=words.verdicts(study),
+        scale=_scale(study),
+        warnings=words.warnings(study),
+        metric=words.metric_name(study.metric),
+        seeds=words.seeds_phrase(study),
+        facts=_facts(study),
+        version=headgate.__version__,
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _scale(study: Study) -> Callable[[float], float]:
+    """Differences as positions on the verdicts' common 200-unit axis around zero.
+
+    An arm without training does not set the scale: doing nothing may lie far off.
+    """
+    found = {v.arm: v.interval for v in words.verdicts(study) if v.interval is not None}
+    spans = [span for name, span in found.items() if study.arm(name).trained] or list(found.values())
+    reach = max((max(abs(low), abs(high)) for low, _, high in spans), default=0.0) or 1.0
+    return lambda x: round(100 + 92 * x / reach, 1)
+
+
+def _facts(study: Study) -> dict[str, Any]:
+    """The byline: model, metric, seeds, runs."""
+    facts = {"Model": study.model or "–", "Metric": words.metric_name(study.metric)}
+    if study.seeds:
+        facts["Seeds"] = ", ".join(map(str, study.seeds))
+    complete = sum(run.result is not None for run in study.runs)
+    return {**facts, "Runs": f"{complete} complete of {len(study.runs) + len(study.missing)}"}

@@ -1,0 +1,145 @@
+"""Folders as studies: a comparison (whole or unfinished), a sweep, one run, or any folder of runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headgate.errors import CheckpointError
+from headgate.experiments.listing import flatten
+from headgate.experiments.report.study import Arm, Run, Study
+from headgate.experiments.run_directory import RunDirectory, find_runs
+from headgate.experiments.summary import Metric
+from headgate.experiments.sweep_table import describe
+
+NOT_VARIED = ("base", "name", "seed", "output_dir", "report_to", "logging_every", "compare", "sweep")
+
+
+def read_study(folder: Path) -> Study:
+    """Whatever ``folder`` holds. Raises CheckpointError when it is absent or holds no run at all."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is no folder: name a comparison, a run directory, or a folder of runs"
+        )
+    for file in ("comparison.json", "progress.json"):
+        if (folder / file).exists():
+            return _comparison(folder, json.loads((folder / file).read_text()))
+    if (folder / "sweep.json").exists():
+        return _sweep(folder, json.loads((folder / "sweep.json").read_text()))
+    runs = [Run(directory) for directory in find_runs(folder)]
+    if not runs:
+        raise CheckpointError(f"{folder} holds no comparison and no run: there is nothing to report")
+    if runs[0].directory.path == folder:
+        return _single(folder, runs[0])
+    return _many(folder, runs)
+
+
+def _comparison(folder: Path, content: Mapping[str, Any]) -> Study:
+    arms, missing = [], []
+    for name, arm in content["arms"].items():
+        runs = {}
+        for seed in content["seeds"]:
+            path = arm["runs"].get(str(seed))
+            directory = _find(folder, path) if path is not None else None
+            if directory is None:
+                missing.append(f"{name}, seed {seed}" + ("" if path is None else f" ({path} is gone)"))
+            else:
+                runs[int(seed)] = Run(directory)
+        arms.append(Arm(name, runs))
+    return Study(
+        kind="comparison",
+        name=content["name"],
+        folder=folder,
+        metric=Metric(tuple(content["metric"].split("."))),
+        arms=arms,
+        seeds=content["seeds"],
+        baseline=content["baseline"],
+        summary=content if "contrasts" in content else None,
+        missing=missing,
+    )
+
+
+def _find(folder: Path, path: str) -> RunDirectory | None:
+    """The run beside the comparison, where a moved or copied folder keeps it, else where it was made."""
+    for candidate in (folder.parent / Path(path).name, Path(path)):
+        if (candidate / "recipe.yaml").exists():
+            return RunDirectory(candidate)
+    return None
+
+
+def _single(folder: Path, run: Run) -> Study:
+    arm = Arm("+".join(run.methods) or run.recipe.get("name", folder.name), {run.recipe["seed"]: run})
+    return Study(
+        kind="run",
+        name=run.recipe.get("name", folder.name),
+        folder=folder,
+        metric=_first_metric([run]),
+        arms=[arm],
+        seeds=[run.recipe["seed"]],
+    )
+
+
+def _many(folder: Path, runs: Sequence[Run]) -> Study:
+    """Runs grouped by what varies between their recipes, seeds apart: a sweep, in whatever way it was made."""
+    flat = [_settings(run.recipe) for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    varied = [k for k in keys if len({json.dumps(s[k]) for s in flat if k in s}) > 1]
+    arms: dict[str, dict[int, Run]] = {}
+    for run, settings in zip(runs, flat, strict=True):
+        label = ", ".join(f"{k.rsplit('.', 1)[-1]}={settings[k]}" for k in varied if k in settings)
+        arms.setdefault(label or run.recipe.get("name", folder.name), {})[run.recipe["seed"]] = run
+    return Study(
+        kind="runs",
+        name=folder.name,
+        folder=folder,
+        metric=_first_metric(runs),
+        arms=[Arm(name, by_seed) for name, by_seed in arms.items()],
+        seeds=sorted({run.recipe["seed"] for run in runs}),
+        varied=varied,
+    )
+
+
+def _sweep(folder: Path, table: Mapping[str, Any]) -> Study:
+    """The runs of ``sweep.json`` by their overrides, seeds apart; a run that never began is missing."""
+    arms: dict[str, dict[int, Run]] = {}
+    missing = []
+    for row in table["runs"]:
+        directory = _find(folder, row["run"])
+        if directory is None:
+            missing.append(row["label"] + (f" ({row['error']})" if "error" in row else ""))
+            continue
+        run = Run(directory)
+        label = describe({key: value for key, value in row["overrides"].items() if key != "seed"})
+        arms.setdefault(label, {})[run.recipe["seed"]] = run
+    runs = [run for by_seed in arms.values() for run in by_seed.values()]
+    return Study(
+        kind="runs",
+        name=table["name"],
+        folder=folder,
+        metric=_first_metric(runs),
+        arms=[Arm(name, by_seed) for name, by_seed in arms.items()],
+        seeds=sorted({run.recipe["seed"] for run in runs}),
+        missing=missing,
+        varied=[key for key in table["keys"] if key != "seed"],
+    )
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings; ``methods`` as their names, so that a run without a method differs in one key only."""
+    content = {k: v for k, v in recipe.items() if k not in NOT_VARIED}
+    methods = content.get("methods") or {}
+    return {**dict(flatten(content)), "methods": "+".join(methods) or "none"}
+
+
+def _first_metric(runs: Sequence[Run]) -> Metric | None:
+    """The first evaluation's accuracy or loss, else validation loss; None while no run is complete."""
+    for run in runs:
+        for task, found in ((run.result or {}).get("evaluation") or {}).items():
+            for name in ("accuracy", "loss"):
+                if name in found:
+                    return Metric(("evaluation", task, name))
+        if run.training.get("eval_loss") is not None:
+            return Metric(("training", "eval_loss"))
+    return None

@@ -1,0 +1,160 @@
+"""What a report is about: arms, each with its runs by seed, whatever they came from.
+
+Nothing is computed that the runs do not hold; the statistics of a comparison are those of its ``comparison.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from headgate.experiments.run_directory import RunDirectory
+from headgate.experiments.summary import Metric
+
+Unit = Literal["steps", "tokens", "seconds", "flops", "accepted"]
+CLOCKS = {
+    "tokens": "trained_tokens",
+    "seconds": "trained_tokens",
+    "flops": "flops",
+    "accepted": "gate/accepted_steps",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, read as it is: its recipe is not validated, so that an older run still has a report."""
+
+    directory: RunDirectory
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.safe_load(self.directory.recipe_file.read_text())
+        return content
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.directory.path / "env.json").read_text())
+        return content
+
+    @cached_property
+    def result(self) -> dict[str, Any] | None:
+        return self.directory.result() if self.directory.status == "complete" else None
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.directory.metrics()
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return {} if self.result is None else self.result["training"]
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.recipe.get("methods") or {})
+
+    def series(self, name: str) -> tuple[list[float], list[Any]]:
+        """Steps and values of one telemetry name, where it was logged."""
+        found = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
+        return [float(step) for step, _ in found], [value for _, value in found]
+
+    def clock(self, steps: Sequence[float], unit: Unit) -> list[float]:
+        """Steps as trained tokens, training seconds, FLOPs or accepted micro-batches; between two logs, in
+        proportion. Without a gate every micro-batch is accepted.
+        """
+        if unit == "accepted" and not self.series("gate/accepted_steps")[0]:
+            per_step = self.recipe["training"].get("gradient_accumulation_steps", 1)
+            return [step * per_step for step in steps]
+        if unit == "steps":
+            return list(steps)
+        logged, spent = self.series(CLOCKS[unit])
+        if unit == "seconds":
+            spent = [t / rate for t, rate in zip(spent, self.series("tokens_per_second")[1], strict=True)]
+        return [float(x) for x in np.interp(steps, [0.0, *logged], [0.0, *spent])] if logged else []
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition: its runs by seed. An arm without training has one run at every seed."""
+
+    name: str
+    runs: Mapping[int, Run]
+
+    @property
+    def distinct(self) -> list[Run]:
+        return list({run.directory.path: run for run in self.runs.values()}.values())
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(name for run in self.runs.values() for name in run.methods))
+
+    @property
+    def trained(self) -> bool:
+        """Whether any of its runs took a step; the untouched base model did not."""
+        return any(self.training("steps"))
+
+    def values(self, metric: Metric) -> dict[int, float]:
+        """The metric by seed, of the runs that are complete and have it."""
+        found = {}
+        for seed, run in self.runs.items():
+            value = _dig(run.result, metric.path)
+            if value is not None:
+                found[seed] = float(value)
+        return found
+
+    def training(self, name: str) -> list[float]:
+        """One figure of ``result.json``'s training section over the distinct runs that have it."""
+        return [float(run.training[name]) for run in self.distinct if run.training.get(name) is not None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one report shows. ``summary`` is the finished comparison's own table; None for anything else."""
+
+    kind: Literal["comparison", "run", "runs"]
+    name: str
+    folder: Path
+    metric: Metric | None
+    arms: Sequence[Arm]
+    seeds: Sequence[int] = ()
+    baseline: str | None = None
+    summary: Mapping[str, Any] | None = None
+    missing: Sequence[str] = ()
+    varied: Sequence[str] = field(default=())
+
+    @property
+    def runs(self) -> list[Run]:
+        return list({run.directory.path: run for arm in self.arms for run in arm.runs.values()}.values())
+
+    @property
+    def contrasts(self) -> Mapping[str, Any]:
+        return {} if self.summary is None else self.summary["contrasts"]
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(name for arm in self.arms for name in arm.methods))
+
+    @property
+    def model(self) -> str:
+        names = dict.fromkeys(run.recipe.get("model", {}).get("name_or_path", "?") for run in self.runs)
+        return ", ".join(names)
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def using(self, method: str) -> list[Arm]:
+        return [arm for arm in self.arms if method in arm.methods]
+
+
+def _dig(node: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node

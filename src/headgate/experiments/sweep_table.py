@@ -1,0 +1,182 @@
+"""The table of a sweep: a row a run, and the runs that differ only in their seed gathered into one row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headgate.experiments.listing import run_row
+from headgate.experiments.run_directory import RunDirectory
+from headgate.training.checkpoint import write_atomically
+
+COST = ("seconds", "memory_peak", "tokens_per_second")
+"""Last parts of the columns that differ between two executions of the same run."""
+
+
+def describe(overrides: Mapping[str, Any]) -> str:
+    """``seed=42 methods=schema_bank``: overrides in a few words."""
+    return (
+        " ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in overrides.items())
+        or "defaults"
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "+".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def sweep_table(name: str, runs: Sequence[tuple[Mapping[str, Any], RunDirectory, Path]]) -> dict[str, Any]:
+    """``keys`` varied, ``runs`` (a row each), ``groups`` (mean and SD over seeds), ``versions`` of Headgate seen."""
+    keys = list(dict.fromkeys(key for overrides, _, _ in runs for key in overrides))
+    rows = [_row(overrides, directory, log) for overrides, directory, log in runs]
+    versions = {
+        json.loads((directory.path / "env.json").read_text())["versions"]["headgate"]
+        for _, directory, _ in runs
+        if (directory.path / "env.json").exists()
+    }
+    return {"name": name, "keys": keys, "runs": rows, "groups": _groups(rows), "versions": sorted(versions)}
+
+
+def _row(overrides: Mapping[str, Any], directory: RunDirectory, log: Path) -> dict[str, Any]:
+    if directory.status == "new":
+        error = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+        found: dict[str, Any] = {
+            "status": "failed" if error else "new",
+            **({"error": error[0]} if error else {}),
+        }
+    else:
+        found = run_row(directory)
+    place = {"run": str(directory.path), "status": found.pop("status")}
+    error_text = found.pop("error", None)
+    metrics = {
+        key: value
+        for key, value in found.items()
+        if key.startswith(("training.", "evaluation.", "continual."))
+    }
+    return {
+        **place,
+        "label": describe(overrides),
+        "overrides": dict(overrides),
+        **({"error": error_text} if error_text else {}),
+        "metrics": metrics,
+    }
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Complete runs with the same overrides but for the seed: n, and mean and SD (from two runs on) per metric."""
+    gathered: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["status"] != "complete":
+            continue
+        overrides = {key: value for key, value in row["overrides"].items() if key != "seed"}
+        group = gathered.setdefault(
+            json.dumps(overrides, sort_keys=True),
+            {"label": describe(overrides), "overrides": overrides, "rows": []},
+        )
+        group["rows"].append(row["metrics"])
+    for group in gathered.values():
+        members = group.pop("rows")
+        shared = [key for key in members[0] if all(key in member for member in members)]
+        group["n"] = len(members)
+        group["mean"] = {key: statistics.fmean(member[key] for member in members) for key in shared}
+        group["sd"] = {
+            key: statistics.stdev([member[key] for member in members]) for key in shared if len(members) > 1
+        }
+    return list(gathered.values())
+
+
+def results_only(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows without what two executions of the same run may differ in: time and memory."""
+    return [
+        {
+            "label": row["label"],
+            "status": row["status"],
+            "metrics": {k: v for k, v in row["metrics"].items() if not k.endswith(COST)},
+        }
+        for row in table["runs"]
+    ]
+
+
+def write_table(folder: Path, table: Mapping[str, Any]) -> None:
+    """``sweep.json``, ``sweep.csv`` (a row a run) and ``sweep.md`` (a row a group)."""
+    write_atomically(folder / "sweep.json", json.dumps(table, indent=1))
+    columns = list(dict.fromkeys(key for row in table["runs"] for key in row["metrics"]))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["run", "status", *table["keys"], *columns, "error"])
+    for row in table["runs"]:
+        overrides = [json.dumps(row["overrides"].get(key)) for key in table["keys"]]
+        writer.writerow(
+            [
+                row["run"],
+                row["status"],
+                *overrides,
+                *(row["metrics"].get(c, "") for c in columns),
+                row.get("error", ""),
+            ]
+        )
+    write_atomically(folder / "sweep.csv", text.getvalue())
+    write_atomically(folder / "sweep.md", markdown(table))
+
+
+def headline(table: Mapping[str, Any]) -> list[str]:
+    """The columns worth a line: losses and accuracies of the evaluation, else the validation loss, then the cost."""
+    known = list(dict.fromkeys(key for group in table["groups"] for key in group["mean"]))
+    metrics = [
+        key
+        for key in known
+        if key.split(".")[0] in ("evaluation", "continual")
+        and key.count(".") <= 2  # not the parts of a metric: each length, each family
+        and key.endswith((".loss", ".accuracy", ".average"))
+    ]
+    return [
+        *(metrics or [key for key in known if key == "training.eval_loss"]),
+        *(k for k in known if k == "training.seconds"),
+    ]
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """A row a group, mean and SD over its seeds; then what failed."""
+    columns = headline(table)
+    lines = [f"# {table['name']}", ""]
+    if table["groups"]:
+        lines += [
+            "| " + " | ".join(["runs", "n", *columns]) + " |",
+            "|" + "---|" * (len(columns) + 2),
+        ]
+        lines += [
+            "| "
+            + " | ".join([group["label"], str(group["n"]), *(cell(group, column) for column in columns)])
+            + " |"
+            for group in table["groups"]
+        ]
+    else:
+        lines.append("No run is complete.")
+    failed = [row for row in table["runs"] if row["status"] != "complete"]
+    lines += [
+        "",
+        *(
+            f"- {row['label']}: {row['status']}" + (f": {row['error']}" if "error" in row else "")
+            for row in failed
+        ),
+    ]
+    if len(table["versions"]) > 1:
+        lines.append(
+            f"\nResults of different Headgate versions are mixed here: {', '.join(table['versions'])}."
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def cell(group: Mapping[str, Any], column: str) -> str:
+    """Mean and SD of a column over a group's seeds, as text."""
+    if column not in group["mean"]:
+        return "-"
+    spread = f" ± {group['sd'][column]:.4f}" if column in group["sd"] else ""
+    return f"{group['mean'][column]:.4f}{spread}"

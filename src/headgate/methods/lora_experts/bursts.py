@@ -1,0 +1,138 @@
+"""Novel samples inside a known skill: kept aside, clustered, and trained together once there are enough.
+
+The plan's "token-level novelty" (5.7): a skill may be known as a whole and still bring single documents that no
+expert has seen the like of. Each such document waits here; when average-linkage clustering of those waiting finds a
+group of ``least`` or more that are alike, that group is a burst.
+
+Legend: N documents, T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from headgate.methods.lora_experts.probe import documents_of
+from headgate.methods.step import IGNORE_INDEX
+from headgate.modules.fixed_precision import FixedPrecision
+
+
+class Burst(NamedTuple):
+    """Documents that belong together: ids, mean hidden states ``[N, H]``, and their text (see ``documents_in``)."""
+
+    ids: Tensor
+    embeddings: Tensor
+    documents: Tensor
+
+
+class NoveltyBuffer(FixedPrecision):
+    """Waiting documents, oldest first. State: ids, embeddings and text, in buffers of changing size.
+
+    Args:
+        width: H. least: documents that make a burst. alike: average cosine within a cluster, centred by the
+            reference. capacity: the oldest are dropped beyond it.
+    """
+
+    stays_on_cpu = frozenset({"ids", "waiting", "documents"})
+    ids: Tensor
+    waiting: Tensor
+    documents: Tensor
+
+    def __init__(self, width: int, *, least: int = 32, alike: float = 0.5, capacity: int = 1024) -> None:
+        super().__init__()
+        self.width, self.least, self.alike, self.capacity = width, least, alike, capacity
+        self._allocate(0, 0)
+
+    def _allocate(self, count: int, length: int) -> None:
+        self.register_buffer("ids", torch.zeros(count, dtype=torch.long))
+        self.register_buffer("waiting", torch.zeros(count, self.width))
+        self.register_buffer("documents", torch.zeros(count, length, 2, dtype=torch.long))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def offer(
+        self,
+        ids: Tensor,
+        embeddings_NH: Tensor,
+        similarity_N: Tensor,
+        threshold: float,
+        documents_NT2: Tensor | None = None,
+    ) -> int:
+        """Keep the documents whose similarity to the library lies under the threshold; how many were kept.
+
+        A document that waits already is not kept twice. Without ``documents_NT2`` their text is not kept.
+        """
+        new = (similarity_N < threshold) & ~torch.isin(ids, self.ids)
+        if documents_NT2 is None:
+            documents_NT2 = torch.zeros(len(ids), 0, 2, dtype=torch.long)
+        self.keep(Burst(ids[new], embeddings_NH[new], documents_NT2[new]))
+        return int(new.sum())
+
+    def keep(self, more: Burst) -> None:
+        """Let documents wait, behind those that do."""
+        rows = [row for part in (self.documents, more.documents) for row in part.unbind()]
+        stacked = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX) if rows else self.documents
+        self.documents = stacked[-self.capacity :]
+        self.ids = torch.cat([self.ids, more.ids])[-self.capacity :]
+        self.waiting = torch.cat([self.waiting, more.embeddings.float()])[-self.capacity :]
+
+    def clear(self) -> None:
+        self._allocate(0, 0)
+
+    def burst(self, reference_H: Tensor) -> Burst | None:
+        """Take out the largest cluster of at least ``least`` documents, or None while there is none."""
+        if len(self) < self.least:
+            return None
+        unit = torch.nn.functional.normalize(self.waiting - reference_H, dim=-1)
+        labels = fcluster(linkage(unit.numpy(), "average", metric="cosine"), 1 - self.alike, "distance")
+        sizes = np.bincount(labels)
+        if sizes.max() < self.least:
+            return None
+        chosen = torch.from_numpy(labels == sizes.argmax())
+        found = Burst(self.ids[chosen], self.waiting[chosen], self.documents[chosen])
+        self.ids, self.waiting, self.documents = (
+            t[~chosen] for t in (self.ids, self.waiting, self.documents)
+        )
+        return found
+
+    def structure(self) -> dict[str, Any]:
+        return {"waiting": len(self), "length": self.documents.shape[1]}
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        """Room for the saved documents, before a strict load."""
+        self._allocate(structure["waiting"], structure["length"])
+
+
+def documents_in(batch: Mapping[str, Any]) -> Tensor:
+    """``[N, T, 2]`` on the CPU: token id and label of every document of a batch, rows in order, padded with -100."""
+    place, both = documents_of(batch).cpu(), torch.stack([batch["input_ids"], batch["labels"]], -1).cpu()
+    rows = [
+        pair[of == number]
+        for of, pair in zip(place, both, strict=True)
+        for number in of[of >= 0].unique().tolist()
+    ]
+    return pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
+
+
+def document_ids(documents_NT2: Tensor) -> Tensor:
+    """``[N]``: a 64-bit polynomial hash of each document's tokens, so that the same text is known again."""
+    tokens = documents_NT2[..., 0]
+    powers = torch.full((tokens.shape[1],), 6364136223846793005).cumprod(0)  # Knuth's multiplier, modulo 2^64
+    return ((tokens + 1) * (tokens >= 0) * powers).sum(-1)
+
+
+def as_batch(documents_NT2: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Documents as a right-padded batch, one a row."""
+    real = documents_NT2[..., 0] != IGNORE_INDEX
+    kept = documents_NT2[:, : int(real.sum(-1).max())]
+    ids, labels = kept.unbind(-1)
+    mask = ids != IGNORE_INDEX
+    batch = {"input_ids": torch.where(mask, ids, 0), "labels": labels, "attention_mask": mask.long()}
+    return {name: tensor.to(device) for name, tensor in batch.items()}

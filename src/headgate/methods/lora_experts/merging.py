@@ -1,0 +1,96 @@
+"""Fewer experts: average-linkage clusters of alike updates, each merged into one expert.
+
+Experts are alike when cos(dW_i, dW_j), over all sites as one vector, is high. A cluster's updates are averaged by
+usage and brought back to the survivor's rank (QR, SVD); its gates add up. A short replay afterwards is the data's
+business (``data.replay``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from headgate.errors import ConfigError
+from headgate.modules.expert_bank import LowRankExpert
+from headgate.ops.expert_merging import Factors, cosines, merged
+
+if TYPE_CHECKING:
+    from headgate.methods.lora_experts.method import LoraExperts
+
+ALIKE = 0.8
+
+
+def factors_of(method: LoraExperts, number: int) -> list[Factors]:
+    """Of an expert at every site, its scale in ``up``."""
+    info = method.roster.info(number)
+    found = []
+    for site in method.banks:
+        expert = method.bank(site).expert(info.name)
+        found.append((expert.down.detach().float(), expert.up.detach().float() * info.scale))
+    return found
+
+
+def clusters(method: LoraExperts, threshold: float = ALIKE) -> list[list[int]]:
+    """Experts grouped by average linkage with mean cosine >= ``threshold``; pinned ones stay alone."""
+    numbers = [info.number for info in method.roster if not info.pinned]
+    alone = [[info.number] for info in method.roster if info.pinned]
+    if len(numbers) < 2:
+        return alone + [[number] for number in numbers]
+    distance = 1 - cosines([factors_of(method, number) for number in numbers])
+    tree = linkage(squareform(distance.numpy(), checks=False), method="average")
+    labels = fcluster(tree, t=1 - threshold + 1e-9, criterion="distance")
+    groups = [
+        [n for n, at in zip(numbers, labels, strict=True) if at == label] for label in sorted(set(labels))
+    ]
+    return alone + groups
+
+
+@torch.no_grad()
+def merge(method: LoraExperts, numbers: list[int]) -> int:
+    """Merge experts into the first of them, weighed by usage; the others are evicted. Returns the survivor.
+
+    The survivor takes over their skills. Its router row is the usage-weighted mean of theirs, of a learned router
+    only. Identical experts merge exactly; what the gates gave several of them goes to one, up to the router.
+    Raises ConfigError for fewer than two experts, a pinned one, or a learned router per site gone elsewhere.
+    """
+    if len(set(numbers)) < 2:
+        raise ConfigError(f"merging needs two experts or more, got {numbers}")
+    pinned = [n for n in numbers if method.roster.info(n).pinned]
+    if pinned:
+        raise ConfigError(f"experts {pinned} are pinned: they cannot be merged")
+    if method.current in numbers:
+        numbers = [method.current, *(n for n in numbers if n != method.current)]
+    keep, gone = numbers[0], numbers[1:]
+    usage = torch.stack([method.roster.usage[method.roster.place(n)] for n in numbers]).double()
+    weights = (usage / usage.sum() if usage.sum() > 0 else torch.full_like(usage, 1 / len(numbers))).tolist()
+    info = method.roster.info(keep)
+    members = [factors_of(method, n) for n in numbers]
+    for place, site in enumerate(method.banks):
+        bank = method.bank(site)
+        down, up = merged([m[place] for m in members], weights, info.rank)
+        expert = LowRankExpert(down, up / info.scale)
+        expert.freeze(bank.expert(info.name).frozen)
+        bank.add(info.name, expert)
+    for site in method.routers:
+        router = method.router(site)
+        if hasattr(router, "rows"):
+            rows = [router.weight([str(n)])[0] for n in numbers]
+            router.replace(info.name, sum(w * row for w, row in zip(weights, rows, strict=True)))
+        else:
+            router.absorb(info.name, [str(n) for n in gone])
+    for n in gone:
+        info.skills += [s for s in method.roster.info(n).skills if s not in info.skills]
+        method.roster.usage[method.roster.place(keep)] += method.roster.usage[method.roster.place(n)]
+        method.evict(n)
+    return keep
+
+
+def merge_alike(method: LoraExperts, threshold: float = ALIKE) -> list[list[int]]:
+    """Merge every cluster of more than one expert; returns the clusters that were merged."""
+    found = [group for group in clusters(method, threshold) if len(group) > 1]
+    for group in found:
+        merge(method, group)
+    return found

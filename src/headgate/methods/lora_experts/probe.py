@@ -1,0 +1,102 @@
+"""Looks at data through the bare model: no adapter, no expert, no dropout, no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headgate.models.anatomy import describe
+from headgate.models.block_parts import adapters_off, is_tuner
+from headgate.models.surgery import head_bypassed
+from headgate.ops.novelty import document_means, token_mean
+from headgate.ops.randomness import derive_seed
+
+Bypass = Callable[[], AbstractContextManager[Any]]
+REFERENCE_ROWS, REFERENCE_TOKENS = 32, 64
+
+
+@contextmanager
+def bare(model: nn.Module, bypassed: Bypass = nullcontext) -> Iterator[None]:
+    """Inside, the model answers as its base does: PEFT adapters off, and the method's own part by ``bypassed``."""
+    training = model.training
+    off = adapters_off(model) if any(is_tuner(module) for module in model.modules()) else nullcontext()
+    model.eval()
+    try:
+        with torch.no_grad(), off, bypassed():
+            yield
+    finally:
+        model.train(training)
+
+
+def skill_embeddings(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    min_samples: int = 32,
+    min_tokens: int = 2048,
+    bypassed: Bypass = nullcontext,
+) -> tuple[Tensor, Tensor]:
+    """``[N, H]`` fp32 mean final hidden state and ``[N]`` token count of every document of the first batches.
+
+    Takes batches until there are ``min_samples`` documents and ``min_tokens`` tokens, or no more batches. In packed
+    rows every document counts; padding enters nothing.
+    """
+    anatomy = describe(model)
+    means, tokens = [torch.zeros(0, anatomy.hidden_size)], [torch.zeros(0, dtype=torch.long)]
+    samples = count = 0
+    with bare(model, bypassed), head_bypassed(anatomy.head) as captured:
+        for batch in batches:
+            inputs = {
+                name: batch[name]
+                for name in ("input_ids", "attention_mask", "position_ids")
+                if batch.get(name) is not None
+            }
+            anatomy.model(**inputs, use_cache=False)
+            found_NH, found_N = document_means(captured.pop(), documents_of(batch))
+            means.append(found_NH.cpu())
+            tokens.append(found_N.cpu())
+            samples, count = samples + len(found_N), count + int(found_N.sum())
+            if samples >= min_samples and count >= min_tokens:
+                break
+    return torch.cat(means), torch.cat(tokens)
+
+
+def documents_of(batch: Mapping[str, Any]) -> Tensor:
+    """``[B, T]`` document number within its row, negative on padding."""
+    if batch.get("segment_ids") is not None:
+        return torch.as_tensor(batch["segment_ids"])
+    mask = batch.get("attention_mask")
+    return torch.zeros_like(batch["input_ids"]) if mask is None else torch.as_tensor(mask).long() - 1
+
+
+def reference_mean(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> Tensor:
+    """``[H]``: the mean final hidden state over text that the bare model writes by itself (2,048 tokens).
+
+    This is what every skill's embedding has in common, and it needs no data: the first skill of a stream could not
+    be centred by skills that are still to come.
+    """
+    anatomy: Any = describe(model)
+    device = next(anatomy.model.parameters()).device
+    config = anatomy.model.generation_config
+    start = next((t for t in (config.bos_token_id, config.eos_token_id) if t is not None), 0)
+    start = start[0] if isinstance(start, list) else start
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with bare(model, bypassed), torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(derive_seed(seed, "skill_library.reference"))
+        written = anatomy.model.generate(
+            torch.full((REFERENCE_ROWS, 1), start, device=device),
+            attention_mask=torch.ones(REFERENCE_ROWS, 1, dtype=torch.long, device=device),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=REFERENCE_TOKENS,
+            max_new_tokens=REFERENCE_TOKENS,
+            pad_token_id=start,
+        )
+    batch = {"input_ids": written, "attention_mask": torch.ones_like(written)}
+    return token_mean(*skill_embeddings(model, [batch], bypassed=bypassed))

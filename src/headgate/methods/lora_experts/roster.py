@@ -1,0 +1,123 @@
+"""Roster: which experts there are, since when, how old, how much used, and how well they did.
+
+Facts that never change while an expert trains are JSON (``ExpertInfo``); what moves with every step is a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAN = float("nan")
+BUFFERS: dict[str, Any] = {
+    "age": 0,  # accepted optimizer steps since birth
+    "usage": 0.0,  # moving share of the dispatches
+    "loss": NAN,  # moving task loss while it was the one that trained
+    "loss_at_maturity": NAN,
+    "best_eval": NAN,
+    "stale_evals": 0,  # evaluations since the best
+    "reference_eval": NAN,  # what the next rank doubling is held against
+    "reference_step": 0,
+}
+
+
+@dataclass
+class ExpertInfo:
+    """``founder``: mature from the start. ``born``: optimizer step. ``frozen``: the linears that no longer train."""
+
+    number: int
+    rank: int
+    alpha: float
+    born: int = 0
+    reason: str = "start"
+    founder: bool = False
+    pinned: bool = False
+    skills: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.number)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class Roster(nn.Module):
+    """The experts in order of birth, and one entry of every buffer for each."""
+
+    age: Tensor
+    usage: Tensor
+    loss: Tensor
+    loss_at_maturity: Tensor
+    best_eval: Tensor
+    stale_evals: Tensor
+    reference_eval: Tensor
+    reference_step: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.infos: list[ExpertInfo] = []
+        self.next_number = 0
+        self._allocate(0)
+
+    def _allocate(self, count: int, device: torch.device | None = None) -> None:
+        for name, value in BUFFERS.items():
+            self.register_buffer(name, torch.full((count,), value, device=device))
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __iter__(self) -> Iterator[ExpertInfo]:
+        return iter(self.infos)
+
+    def place(self, number: int) -> int:
+        """Index of an expert. Raises KeyError for one that does not exist."""
+        for index, info in enumerate(self.infos):
+            if info.number == number:
+                return index
+        raise KeyError(number)
+
+    def info(self, number: int) -> ExpertInfo:
+        return self.infos[self.place(number)]
+
+    def serving(self, skill: str) -> int | None:
+        """The expert that a skill's name was given to."""
+        return next((info.number for info in self.infos if skill in info.skills), None)
+
+    def add(self, rank: int, alpha: float, **facts: Any) -> ExpertInfo:
+        """A new expert under a number never used before."""
+        info = ExpertInfo(self.next_number, rank, alpha, **facts)
+        self.next_number += 1
+        self.infos.append(info)
+        for name, value in BUFFERS.items():
+            old: Tensor = getattr(self, name)
+            self.register_buffer(name, torch.cat([old, old.new_full((1,), value)]))
+        return info
+
+    def remove(self, number: int) -> ExpertInfo:
+        place = self.place(number)
+        for name in BUFFERS:
+            old: Tensor = getattr(self, name)
+            self.register_buffer(name, torch.cat([old[:place], old[place + 1 :]]))
+        return self.infos.pop(place)
+
+    def maturity(self, ages: Sequence[int], ramp: int) -> list[float]:
+        """m_i = age / ramp up to 1; 1 for a founder."""
+        return [
+            1.0 if info.founder else min(1.0, age / ramp) for info, age in zip(self.infos, ages, strict=True)
+        ]
+
+    def structure(self) -> dict[str, Any]:
+        return {"experts": [asdict(info) for info in self.infos], "next_number": self.next_number}
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        """The saved experts, with room for their figures."""
+        self.infos = [ExpertInfo(**facts) for facts in structure["experts"]]
+        self.next_number = structure["next_number"]
+        self._allocate(len(self.infos), self.age.device)

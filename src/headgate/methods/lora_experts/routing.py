@@ -1,0 +1,97 @@
+"""Who takes part, and with what weight: features -> Mixture, the same in training and at evaluation.
+
+    tau = tau_min + (tau_0 - tau_min) 2^(-dt / h)                 dt: age of the youngest expert
+    g_i proportional to m_i exp(z_i / tau)                        m_i: maturity; 0 takes no part at all
+    all of them while one is immature; then the top k; then the top 1 with its probability among all
+
+An expert of maturity 0 is left out of every product rather than multiplied by zero: the function at its birth is
+then the old one bit for bit. Its first training step counts as age 1, or it could never receive a gradient; the
+temperature and the dense phase that a birth brings begin with that step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headgate.methods.lora_experts.config import LoraExpertsConfig
+from headgate.methods.lora_experts.roster import Roster
+from headgate.modules.expert_bank import Mixture
+from headgate.modules.expert_router import ExpertRouter
+from headgate.modules.prototype_router import PrototypeRouter
+from headgate.ops.gating import Gates, capacity_mask, maturity_gates
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where routing stands: experts taking part, their maturity, the temperature, gates kept (None: all)."""
+
+    numbers: tuple[int, ...]
+    maturity: tuple[float, ...]
+    temperature: float
+    k: int | None
+
+
+def phase_of(config: LoraExpertsConfig, roster: Roster, training: bool, without: Sequence[int] = ()) -> Phase:
+    """The phase of a forward; ``training``: one step older than what was accepted. ``without``: left out."""
+    ages = [age + training for age in roster.age.tolist()]
+    maturity = roster.maturity(ages, config.maturity_steps)
+    there = [i for i, m in enumerate(maturity) if m > 0 and roster.infos[i].number not in without]
+    if config.router == "sum":
+        maturity = [1.0] * len(maturity)
+    since_birth = min(ages[i] for i in there)
+    decay = 2 ** (-since_birth / config.temperature_half_life)
+    temperature = config.temperature_min + (config.temperature_start - config.temperature_min) * decay
+    k: int | None = None
+    if all(maturity[i] >= 1 for i in there):
+        ripe = min(ages[i] - (0 if roster.infos[i].founder else config.maturity_steps) for i in there)
+        k = 1 if config.top_1_after is not None and ripe >= config.top_1_after else config.top_k
+    numbers = tuple(roster.infos[i].number for i in there)
+    return Phase(numbers, tuple(maturity[i] for i in there), temperature, k)
+
+
+def fixed_mixture(roster: Roster, weights: Mapping[int, float], device: torch.device) -> Mixture:
+    """The same gates for every token; of one expert with gate 1, that expert alone."""
+    weight = torch.tensor(list(weights.values()), device=device).view(1, 1, -1)
+    return _mixture(roster, tuple(weights), Gates(weight, weight), weight)
+
+
+def mix(
+    config: LoraExpertsConfig,
+    roster: Roster,
+    phase: Phase,
+    router: ExpertRouter | PrototypeRouter | None,
+    features: Tensor,
+    valid: Tensor,
+    *,
+    capacity: bool,
+) -> Mixture:
+    """The mixture of one forward; ``capacity``: whether the limit of training applies."""
+    maturity = torch.tensor(phase.maturity, device=features.device)
+    if router is None:  # uniform, sum
+        level = torch.ones_like(maturity) if config.router == "sum" else maturity / maturity.sum()
+        weight = level.view(1, 1, -1)
+        return _mixture(roster, phase.numbers, Gates(weight, torch.zeros_like(weight)), weight)
+    logits = router(features, [str(number) for number in phase.numbers])
+    gates = maturity_gates(logits, maturity, phase.temperature, phase.k)
+    probs = gates.weight
+    if gates.chosen is not None:
+        probs = torch.softmax(logits / phase.temperature, dim=-1)
+    dropped = None
+    if capacity and config.capacity_factor is not None and phase.k is not None:
+        limit = math.ceil(config.capacity_factor * phase.k * int(valid.sum()) / len(phase.numbers))
+        gates, dropped = capacity_mask(gates, valid, limit)
+    return _mixture(roster, phase.numbers, gates, probs, dropped)
+
+
+def _mixture(
+    roster: Roster, numbers: tuple[int, ...], gates: Gates, probs: Tensor, dropped: Tensor | None = None
+) -> Mixture:
+    scale = {info.number: info.scale for info in roster}
+    scales = [scale[number] for number in numbers]
+    scaled = gates.weight * torch.tensor(scales, device=gates.weight.device)
+    return Mixture(tuple(map(str, numbers)), gates, probs, scaled, dropped)

@@ -1,0 +1,251 @@
+"""Spawn policies: does a skill need an expert of its own?
+
+The plan's meta-router is one of these: a policy sees the evidence about a skill and returns a decision. ``always``
+gives every new name an expert, ``never`` keeps to the first, ``oracle`` is ``always`` with the name of unlabelled
+segments revealed, and ``novelty`` compares the skill's embedding with the library:
+
+    similarity < threshold  (its whole bootstrap interval)    -> novel
+    similarity >= threshold (its whole bootstrap interval)    -> known: route to the most similar expert
+    otherwise, or too few samples, or within the cooldown     -> undecided: buffer and wait
+
+Deviation: the cooldown holds for spawns that no label announces. A labelled boundary is not noise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from headgate.config import StrictConfig
+from headgate.errors import ConfigError
+from headgate.modules.skill_library import SkillLibrary
+from headgate.ops import novelty
+from headgate.ops.randomness import generator
+
+
+class Decision(NamedTuple):
+    """What to do with a skill. ``expert`` is the one to route to (``known``), or the nearest one, or None.
+
+    ``low`` and ``high`` bound the similarity with 95% confidence; ``n`` is the number of samples seen. Policies
+    that do not look at embeddings give NaN for all four numbers.
+    """
+
+    kind: Literal["novel", "known", "undecided"]
+    expert: int | None
+    similarity: float
+    threshold: float
+    low: float
+    high: float
+    n: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a policy may see.
+
+    Attributes:
+        embeddings_NH: masked mean of the final hidden state of every sample, adapters off, fp32.
+        tokens_N: tokens in each sample, which weigh it in the skill's mean.
+        skill: the skill's name where the segment is labelled; None where the method is not told.
+        true_skill: the name whether told or not; only the policy ``oracle`` reads it.
+        skills: expert by skill name, for every name met so far.
+        num_experts: experts now; current: the one that trained last, by number (numbers outlive evictions).
+        last_spawn_step: optimizer step of the last spawn, None before it.
+        best_loss: task loss on this skill of the best existing expert; loss_at_maturity: that expert's own loss
+            when it matured. None where not measured: the performance gate then does not apply.
+    """
+
+    embeddings_NH: Tensor
+    tokens_N: Tensor
+    skill: str | None = None
+    true_skill: str | None = None
+    skills: Mapping[str, int] = field(default_factory=dict)
+    global_step: int = 0
+    last_spawn_step: int | None = None
+    num_experts: int = 1
+    current: int = 0
+    best_loss: float | None = None
+    loss_at_maturity: float | None = None
+
+
+class SpawnConfig(StrictConfig):
+    """When an expert appears. Threshold schedule: clip(base - delta ln(1 + k), threshold_min, base), k experts."""
+
+    policy: str = "novelty"
+    """``novelty``, ``always``, ``never``, ``oracle``, or a name given to ``register_policy``."""
+    similarity: Literal["max", "median"] = "max"
+    """Of the cosines with all experts. The plan's ``median`` calls every skill novel once experts differ."""
+    threshold: Literal["fixed", "calibrated"] = "calibrated"
+    """``calibrated``: below all but ``false_spawns`` of the similarities that known skills have with themselves."""
+    base: float = Field(default=0.75, gt=-1, le=1)
+    delta: float = Field(default=0.05, ge=0)
+    threshold_min: float = Field(default=0.4, ge=-1, le=1)
+    false_spawns: float = Field(default=0.02, gt=0, lt=0.5)
+    min_samples: int = Field(default=32, ge=2)
+    min_tokens: int = Field(default=2048, ge=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    cooldown: int = Field(default=200, ge=0)
+    """Optimizer steps after a spawn in which no unlabelled skill spawns."""
+    loss_ratio: float = Field(default=1.1, ge=0)
+    """Spawn only if the best existing expert's loss exceeds this many times its own loss at maturity."""
+    max_experts: int = Field(default=64, ge=1)
+    strict: bool = False
+    """A skill still undecided at the end of its segment is an error, not only reported."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> SpawnConfig:
+        if self.threshold_min > self.base:
+            raise ValueError(
+                f"threshold_min={self.threshold_min:g} exceeds base={self.base:g}: lower threshold_min or raise base"
+            )
+        if self.policy not in POLICIES:
+            close = difflib.get_close_matches(self.policy, POLICIES, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(POLICIES)}"
+            raise ValueError(f"unknown spawn policy {self.policy!r}: {hint}")
+        return self
+
+
+class SpawnPolicy(ABC):
+    """Decides over the library that the method keeps; a policy has no state of its own."""
+
+    def __init__(self, config: SpawnConfig, library: SkillLibrary, seed: int = 0) -> None:
+        self.config, self.library, self.seed = config, library, seed
+
+    @abstractmethod
+    def decide(self, evidence: Evidence) -> Decision:
+        """Pure: the same evidence and library give the same decision; nothing is stored."""
+
+
+POLICIES: dict[str, type[SpawnPolicy]] = {}
+
+
+def register_policy(name: str) -> Callable[[type[SpawnPolicy]], type[SpawnPolicy]]:
+    """Class decorator: offer a policy under ``name``."""
+
+    def register(kind: type[SpawnPolicy]) -> type[SpawnPolicy]:
+        POLICIES[name] = kind
+        return kind
+
+    return register
+
+
+def build_policy(config: SpawnConfig, library: SkillLibrary, seed: int = 0) -> SpawnPolicy:
+    return POLICIES[config.policy](config, library, seed)
+
+
+def _unmeasured(kind: Literal["novel", "known"], expert: int | None, n: int, reason: str) -> Decision:
+    nan = float("nan")
+    return Decision(kind, expert, nan, nan, nan, nan, n, reason)
+
+
+def _by_name(name: str, evidence: Evidence, max_experts: int) -> Decision:
+    n = len(evidence.embeddings_NH)
+    if name in evidence.skills:
+        return _unmeasured("known", evidence.skills[name], n, f"skill {name!r} recurs")
+    if not evidence.skills and evidence.num_experts == 1:
+        return _unmeasured("known", evidence.current, n, "the first skill belongs to the first expert")
+    if evidence.num_experts >= max_experts:
+        return _unmeasured("known", evidence.current, n, f"max_experts={max_experts} reached")
+    return _unmeasured("novel", None, n, f"skill {name!r} is new")
+
+
+@register_policy("always")
+class Always(SpawnPolicy):
+    """An expert for every new name. An unlabelled segment has no name and goes to the latest expert."""
+
+    def decide(self, evidence: Evidence) -> Decision:
+        if evidence.skill is None:
+            n = len(evidence.embeddings_NH)
+            return _unmeasured("known", evidence.current, n, "no label: the latest expert goes on")
+        return _by_name(evidence.skill, evidence, self.config.max_experts)
+
+
+@register_policy("oracle")
+class Oracle(SpawnPolicy):
+    """An expert for every true skill, labelled or not: the upper bound that ``novelty`` is measured against."""
+
+    def decide(self, evidence: Evidence) -> Decision:
+        name = evidence.true_skill or evidence.skill
+        if name is None:
+            raise ConfigError(
+                "spawn policy 'oracle' needs the true skill of every segment: use a data.stream"
+            )
+        return _by_name(name, evidence, self.config.max_experts)
+
+
+@register_policy("never")
+class Never(SpawnPolicy):
+    """One expert for all."""
+
+    def decide(self, evidence: Evidence) -> Decision:
+        n = len(evidence.embeddings_NH)
+        return _unmeasured("known", evidence.current, n, "policy never spawns")
+
+
+@register_policy("novelty")
+class Novelty(SpawnPolicy):
+    """A new expert where the skill's embedding is unlike all that the library holds."""
+
+    def decide(self, evidence: Evidence) -> Decision:
+        config, library = self.config, self.library
+        n, tokens = len(evidence.embeddings_NH), int(evidence.tokens_N.sum())
+        nan = float("nan")
+        if n < config.min_samples or tokens < config.min_tokens:
+            short = f"{n} samples of {config.min_samples}, {tokens} tokens of {config.min_tokens}"
+            return Decision("undecided", None, nan, nan, nan, nan, n, f"too little data: {short}")
+        if not library.experts:
+            return _unmeasured("known", evidence.current, n, "the first skill belongs to the first expert")
+        thresholds_K = self.thresholds(n)
+        cosines_K = library.similarities(evidence.embeddings_NH, evidence.tokens_N).cpu()
+        place = int((cosines_K - thresholds_K).argmax())
+        nearest, threshold = library.experts[place], float(thresholds_K[place])
+        surplus_K = (
+            thresholds_K - threshold
+        )  # an expert with a higher threshold must be that much more similar
+        stream = generator(self.seed, evidence.global_step, "skill_novelty.bootstrap")
+        drawn_RK = library.bootstrap_similarities(evidence.embeddings_NH, evidence.tokens_N, stream).cpu()
+        similarity = float(novelty.library_similarity(cosines_K - surplus_K, config.similarity))
+        low, high = novelty.interval(
+            similarity, novelty.library_similarity(drawn_RK - surplus_K, config.similarity), config.confidence
+        )
+
+        def found(kind: Literal["novel", "known", "undecided"], reason: str) -> Decision:
+            return Decision(kind, nearest, similarity, threshold, low, high, n, reason)
+
+        if low >= threshold:
+            return found("known", "similar to a known skill")
+        if high >= threshold:
+            return found("undecided", "the interval contains the threshold")
+        return self._guarded(evidence, found)
+
+    def thresholds(self, samples: int) -> Tensor:
+        """``[K]``: what a look of so many samples is held against, expert by expert."""
+        config, count = self.config, len(self.library.experts)
+        if config.threshold == "calibrated":
+            return self.library.calibrated_thresholds(config.false_spawns, samples)
+        fixed = novelty.threshold_schedule(count, config.base, config.delta, config.threshold_min)
+        return torch.full((count,), fixed)
+
+    def _guarded(self, evidence: Evidence, found: Callable[..., Decision]) -> Decision:
+        config = self.config
+        if evidence.num_experts >= config.max_experts:
+            return found("known", f"novel, but max_experts={config.max_experts} reached")
+        last = evidence.last_spawn_step
+        if evidence.skill is None and last is not None and evidence.global_step - last < config.cooldown:
+            return found("undecided", f"novel, but within {config.cooldown} steps of the last spawn")
+        if evidence.best_loss is not None and evidence.loss_at_maturity is not None:
+            limit = config.loss_ratio * evidence.loss_at_maturity
+            if evidence.best_loss <= limit:
+                return found(
+                    "known",
+                    f"novel, but the best expert serves it: loss {evidence.best_loss:.3f} <= {limit:.3f}",
+                )
+        return found("novel", "unlike every known skill")

@@ -1,0 +1,156 @@
+"""SkillLibrary: what each expert's skill looks like to the bare model, so that a skill can be recognised.
+
+Prototypes are kept uncentred, as an exponential moving average (rate .05 for a new look); the reference mean is
+subtracted where similarities are taken. When a skill enters, the similarities between random halves of its samples
+are kept: how alike two looks at it are is what its calibrated threshold rests on.
+
+Shapes: K experts in the library, H width, N samples given, R repetitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headgate.errors import ConfigError
+from headgate.modules.fixed_precision import FixedPrecision
+from headgate.ops import novelty
+from headgate.ops.randomness import generator
+
+REPEATS = 200
+BUFFERS = ("expert_ids", "prototypes_KH", "halves_KR", "samples_K")
+
+
+class SkillLibrary(FixedPrecision):
+    """Prototypes by expert; grows and shrinks. All state is in buffers, fp32 whatever the model's type.
+
+    Args:
+        width: H. decay: of the prototypes. beta: of the similarity tracker. seed: of the draws of halves.
+    """
+
+    expert_ids: Tensor
+    prototypes_KH: Tensor
+    halves_KR: Tensor
+    samples_K: Tensor
+    reference_H: Tensor
+    has_reference: Tensor
+    tracked: Tensor
+
+    def __init__(self, width: int, *, decay: float = 0.95, beta: float = 0.9, seed: int = 0) -> None:
+        super().__init__()
+        self.width, self.decay, self.beta, self.seed = width, decay, beta, seed
+        self.register_buffer("reference_H", torch.zeros(width))
+        self.register_buffer("has_reference", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("tracked", torch.zeros(2))  # average, updates
+        self._allocate(0)
+
+    def _allocate(self, count: int) -> None:
+        device = self.reference_H.device
+        self.register_buffer("expert_ids", torch.zeros(count, dtype=torch.long, device=device))
+        self.register_buffer("prototypes_KH", torch.zeros(count, self.width, device=device))
+        self.register_buffer("halves_KR", torch.zeros(count, REPEATS, device=device))
+        self.register_buffer("samples_K", torch.zeros(count, device=device))
+
+    # -- contents ---------------------------------------------------------------------------------------
+    @property
+    def experts(self) -> list[int]:
+        """Expert numbers in the order of the prototypes."""
+        return [int(expert) for expert in self.expert_ids]
+
+    def add(self, expert: int, embeddings_NH: Tensor, tokens_N: Tensor) -> None:
+        """Enter an expert's skill. Raises ConfigError if it is there already or has fewer than two samples."""
+        if expert in self.experts:
+            raise ConfigError(f"expert {expert} is in the library already: update it")
+        if len(embeddings_NH) < 2:
+            raise ConfigError(f"expert {expert}: a skill needs two samples or more, got {len(embeddings_NH)}")
+        stream = generator(self.seed, expert, "skill_library.halves")
+        first_RH, second_RH = novelty.split_half_means(embeddings_NH.float(), tokens_N, REPEATS, stream)
+        reference_H = self.reference_H.to(first_RH.device)
+        new = (
+            torch.tensor([expert]),
+            novelty.token_mean(embeddings_NH.float(), tokens_N)[None],
+            novelty.paired_cosines(first_RH, second_RH, reference_H)[None],
+            torch.tensor([float(len(tokens_N))]),
+        )
+        for name, value in zip(BUFFERS, new, strict=True):
+            old = getattr(self, name)
+            setattr(self, name, torch.cat([old, value.to(old)]))
+
+    def update(self, expert: int, embeddings_NH: Tensor, tokens_N: Tensor) -> None:
+        """Another look at a known skill: its prototype moves by 1 - decay."""
+        place = self._place(expert)
+        look_H = novelty.token_mean(embeddings_NH.float(), tokens_N).to(self.prototypes_KH)
+        self.prototypes_KH[place].lerp_(look_H, 1 - self.decay)
+
+    def remove(self, expert: int) -> None:
+        """Forget an evicted expert; the others keep their numbers."""
+        place = self._place(expert)
+        for name in BUFFERS:
+            old = getattr(self, name)
+            setattr(self, name, torch.cat([old[:place], old[place + 1 :]]))
+
+    def set_reference(self, reference_H: Tensor) -> None:
+        """The mean hidden state that no skill is credited with (see probe.reference_mean), once for all skills."""
+        if self.experts:
+            raise ConfigError(
+                "the reference is set before the first skill enters: similarities hold against it"
+            )
+        self.reference_H.copy_(reference_H)
+        self.has_reference.fill_(True)
+
+    def _place(self, expert: int) -> int:
+        if expert not in self.experts:
+            raise ConfigError(f"expert {expert} is not in the library: it holds {self.experts}")
+        return self.experts.index(expert)
+
+    # -- similarity -------------------------------------------------------------------------------------
+    def similarities(self, embeddings_NH: Tensor, tokens_N: Tensor) -> Tensor:
+        """``[K]`` cosine of the samples' token mean with every prototype."""
+        look_H = novelty.token_mean(embeddings_NH.float(), tokens_N)
+        return novelty.cosines(look_H.to(self.reference_H), self.prototypes_KH, self.reference_H)
+
+    def bootstrap_similarities(
+        self, embeddings_NH: Tensor, tokens_N: Tensor, stream: torch.Generator
+    ) -> Tensor:
+        """``[R, K]``: the same for samples drawn with replacement."""
+        looks_RH = novelty.bootstrap_means(embeddings_NH.float(), tokens_N, REPEATS, stream)
+        return novelty.cosines(looks_RH.to(self.reference_H), self.prototypes_KH, self.reference_H)
+
+    def calibrated_thresholds(self, false_spawns: float, samples: int) -> Tensor:
+        """``[K]``: one threshold per expert for a look of so many samples, from how alike halves of its skill are
+        and how unlike the others'.
+
+        Skills differ in spread: a threshold that fits a diverse one lets neighbours of a narrow one pass.
+        """
+        between_KK = novelty.cosines(self.prototypes_KH, self.prototypes_KH, self.reference_H)
+        found = []
+        for place, known in enumerate(self.samples_K.tolist()):
+            look = min(samples, known)  # a longer look cannot undo the chance in the prototype
+            within_R = novelty.rescaled_similarity(self.halves_KR[place], known / 2, (look, known))
+            others = [v for i, v in enumerate(between_KK[place].tolist()) if i != place]
+            found.append(novelty.calibrated_threshold(within_R, others, false_spawns))
+        return torch.tensor(found)
+
+    def track(self, similarity: float) -> float:
+        """Enter the similarity of a new look; its bias-corrected moving average over all looks."""
+        updates = int(self.tracked[1]) + 1
+        average, corrected = novelty.moving_average(
+            self.tracked[0], torch.tensor(similarity, device=self.tracked.device), updates, self.beta
+        )
+        self.tracked[0], self.tracked[1] = average, updates
+        return float(corrected)
+
+    # -- saving -----------------------------------------------------------------------------------------
+    def structure(self) -> dict[str, Any]:
+        return {"width": self.width, "experts": len(self.experts)}
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        """Room for the saved experts, before a strict load."""
+        if structure["width"] != self.width:
+            raise ConfigError(
+                f"the saved library has width {structure['width']}, this model {self.width}: load it into its own model"
+            )
+        self._allocate(structure["experts"])

@@ -1,0 +1,127 @@
+"""Batches that a method forms from the trainer's own: one long epoch of them, resumed exactly."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import skip_first_batches
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.trainer_utils import has_length
+
+from headgate.errors import ConfigError
+from headgate.methods.base import DataView, Method
+from headgate.training import replicas
+
+STATE_FILE = "batches.safetensors"
+
+
+class ViewedBatches:
+    """``length`` batches of a view over a data loader, which is gone round as often as that takes.
+
+    Attributes:
+        turn: passes over the loader's data that are complete. taken: batches of the current pass that the view
+            has taken.
+    """
+
+    def __init__(self, loader: Any, method: Method, length: int) -> None:
+        self.loader, self.method, self.length = loader, method, length
+        self.turn, self.taken = 0, 0
+        self._per_turn = len(loader)
+        view = method.data_view(self._raw(), lambda: self.turn)
+        assert view is not None
+        self.view: DataView = view
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.view), self.length)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the offered data before the batch taken last, a fraction of the current one included."""
+        return self.turn + max(0, self.taken - 1) / self._per_turn
+
+    def _raw(self) -> Iterator[Any]:
+        while True:
+            if hasattr(self.loader, "set_epoch"):
+                self.loader.set_epoch(self.turn)
+            for batch in skip_first_batches(self.loader, self.taken) if self.taken else self.loader:
+                self.taken += 1
+                yield batch
+            self.turn, self.taken = self.turn + 1, 0
+
+    def save(self, folder: Path) -> None:
+        """Where the loader stands, and the rows that the view holds back."""
+        parts, counters = self.view.held()
+        tensors = {
+            f"{i}.{name}": value.cpu().contiguous()
+            for i, part in enumerate(parts)
+            for name, value in part.items()
+            if isinstance(value, Tensor)
+        }
+        lists = [{k: v for k, v in part.items() if not isinstance(v, Tensor)} for part in parts]
+        state = {"turn": self.turn, "taken": self.taken, "counters": counters, "lists": lists}
+        save_file(tensors, folder / STATE_FILE, metadata={"state": json.dumps(state)})
+
+    def load(self, folder: Path, device: torch.device) -> None:
+        """Continue where ``save`` was called. Call before the first batch is drawn."""
+        with safe_open(folder / STATE_FILE, framework="pt", device=str(device)) as file:  # type: ignore[no-untyped-call]
+            state = json.loads(file.metadata()["state"])
+            parts: list[dict[str, Any]] = [dict(part) for part in state["lists"]]
+            for key in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                index, _, name = key.partition(".")
+                parts[int(index)][name] = file.get_tensor(key)
+        self.turn, self.taken = state["turn"], state["taken"]
+        self.view.restore(parts, state["counters"])
+
+
+class ViewedTraining:
+    """A trainer whose batches a method may form. One process only: ranks would form different numbers of them."""
+
+    batches: ViewedBatches | None = None
+    _resume_folder: Path | None = None
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()  # type: ignore[misc]
+        forming = [method for method in self.methods if method.forms_batches]  # type: ignore[attr-defined]
+        self.batches = None
+        if not forming:
+            return loader
+        names = [method.name for method in forming]
+        if len(forming) > 1:
+            raise ConfigError(f"{' and '.join(names)} each form the batches: use one of them")
+        if replicas.world_size() > 1:
+            raise ConfigError(
+                f"{names[0]} forms its own batches, on one process only: run it without torchrun"
+            )
+        if not has_length(loader):
+            raise ConfigError(
+                f"{names[0]} goes round the data several times: give a data set of known length"
+            )
+        args: Any = self.args  # type: ignore[attr-defined]
+        if args.max_steps <= 0:
+            raise ConfigError(
+                f"{names[0]} forms its own batches, so an epoch has no fixed number of them: set training.max_steps"
+            )
+        self.batches = ViewedBatches(loader, forming[0], args.max_steps * args.gradient_accumulation_steps)
+        if self._resume_folder is not None:
+            self.batches.load(self._resume_folder, args.device)
+        return self.batches
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """A view that was restored stands where it should: the trainer must not skip its batches again."""
+        trainer_args: Any = self.args  # type: ignore[attr-defined]
+        keep = trainer_args.ignore_data_skip
+        trainer_args.ignore_data_skip = keep or self.batches is not None
+        try:
+            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            trainer_args.ignore_data_skip = keep

@@ -1,0 +1,123 @@
+"""Small random models with experts that do something, and a trainer over skills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+
+from headgate.data.collation import Collator
+from headgate.experiments.run import quiet
+from headgate.methods.lora_experts import LoraExperts
+from headgate.methods.stage import Stage
+from headgate.models.anatomy import Anatomy, describe
+from headgate.models.load import load_model
+from headgate.training.trainer import HeadgateTrainer
+
+from ..training.conftest import make_rows
+
+FAMILIES = ["llama", "qwen2", "gemma3", "gpt2"]
+
+
+def model_of(family: str = "llama", lora: bool = False) -> tuple[Any, Anatomy]:
+    model, _ = load_model(f"random:{family}", lora={"dropout": 0.0} if lora else None, seed=1, device="cpu")
+    return model.eval(), describe(model)
+
+
+def attached(anatomy: Anatomy, *, loud: bool = True, **options: Any) -> LoraExperts:
+    """Attached experts, their factors and router rows large enough to be seen in the logits."""
+    method = LoraExperts(**options)
+    method.seed = 3
+    method.attach(anatomy)
+    if loud:
+        louden(method)
+    return method.eval()
+
+
+@torch.no_grad()
+def louden(method: LoraExperts, seed: int = 5) -> None:
+    """No factor is zero and the gates differ from token to token."""
+    stream = torch.Generator().manual_seed(seed)
+    for name, tensor in [*method.banks.named_parameters(), *method.banks.named_buffers()]:
+        if name.endswith("up"):
+            tensor.copy_(torch.randn(tensor.shape, generator=stream) * 0.2)
+    for tensor in method.routers.parameters():
+        tensor.copy_(torch.randn(tensor.shape, generator=stream) * 0.3)
+
+
+def batch_of(rows: int = 3, length: int = 9, left: bool = False, padded: bool = True) -> dict[str, Tensor]:
+    ids = torch.randint(3, 1000, (rows, length), generator=torch.Generator().manual_seed(rows * 100 + length))
+    mask = torch.ones_like(ids)
+    for row in range(rows if padded else 0):
+        mask[row, : min(row * 2, length - 1)] = 0
+    return {"input_ids": ids, "attention_mask": mask if left else mask.flip(1)}
+
+
+@torch.no_grad()
+def logits_of(model: Any, **batch: Any) -> Tensor:
+    return model(**batch).logits
+
+
+SKILLS = ("adding", "sorting", "counting")
+
+
+def stream_stages(steps: int = 4, skills: tuple[str, ...] = SKILLS) -> list[Stage]:
+    """One stage a skill; ``trainer_of`` says what trains in it."""
+    return [
+        Stage(name=f"{i}:{skill}", steps=steps, train={}, data=f"{i}:{skill}", options={"skill": skill})
+        for i, skill in enumerate(skills)
+    ]
+
+
+def trainer_of(
+    folder: Path, method: Any, *, stages: list[Stage] | None = None, **arguments: Any
+) -> HeadgateTrainer:
+    """A trainer on a random Llama without PEFT; with ``stages``, every skill has rows of its own."""
+    lora = arguments.pop("lora", None)
+    others = arguments.pop("others", [])
+    evaluation = arguments.pop("eval_dataset", None)
+    rows, columns = arguments.pop("rows", None), arguments.pop("columns", ())
+    replay = arguments.pop("replay", None)
+    if arguments.pop("checkpointing", False):
+        model, tokenizer = load_model(
+            "random:llama", lora=lora, seed=1, device="cpu", activation_checkpointing=True
+        )
+    else:
+        model, tokenizer = load_model("random:llama", lora=lora, seed=1, device="cpu")
+    data: Any = make_rows()
+    if stages is not None:
+        rates = {g: lr for m in (method, *others) for g, lr in m.group_learning_rates(1e-2).items()}
+        stages = [stage.model_copy(update={"train": rates}) for stage in stages]
+        data = rows or {s.name: make_rows(seed=SKILLS.index(s.options["skill"])) for s in stages}
+        arguments.setdefault("max_steps", sum(stage.steps or 0 for stage in stages))
+    trainer = HeadgateTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder / "out"),
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            remove_unused_columns=False,
+            **{
+                "max_steps": 6,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 1e-2,
+                "logging_steps": 1,
+                "save_steps": 1000,
+                "seed": 3,
+                "warmup_steps": 0,
+                **arguments,
+            },
+        ),
+        train_dataset=data,
+        eval_dataset=evaluation,
+        data_collator=Collator(tokenizer.pad_token_id, columns),
+        replay=replay,
+        methods=[method, *others],
+        stages=stages,
+    )
+    quiet(trainer)
+    return trainer

@@ -1,0 +1,155 @@
+"""Laws of the bank and of what the router reads."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from headgate.modules.expert_bank import ExpertBank, LowRankExpert, Mixture
+from headgate.modules.expert_router import ExpertRouter
+from headgate.modules.feature_sketch import FeatureSketch
+from headgate.ops.causal_mean import causal_mean
+from headgate.ops.gating import Gates
+
+NAMES = ("1", "10", "0", "11")
+
+
+def bank_of(ranks: list[int], stream: torch.Generator) -> ExpertBank:
+    bank = ExpertBank(5, 3)
+    for name, rank in zip(NAMES, ranks, strict=False):
+        expert = LowRankExpert.fresh(5, 3, rank, stream)
+        with torch.no_grad():
+            expert.up.normal_(generator=stream)
+        bank.add(name, expert)
+    return bank.double()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 9), st.booleans())
+def test_the_bank_is_the_loop_over_its_experts(ranks: list[int], seed: int, frozen: bool) -> None:
+    """Outputs and every gradient, mixed ranks, one expert frozen; by a loop that shares no code with the bank."""
+    stream = torch.Generator().manual_seed(seed)
+    bank, names = bank_of(ranks, stream), NAMES[: len(ranks)]
+    if frozen:
+        bank.expert(names[0]).freeze(True)
+    x = torch.randn(2, 4, 5, dtype=torch.float64, generator=stream)
+    gates = torch.rand(2, 4, len(ranks), dtype=torch.float64, generator=stream)
+    push = torch.randn(2, 4, 3, dtype=torch.float64, generator=stream)
+
+    def gradients(route: str) -> tuple[Tensor, dict[str, Tensor]]:
+        leaves = {"x": x.clone().requires_grad_(), "gates": gates.clone().requires_grad_()}
+        bank.zero_grad()
+        if route == "bank":
+            mixture = Mixture(
+                names, Gates(leaves["gates"], leaves["gates"]), leaves["gates"], leaves["gates"]
+            )
+            y = bank(leaves["x"], mixture)
+        else:
+            y = torch.zeros_like(push)
+            for place, name in enumerate(names):
+                expert = bank.expert(name)
+                y = y + leaves["gates"][..., place : place + 1] * (leaves["x"] @ expert.down.T @ expert.up)
+        (y * push).sum().backward()
+        found = {**leaves, **dict(bank.named_parameters())}
+        return y.detach(), {name: leaf.grad.clone() for name, leaf in found.items()}  # type: ignore[union-attr]
+
+    (ours, our_gradients), (theirs, their_gradients) = gradients("bank"), gradients("loop")
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert our_gradients.keys() == their_gradients.keys()
+    assert len(our_gradients) == 2 + 2 * (len(ranks) - frozen)
+    for name, gradient in their_gradients.items():
+        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_kept_between_calls_follows_every_change() -> None:
+    """The packed factors are kept where no gradient is wanted; a step, a swap or a removal is seen at once."""
+    stream = torch.Generator().manual_seed(0)
+    bank = bank_of([2, 3], stream)
+    optimizer = torch.optim.SGD(bank.parameters(), lr=0.1)
+    for change in (
+        lambda: None,
+        lambda: (bank(torch.ones(1, 1, 5).double(), mixture()).sum().backward(), optimizer.step()),
+        lambda: bank.load_state_dict({n: t * 2 for n, t in bank.state_dict().items()}),
+        lambda: bank.expert("1").freeze(True),
+        lambda: bank.add("10", LowRankExpert.fresh(5, 3, 4, stream).double()),
+    ):
+        change()
+        with torch.no_grad():
+            down, up = bank.packed(("1", "10"))
+        assert torch.equal(down, torch.cat([bank.expert(n).down for n in ("1", "10")]))
+        assert torch.equal(up, torch.cat([bank.expert(n).up for n in ("1", "10")]))
+
+
+def mixture() -> Mixture:
+    gates = torch.full((1, 1, 2), 0.5, dtype=torch.float64)
+    return Mixture(("1", "10"), Gates(gates, gates), gates, gates)
+
+
+def test_freezing_keeps_names_and_values_and_ends_gradients() -> None:
+    bank = bank_of([2, 2], torch.Generator().manual_seed(1))
+    before = {name: tensor.clone() for name, tensor in bank.state_dict().items()}
+    bank.expert("10").freeze(True)
+    assert {n for n, _ in bank.named_parameters()} == {"experts.1.down", "experts.1.up"}
+    assert all(torch.equal(before[n], t) for n, t in bank.state_dict().items()) and len(before) == 4
+    bank.expert("10").freeze(False)
+    assert isinstance(bank.expert("10").down, nn.Parameter) and bank.expert("10").down.requires_grad
+
+
+def test_a_wider_expert_is_the_same_function() -> None:
+    bank = bank_of([3], torch.Generator().manual_seed(1))
+    old = bank.expert("1")
+    wide = old.widened(torch.Generator().manual_seed(2))
+    x = torch.randn(4, 5, dtype=torch.float64)
+    assert wide.rank == 6 and not wide.down[3:].eq(0).any()
+    torch.testing.assert_close(x @ wide.down.T @ wide.up, x @ old.down.T @ old.up)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 9), st.integers(1, 8))
+def test_the_running_mean_is_the_mean_of_the_document_so_far(lengths: list[int], seed: int, cut: int) -> None:
+    """Against a loop; and continued from any cut it is what one pass gives."""
+    stream = torch.Generator().manual_seed(seed)
+    document = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).expand(2, -1)
+    x = torch.randn(2, document.shape[1], 3, generator=stream)
+    counted = torch.rand(document.shape, generator=stream) < 0.7
+    found, _ = causal_mean(x, counted, document)
+    for row in range(2):
+        for t in range(document.shape[1]):
+            seen = (
+                counted[row] & (document[row] == document[row, t]) & (torch.arange(len(document[row])) <= t)
+            )
+            wanted = x[row][seen].mean(0) if seen.any() else torch.zeros(3)
+            torch.testing.assert_close(found[row, t], wanted, atol=1e-5, rtol=1e-4)
+    cut = min(cut, lengths[0])
+    one = torch.zeros(2, lengths[0], dtype=torch.long)
+    first, state = causal_mean(x[:, :cut], counted[:, :cut], one[:, :cut])
+    if cut < lengths[0]:
+        rest, _ = causal_mean(x[:, cut : lengths[0]], counted[:, cut : lengths[0]], one[:, cut:], state)
+        torch.testing.assert_close(rest, found[:, cut : lengths[0]], atol=1e-5, rtol=1e-4)
+    assert torch.equal(first, found[:, :cut])
+
+
+def test_protected_logits_do_not_move_whatever_the_optimizer_does() -> None:
+    """Logits of inputs in the protected subspace stay through AdamW with decay; others move, new rows included."""
+    stream = torch.Generator().manual_seed(0)
+    router, sketch = ExpertRouter(12, directions=4), FeatureSketch(12, 4)
+    for name in ("0", "1"):
+        router.add(name, torch.randn(12, generator=stream))
+    old = torch.randn(30, 3, generator=stream) @ torch.randn(3, 12, generator=stream)
+    for part in old.split(6):
+        sketch.add(part)
+    basis = sketch.basis()
+    assert basis is not None
+    router.protect(basis)
+    router.add("2", torch.randn(12, generator=stream))
+    names, new = ["0", "1", "2"], torch.randn(6, 12, generator=stream)
+    before = router(old, names).detach(), router(new, names).detach()
+    optimizer = torch.optim.AdamW(router.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (router(torch.cat([old, new]), names) - 3).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(router(old, names).detach(), before[0], atol=1e-3, rtol=1e-3)
+    assert (router(new, names) - before[1]).abs().min(0).values.max() > 0.1

@@ -1,0 +1,267 @@
+"""Laws of merging and of export: plain PEFT reproduces what it can, and what it cannot is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headgate.errors import CheckpointError, ConfigError
+from headgate.evaluation.perplexity import perplexity
+from headgate.experiments import export as exporting
+from headgate.experiments.best_mixture import validation_rows
+from headgate.experiments.recipe_file import recipe_from
+from headgate.experiments.run import run
+from headgate.experiments.run_directory import RunDirectory
+from headgate.methods.lora_experts import LoraExperts
+from headgate.methods.lora_experts.export import concatenated, mixtures, usage_weights
+from headgate.methods.lora_experts.merging import clusters, merge, merge_alike
+from headgate.models.load import load_model
+from headgate.modules.prototype_router import PrototypeRouter
+from headgate.ops.expert_merging import cosines, inner_product, merged
+
+from .conftest import attached, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
+from .test_training import SMALL
+
+
+def draw(rank: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.randn(rank, n, dtype=torch.float64, generator=stream) for n in (7, 5))  # type: ignore[return-value]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.integers(0, 9))
+def test_cosines_and_merges_are_those_of_the_whole_matrices(ranks: list[int], seed: int) -> None:
+    stream = torch.Generator().manual_seed(seed)
+    experts = [[draw(r, stream) for _ in range(2)] for r in ranks]
+    whole = [torch.cat([(up.T @ down).flatten() for down, up in sites]) for sites in experts]
+    wanted = torch.stack([torch.stack([torch.cosine_similarity(a, b, dim=0) for b in whole]) for a in whole])
+    torch.testing.assert_close(cosines(experts), wanted)
+    members, weights = [sites[0] for sites in experts], [1.0 / (i + 1) for i in range(len(ranks))]
+    target = sum(w * up.T @ down for w, (down, up) in zip(weights, members, strict=True))
+    u, s, v = torch.linalg.svd(target)
+    for rank in (2, sum(ranks)):
+        kept = min(rank, 5)
+        best = u[:, :kept] @ torch.diag(s[:kept]) @ v[:kept]
+        down, up = merged(members, weights, rank)
+        assert down.shape == (rank, 7) and up.shape == (rank, 5)
+        torch.testing.assert_close(up.T @ down, best, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(inner_product(members[0], members[1]), whole_inner(members))
+
+
+def whole_inner(members: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    (a, b), (c, d) = members[:2]
+    return ((b.T @ a) * (d.T @ c)).sum()
+
+
+@pytest.mark.parametrize("router", ["learned", "prototype"])
+def test_identical_experts_merge_exactly_and_strangers_stay_apart(router: str) -> None:
+    model, anatomy = model_of()
+    method = attached(anatomy, experts=3, r=2, router=router)
+    for site in method.banks:
+        bank = method.bank(site)
+        with torch.no_grad():
+            for name in ("down", "up"):
+                getattr(bank.expert("2"), name).copy_(getattr(bank.expert("1"), name))
+    method.roster.infos[1].skills.append("sorting")
+    method.roster.infos[2].skills.append("counting")
+    if router == "prototype":
+        for name in ("0", "1", "2"):
+            method.router().learn(name, torch.randn(40, 2 * anatomy.hidden_size))
+    batch = batch_of()
+    alone = {}
+    for number in (0, 1):
+        method.set_routing(f"expert:{number}")
+        alone[number] = logits_of(model, **batch)
+    assert sorted(map(sorted, clusters(method))) == [[0], [1, 2]]
+    assert merge_alike(method) == [[1, 2]]
+    assert [info.number for info in method.roster] == [0, 1]
+    assert method.number_of("counting") == 1
+    for number in (0, 1):
+        method.set_routing(f"expert:{number}")
+        torch.testing.assert_close(logits_of(model, **batch), alone[number], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="two experts or more"):
+        merge(method, [1, 1])
+    method.roster.infos[0].pinned = True
+    with pytest.raises(ConfigError, match="pinned"):
+        merge(method, [0, 1])
+    assert sorted(map(sorted, clusters(method, 1e-6))) == [[0], [1]]
+
+
+def test_all_experts_alike_merge_into_the_same_model() -> None:
+    model, anatomy = model_of()
+    method = attached(anatomy, experts=2, r=3)
+    for site in method.banks:
+        bank = method.bank(site)
+        with torch.no_grad():
+            for name in ("down", "up"):
+                getattr(bank.expert("1"), name).copy_(getattr(bank.expert("0"), name))
+    before = logits_of(model, **batch_of())
+    merge_alike(method)
+    assert len(method.roster) == 1
+    torch.testing.assert_close(logits_of(model, **batch_of()), before, atol=1e-5, rtol=1e-4)
+
+
+def test_the_closed_form_router_is_linear_discriminant_analysis() -> None:
+    """Against Gaussian log-densities with the shrunk pooled covariance; the order of the looks does not matter."""
+    stream = torch.Generator().manual_seed(0)
+    looks = {n: torch.randn(60, 4, generator=stream) + 3 * i for i, n in enumerate("abc")}
+    routers = []
+    for order in ("abc", "cab"):
+        router = PrototypeRouter(4)
+        for name in "abc":
+            router.add(name, torch.zeros(4))
+        for name in order:
+            for part in looks[name].split(25):
+                router.learn(name, part)
+        routers.append(router)
+    x = torch.randn(9, 4, generator=stream) + 3
+    means = torch.stack([looks[n].mean(0) for n in "abc"])
+    pooled = sum((looks[n] - looks[n].mean(0)).T @ (looks[n] - looks[n].mean(0)) for n in "abc") / 180
+    pooled = pooled + 1e-2 * pooled.diagonal().mean() * torch.eye(4)
+    dense = torch.distributions.MultivariateNormal(means, pooled).log_prob(x[:, None])
+    for router in routers:
+        torch.testing.assert_close(router(x, "abc").softmax(-1), dense.softmax(-1), atol=1e-4, rtol=1e-3)
+    routers[0].remove("b")
+    torch.testing.assert_close(
+        routers[0](x, "ac").softmax(-1), dense[:, [0, 2]].softmax(-1), atol=1e-4, rtol=1e-3
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    trainer = trainer_of(folder, LoraExperts(**SMALL), stages=stream_stages(3), seed=1)
+    trainer.base_model = {"name_or_path": "random:llama"}
+    trainer.train()
+    louden(trainer.methods.methods[0])
+    trainer.save_model(str(folder / "saved"))
+    return folder / "saved"
+
+
+def test_exported_experts_are_plain_peft_and_equal_the_routed_model(saved: Path, tmp_path: Path) -> None:
+    """One folder an expert, checked by PEFT alone; the mixture is the weighted sum of the updates, exactly."""
+    done = exporting.export(saved, tmp_path / "out", "experts")
+    assert done.difference < 1e-5
+    (note,) = done.notes
+    assert "no loss was measured" in note
+    assert (
+        json.loads((tmp_path / "out" / "headgate_export.json").read_text())["difference"] == done.difference
+    )
+    method_model, anatomy = model_of()
+    (method,) = exporting.load(saved, device="cpu")[0].headgate_methods
+    method.detach()
+    method.attach(anatomy)
+    batch = batch_of()
+    for number in range(3):
+        plain = peft.PeftModel.from_pretrained(
+            model_of()[0], str(tmp_path / "out" / f"expert_{number}")
+        ).eval()
+        method.set_routing(f"expert:{number}")
+        torch.testing.assert_close(
+            logits_of(plain, **batch), logits_of(method_model, **batch), atol=1e-5, rtol=1e-4
+        )
+    weights = usage_weights(method)
+    assert sum(weights.values()) == pytest.approx(1)
+    for site, (down, up) in concatenated(method, weights).items():
+        wanted = sum(
+            weights[info.number] * info.scale * expert.up.T @ expert.down
+            for info in method.roster
+            if (expert := method.bank(site).expert(info.name))
+        )
+        torch.testing.assert_close(up.T @ down, wanted, atol=1e-6, rtol=1e-5)
+    mixture = peft.PeftModel.from_pretrained(model_of()[0], str(tmp_path / "out" / "mixture")).eval()
+    config = mixture.peft_config["default"]
+    assert config.r == 2 + 3 + 3 and config.lora_alpha == config.r
+    method.set_routing(mixtures(method)["mixture by usage in training"])
+    torch.testing.assert_close(
+        logits_of(mixture, **batch), logits_of(method_model, **batch), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_mixture_of_ones_own(saved: Path, tmp_path: Path) -> None:
+    """Weights by skill or number, some experts left out; nonsense is named before anything is written."""
+    done = exporting.export(saved, tmp_path / "out", "experts", mixture="adding=0.25,2=0.5")
+    config = json.loads((tmp_path / "out" / "mixture" / "adapter_config.json").read_text())
+    assert config["r"] == 2 + 3 and done.difference < 1e-5
+    for asked, said in (
+        ("adding", "is not <number or skill>=<weight>"),
+        ("adding=x", "is not <number or skill>=<weight>"),
+        ("addin=1", "there is no expert 'addin'"),
+        ("adding=1,0=1", "give expert 0 one finite weight"),
+        ("adding=nan", "one finite weight"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            exporting.export(saved, tmp_path / "no", "experts", mixture=asked)
+    assert not (tmp_path / "no").exists()
+    with pytest.raises(ConfigError, match="belongs to --to experts"):
+        exporting.export(saved, tmp_path / "no", "merged", mixture="adding=1")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of two skills on the command line's own path."""
+    folder = tmp_path_factory.mktemp("run")
+
+    def skill(name: str) -> dict[str, Any]:
+        source = {"source": "wordmath", "limit": 24, "options": {"families": [name]}}
+        return {
+            "skill": name,
+            "steps": 3,
+            **source,
+            "split": "train",
+            "validation": {**source, "split": "validation", "limit": 8},
+        }
+
+    recipe = {
+        "name": "two-skills",
+        "output_dir": str(folder),
+        "model": {"name_or_path": "embedded"},
+        "lora": None,
+        "data": {"max_length": 192, "stream": [skill("farm"), skill("sports")]},
+        "training": {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "eval_every": 3},
+        "methods": {"lora_experts": {"router": "prototype", "maturity_steps": 2, "r": 2, "new_r": 2}},
+    }
+    return run(recipe_from(recipe)).path
+
+
+def test_the_best_single_merge_comes_with_its_measured_loss(run_folder: Path, tmp_path: Path) -> None:
+    """Every note's figure is that routing's loss on the run's validation rows, and the least was exported."""
+    done = exporting.export(run_folder, tmp_path / "out", "experts")
+    model, tokenizer = exporting.load(run_folder, device="cpu")
+    (method,) = model.headgate_methods
+    base, _ = load_model("embedded", lora=None, device="cpu")
+    losses = dict(n.removeprefix("validation loss, ").split(": ") for n in done.notes[:-1])
+    assert set(losses) == {"routed", *mixtures(method), "expert 0 alone", "expert 1 alone"}
+    rows = validation_rows(RunDirectory(run_folder).recipe())
+    assert sorted(rows) == ["farm", "sports"]
+    plain = peft.PeftModel.from_pretrained(base, str(tmp_path / "out" / "mixture")).eval()
+    again = [perplexity(plain, tokenizer, part, length=192)[0]["loss"] for part in rows.values()]
+    best = min(float(losses[name]) for name in mixtures(method))
+    assert sum(again) / 2 == pytest.approx(best, abs=2e-4)
+
+
+def test_what_depends_on_the_token_is_not_merged(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gates of lora_experts depend on the token.*--to experts"):
+        exporting.export(saved, tmp_path / "merged", "merged")
+    with pytest.raises(ConfigError, match="export it with --to experts"):
+        exporting.export(saved, tmp_path / "peft", "peft")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_damaged_state_is_an_error_and_never_the_base(saved: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(saved, tmp_path / "broken")
+    state = load_file(saved / "headgate.safetensors")
+    victim = next(n for n in state if ".experts.1." in n)
+    save_file({n: t for n, t in state.items() if n != victim}, tmp_path / "broken" / "headgate.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        exporting.load(tmp_path / "broken", device="cpu")
