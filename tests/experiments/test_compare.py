@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from headgate.errors import ConfigError, TrainingError
 from headgate.experiments.compare import Comparison, arm_recipes
@@ -41,7 +42,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     compare = {
         "seeds": [1, 2, 3],
         "arms": ARMS,
-        "tune": {"arms": ["lora"], "values": [1e-3, 1e-1]},
+        "tune": {"arms": ["lora"], "values": [1e-3, 1e-1], "overrides": {"data.validation.limit": 2}},
         "contrasts": [["base", "lora"], ["longer", "base"]],
     }
     first = Comparison(recipe(tmp_path, compare)).execute()
@@ -57,6 +58,9 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert other["differences"] == [
         b - a for a, b in zip(arms["base"]["values"], arms["longer"]["values"], strict=True)
     ]
+    recipes = [yaml.safe_load(file.read_text()) for file in tmp_path.glob("cmp/*-s*/recipe.yaml")]
+    rows = {(content["seed"] == 7, content["data"]["validation"]["limit"]) for content in recipes}
+    assert rows == {(True, 2), (False, 4)}, "overrides hold in the tuning runs alone"
     told: list[str] = []
     again = Comparison(recipe(tmp_path, compare), say=told.append).execute()
     assert again == first and told == [], "a complete comparison runs nothing and says the same"

@@ -228,7 +228,7 @@ class Comparison:
         jobs = {}
         for name in waiting:
             for value in tune.values:
-                candidate = self._with(self.arms[name], tune.key, value)
+                candidate = self._with(self.arms[name], {tune.key: value, **tune.overrides})
                 candidate = candidate.model_copy(update={"seed": tune.seed, "evaluation": []})
                 jobs[name, str(value)] = (candidate, f"tune {name}: {tune.key}={value}")
         for (name, text), directory in self._run(jobs):
@@ -240,10 +240,11 @@ class Comparison:
                 self._save_state()
         for name, tuned in self.state["tuned"].items():
             if name in self.arms:
-                self.arms[name] = self._with(self.arms[name], tune.key, tuned["value"])
+                self.arms[name] = self._with(self.arms[name], {tune.key: tuned["value"]})
 
     @staticmethod
-    def _with(arm: Recipe, key: str, value: Any) -> Recipe:
+    def _with(arm: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         content = arm.model_dump(mode="json")
-        set_dotted(content, key, value)
+        for key, value in overrides.items():
+            set_dotted(content, key, value)
         return recipe_from(content)

@@ -24,7 +24,8 @@ TRACKERS = ("jsonl", "tensorboard", "trackio", "wandb")
 class TuneConfig(StrictConfig):
     """Learning-rate (or any other) tuning before a comparison: equal for every arm, chosen on validation.
 
-    ``metric`` is one of ``training``'s in the result, or a stream's ``continual.average``.
+    ``metric`` is one of ``training``'s in the result, or a stream's ``continual.average``. ``overrides`` hold in the
+    tuning runs alone: where a stream's validation rows are what is reported, tuning wants other rows.
     """
 
     arms: str | list[str] = "all"
@@ -32,6 +33,7 @@ class TuneConfig(StrictConfig):
     values: list[Any]
     seed: int = 7
     metric: str = "eval_loss"
+    overrides: dict[str, Any] = Field(default_factory=dict)
 
 
 class CompareConfig(StrictConfig):
