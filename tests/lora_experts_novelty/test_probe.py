@@ -9,7 +9,7 @@ import torch
 
 from headgate.data.collation import Collator
 from headgate.data.packing import pack
-from headgate.methods.lora_experts.probe import reference_mean, skill_embeddings
+from headgate.methods.lora_experts.probe import reference_text, skill_embeddings
 from headgate.models.load import load_model
 from tests.training.conftest import make_rows
 
@@ -74,10 +74,11 @@ def test_it_reads_no_more_than_it_needs(adapted: Any) -> None:
 def test_the_reference_is_the_models_own_and_moves_no_other_draw(adapted: Any) -> None:
     model, _ = adapted
     torch.manual_seed(7)
-    first = reference_mean(model, 3)
+    first, tokens = reference_text(model, 3)
+    assert int(tokens.sum()) >= 2048 and len(first) == len(tokens)
     drawn = torch.rand(3)
     torch.manual_seed(8)
-    assert torch.equal(reference_mean(model, 3), first)
+    assert torch.equal(reference_text(model, 3)[0], first)
     torch.manual_seed(7)
     assert torch.equal(torch.rand(3), drawn)
-    assert not torch.equal(reference_mean(model, 4), first)
+    assert not torch.equal(reference_text(model, 4)[0], first)

@@ -1,16 +1,20 @@
-"""A projection head trained to tell a skill from a mix: a sharper distance than cosines of raw means.
+"""A projection head trained to tell skills from each other and from a mix: a distance that is learned.
 
 DyLoRA-MoE plan, 5.2; SimCLR's head and loss (Chen et al. 2020, section 2.1), with two means over disjoint halves of a
 document set as the two views of a skill.
 
-Shapes: N samples of one skill, M views, H width, P projected width.
+Shapes: N samples of one skill, M views, H width, P projected width, D samples of all skills.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from headgate.modules.fixed_precision import FixedPrecision
 from headgate.ops.novelty import nt_xent
 from headgate.ops.randomness import generator
 
@@ -20,7 +24,10 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, width: int, projected: int = 128, *, seed: int = 0) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, projected)
+        self.first = nn.utils.skip_init(
+            nn.Linear, width, width
+        )  # its own start: the global stream stays as it is
+        self.second = nn.utils.skip_init(nn.Linear, width, projected)
         stream = generator(seed, 0, "contrastive_head.init")
         with torch.no_grad():
             for layer in (self.first, self.second):
@@ -73,3 +80,73 @@ def train_head(
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+class SkillContrast(FixedPrecision):
+    """A head and the samples that it is trained on: every skill of a library, and the mix.
+
+    The mix is what the bare model writes by itself, so the first skill already has something to differ from. The
+    head is trained anew, from the same start, whenever a skill enters.
+
+    Args:
+        width: H. steps: of training at every new skill. seed: of the start and of the views.
+    """
+
+    MIX = -1
+    MOST_PER_VIEW, PAIRS = 16, 16
+    samples_DH: Tensor
+    owner_D: Tensor
+
+    def __init__(self, width: int, steps: int, *, seed: int = 0) -> None:
+        super().__init__()
+        self.width, self.steps, self.seed = width, steps, seed
+        self.head = ContrastiveHead(width, seed=seed).requires_grad_(False)
+        self._allocate(0)
+
+    def _allocate(self, count: int) -> None:
+        device = self.head.first.weight.device
+        self.register_buffer("samples_DH", torch.zeros(count, self.width, device=device))
+        self.register_buffer("owner_D", torch.zeros(count, dtype=torch.long, device=device))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SkillContrast:
+        super()._apply(fn, recurse=False)
+        for parameter in self.head.parameters():
+            parameter.data = parameter.data.to(self.samples_DH.device)
+        return self
+
+    def of(self, owner: int) -> Tensor:
+        """``[N, H]``: the centred samples of one skill."""
+        return self.samples_DH[self.owner_D == owner]
+
+    def add(self, owner: int, centred_NH: Tensor) -> None:
+        self.samples_DH = torch.cat([self.samples_DH, centred_NH.to(self.samples_DH)])
+        self.owner_D = torch.cat([self.owner_D, torch.full((len(centred_NH),), owner).to(self.owner_D)])
+
+    def remove(self, owner: int) -> None:
+        kept = self.owner_D != owner
+        self.samples_DH, self.owner_D = self.samples_DH[kept], self.owner_D[kept]
+
+    def train_anew(self) -> None:
+        """Raises ValueError while there is one skill and no mix, or a skill of fewer than two samples."""
+        skills = [self.of(owner) for owner in self.owner_D.unique().tolist()]
+        size = min(self.MOST_PER_VIEW, min(map(len, skills)) // 2)
+        fresh = ContrastiveHead(self.width, seed=self.seed)
+        self.head.load_state_dict(fresh.state_dict())
+        with torch.enable_grad():
+            self.head.requires_grad_(True)
+            train_head(
+                self.head, skills, steps=self.steps, pairs=self.PAIRS, size=max(size, 1), seed=self.seed
+            )
+            self.head.requires_grad_(False)
+
+    @torch.no_grad()
+    def similarities(self, first_xH: Tensor, second_KH: Tensor) -> Tensor:
+        """``[..., K]`` cosines between projections of centred means."""
+        return self.head(first_xH) @ self.head(second_KH).mT
+
+    def structure(self) -> dict[str, Any]:
+        return {"samples": len(self.owner_D)}
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        """Room for the saved samples, before a strict load."""
+        self._allocate(structure["samples"])

@@ -2,7 +2,8 @@
 
 Prototypes are kept uncentred, as an exponential moving average (rate .05 for a new look); the reference mean is
 subtracted where similarities are taken. When a skill enters, the similarities between random halves of its samples
-are kept: how alike two looks at it are is what its calibrated threshold rests on.
+are kept: how alike two looks at it are is what its calibrated threshold rests on. With a contrast, every similarity
+is taken between projections of a head that is trained anew with every skill that enters.
 
 Shapes: K experts in the library, H width, N samples given, R repetitions.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
+from headgate.modules.contrastive_head import SkillContrast
 from headgate.modules.fixed_precision import FixedPrecision
 from headgate.ops import novelty
 from headgate.ops.randomness import generator
@@ -29,6 +31,7 @@ class SkillLibrary(FixedPrecision):
 
     Args:
         width: H. decay: of the prototypes. beta: of the similarity tracker. seed: of the draws of halves.
+        contrast: steps of training of the projection head at every new skill; 0: cosines of the means themselves.
     """
 
     expert_ids: Tensor
@@ -39,9 +42,12 @@ class SkillLibrary(FixedPrecision):
     has_reference: Tensor
     tracked: Tensor
 
-    def __init__(self, width: int, *, decay: float = 0.95, beta: float = 0.9, seed: int = 0) -> None:
+    def __init__(
+        self, width: int, *, decay: float = 0.95, beta: float = 0.9, seed: int = 0, contrast: int = 0
+    ) -> None:
         super().__init__()
         self.width, self.decay, self.beta, self.seed = width, decay, beta, seed
+        self.contrast = SkillContrast(width, contrast, seed=seed) if contrast else None
         self.register_buffer("reference_H", torch.zeros(width))
         self.register_buffer("has_reference", torch.zeros((), dtype=torch.bool))
         self.register_buffer("tracked", torch.zeros(2))  # average, updates
@@ -78,6 +84,21 @@ class SkillLibrary(FixedPrecision):
         for name, value in zip(BUFFERS, new, strict=True):
             old = getattr(self, name)
             setattr(self, name, torch.cat([old, value.to(old)]))
+        if self.contrast is not None:
+            self.contrast.add(expert, embeddings_NH.float() - reference_H)
+            self._learn_contrast()
+
+    def _learn_contrast(self) -> None:
+        """Train the head anew and take every skill's likeness to itself with it."""
+        contrast = self.contrast
+        assert contrast is not None
+        contrast.train_anew()
+        for place, expert in enumerate(self.experts):
+            samples_NH = contrast.of(expert).cpu()
+            stream = generator(self.seed, expert, "skill_library.halves")
+            halves = novelty.split_half_means(samples_NH, torch.ones(len(samples_NH)), REPEATS, stream)
+            first_RP, second_RP = (contrast.head(half.to(self.reference_H)) for half in halves)
+            self.halves_KR[place] = (first_RP * second_RP).sum(-1)
 
     def update(self, expert: int, embeddings_NH: Tensor, tokens_N: Tensor) -> None:
         """Another look at a known skill: its prototype moves by 1 - decay."""
@@ -91,15 +112,24 @@ class SkillLibrary(FixedPrecision):
         for name in BUFFERS:
             old = getattr(self, name)
             setattr(self, name, torch.cat([old[:place], old[place + 1 :]]))
+        if self.contrast is not None:
+            self.contrast.remove(expert)
 
-    def set_reference(self, reference_H: Tensor) -> None:
-        """The mean hidden state that no skill is credited with (see probe.reference_mean), once for all skills."""
+    def set_reference(self, reference_H: Tensor, mix_NH: Tensor | None = None) -> None:
+        """The mean hidden state that no skill is credited with (see probe.reference_text), once for all skills.
+
+        ``mix_NH`` are the documents that it is the mean of: a contrast needs them. Raises ConfigError without.
+        """
         if self.experts:
             raise ConfigError(
                 "the reference is set before the first skill enters: similarities hold against it"
             )
         self.reference_H.copy_(reference_H)
         self.has_reference.fill_(True)
+        if self.contrast is not None:
+            if mix_NH is None:
+                raise ConfigError("a contrast needs the documents of the reference: give mix_NH too")
+            self.contrast.add(SkillContrast.MIX, mix_NH.float() - reference_H)
 
     def _place(self, expert: int) -> int:
         if expert not in self.experts:
@@ -110,14 +140,20 @@ class SkillLibrary(FixedPrecision):
     def similarities(self, embeddings_NH: Tensor, tokens_N: Tensor) -> Tensor:
         """``[K]`` cosine of the samples' token mean with every prototype."""
         look_H = novelty.token_mean(embeddings_NH.float(), tokens_N)
-        return novelty.cosines(look_H.to(self.reference_H), self.prototypes_KH, self.reference_H)
+        return self._cosines(look_H.to(self.reference_H))
+
+    def _cosines(self, means_xH: Tensor) -> Tensor:
+        """``[..., K]`` of means with the prototypes, as they are or as the head projects them."""
+        if self.contrast is None:
+            return novelty.cosines(means_xH, self.prototypes_KH, self.reference_H)
+        return self.contrast.similarities(means_xH - self.reference_H, self.prototypes_KH - self.reference_H)
 
     def bootstrap_similarities(
         self, embeddings_NH: Tensor, tokens_N: Tensor, stream: torch.Generator
     ) -> Tensor:
         """``[R, K]``: the same for samples drawn with replacement."""
         looks_RH = novelty.bootstrap_means(embeddings_NH.float(), tokens_N, REPEATS, stream)
-        return novelty.cosines(looks_RH.to(self.reference_H), self.prototypes_KH, self.reference_H)
+        return self._cosines(looks_RH.to(self.reference_H))
 
     def calibrated_thresholds(self, false_spawns: float, samples: int) -> Tensor:
         """``[K]``: one threshold per expert for a look of so many samples, from how alike halves of its skill are
@@ -125,7 +161,7 @@ class SkillLibrary(FixedPrecision):
 
         Skills differ in spread: a threshold that fits a diverse one lets neighbours of a narrow one pass.
         """
-        between_KK = novelty.cosines(self.prototypes_KH, self.prototypes_KH, self.reference_H)
+        between_KK = self._cosines(self.prototypes_KH)
         found = []
         for place, known in enumerate(self.samples_K.tolist()):
             look = min(samples, known)  # a longer look cannot undo the chance in the prototype
@@ -145,7 +181,8 @@ class SkillLibrary(FixedPrecision):
 
     # -- saving -----------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
-        return {"width": self.width, "experts": len(self.experts)}
+        contrast = None if self.contrast is None else self.contrast.structure()
+        return {"width": self.width, "experts": len(self.experts), "contrast": contrast}
 
     def restore(self, structure: Mapping[str, Any]) -> None:
         """Room for the saved experts, before a strict load."""
@@ -154,3 +191,5 @@ class SkillLibrary(FixedPrecision):
                 f"the saved library has width {structure['width']}, this model {self.width}: load it into its own model"
             )
         self._allocate(structure["experts"])
+        if self.contrast is not None:
+            self.contrast.restore(structure["contrast"])

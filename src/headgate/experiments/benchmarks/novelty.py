@@ -25,15 +25,21 @@ from headgate.data.prepare import prepare
 from headgate.data.sources import load_rows
 from headgate.data.wordmath import FAMILIES
 from headgate.experiments.benchmarks.frame import Report, Say, at_least, at_most, not_measured
-from headgate.methods.lora_experts.probe import reference_mean, skill_embeddings
+from headgate.methods.lora_experts.probe import reference_text, skill_embeddings
 from headgate.methods.lora_experts.spawn import Evidence, SpawnConfig, SpawnPolicy, build_policy
 from headgate.models.load import load_model
 from headgate.modules.skill_library import SkillLibrary
+from headgate.ops.novelty import token_mean
 from headgate.ops.randomness import generator
 
 SEGMENTS, DOCUMENTS, LOOK, LOOKS = 100, 720, 48, 3
 RECURRENCE = 0.75
 """Chance that a segment brings back a skill while there are new ones left."""
+RULES = {
+    "fixed": SpawnConfig(threshold="fixed"),
+    "calibrated": SpawnConfig(),
+    "calibrated, contrast": SpawnConfig(contrast=200),
+}
 CORPORA: dict[str, dict[str, Any]] = {
     "stories": {"source": "text", "path": "tinystories/tinystories_sample.txt"},
     "shakespeare": {"source": "text", "path": "tinyshakespeare/input.txt", "options": {"chunk_characters": 500}},
@@ -113,10 +119,11 @@ def skill_order(skills: Sequence[str], seed: int) -> Iterator[str]:
             yield met[int(torch.randint(len(met), (), generator=stream))]
 
 
-def detect(looks: Looks, config: SpawnConfig, reference: Tensor, seed: int) -> Tally:
-    """Run the policy over one stream."""
-    library = SkillLibrary(len(reference), seed=seed)
-    library.set_reference(reference)
+def detect(looks: Looks, config: SpawnConfig, mix: tuple[Tensor, Tensor], seed: int) -> Tally:
+    """Run the policy over one stream; ``mix`` is the reference text."""
+    reference = token_mean(*mix)
+    library = SkillLibrary(len(reference), seed=seed, contrast=config.contrast)
+    library.set_reference(reference, mix[0])
     policy, tally, founder = build_policy(config, library, seed), Tally(), dict[int, str]()
     looked: Counter[str] = Counter()
     for segment, skill in enumerate(skill_order(list(looks.skills), seed)):
@@ -171,18 +178,18 @@ def run(*, quick: bool, say: Say) -> Report:
     """AUROC, false spawns and experts found against true skills, by stream and kind of threshold."""
     report, folder = Report("novelty"), Path(os.environ.get("HEADGATE_SHARED", "../shared")) / "data"
     model, tokenizer = load_model("embedded", lora=None)
-    reference = reference_mean(model, 0)
+    mix = reference_text(model, 0)
     for stream, skills in sources(folder).items():
-        tallies: dict[str, list[Tally]] = {"fixed": [], "calibrated": []}
+        tallies: dict[str, list[Tally]] = {name: [] for name in RULES}
         for seed in range(1 if quick else 3):
             say(f"novelty: {len(skills)} skills of {stream}, stream {seed}")
             looks = Looks(model, tokenizer, skills, seed)
-            for threshold, found in tallies.items():
-                found.append(detect(looks, SpawnConfig(threshold=threshold), reference, seed))
-        for threshold, found in tallies.items():
+            for rule, found in tallies.items():
+                found.append(detect(looks, RULES[rule], mix, seed))
+        for rule, found in tallies.items():
             every = [tally.figures() for tally in found]
             mean = {name: float(np.mean([one[name] for one in every])) for name in every[0]}
-            report.arms[f"{stream}, {threshold}"] = {
+            report.arms[f"{stream}, {rule}"] = {
                 **mean,
                 "streams": every,
                 "scores": [[round(x, 4) for x in tally.scores] for tally in found],

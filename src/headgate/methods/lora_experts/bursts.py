@@ -2,7 +2,8 @@
 
 The plan's "token-level novelty" (5.7): a skill may be known as a whole and still bring single documents that no
 expert has seen the like of. Each such document waits here; when average-linkage clustering of those waiting finds a
-group of ``least`` or more that are alike, that group is a burst.
+group of ``least`` or more that are alike, that group is a burst. A document does not wait for ever: some of a known
+skill's own documents look novel by chance, and in a long enough skill even those would make a burst.
 
 Legend: N documents, T tokens, H hidden size.
 """
@@ -24,35 +25,49 @@ from headgate.modules.fixed_precision import FixedPrecision
 
 
 class Burst(NamedTuple):
-    """Documents that belong together: ids, mean hidden states ``[N, H]``, and their text (see ``documents_in``)."""
+    """Documents that belong together: ids, mean hidden states ``[N, H]``, text (see ``documents_in``), and how many
+    documents had been offered when each came."""
 
     ids: Tensor
     embeddings: Tensor
     documents: Tensor
+    arrived: Tensor
 
 
 class NoveltyBuffer(FixedPrecision):
-    """Waiting documents, oldest first. State: ids, embeddings and text, in buffers of changing size.
+    """Waiting documents. State: ids, embeddings, text and time of arrival, in buffers of changing size.
 
     Args:
         width: H. least: documents that make a burst. alike: average cosine within a cluster, centred by the
-            reference. capacity: the oldest are dropped beyond it.
+            reference. capacity: the oldest are dropped beyond it. patience: a document is dropped once so many
+            more were offered, novel or not; None: it waits for ever.
     """
 
-    stays_on_cpu = frozenset({"ids", "waiting", "documents"})
+    stays_on_cpu = frozenset({"ids", "waiting", "documents", "arrived"})
     ids: Tensor
     waiting: Tensor
     documents: Tensor
+    arrived: Tensor
 
-    def __init__(self, width: int, *, least: int = 32, alike: float = 0.5, capacity: int = 1024) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        least: int = 32,
+        alike: float = 0.5,
+        capacity: int = 1024,
+        patience: int | None = None,
+    ) -> None:
         super().__init__()
         self.width, self.least, self.alike, self.capacity = width, least, alike, capacity
+        self.patience, self.offered = patience, 0
         self._allocate(0, 0)
 
     def _allocate(self, count: int, length: int) -> None:
         self.register_buffer("ids", torch.zeros(count, dtype=torch.long))
         self.register_buffer("waiting", torch.zeros(count, self.width))
         self.register_buffer("documents", torch.zeros(count, length, 2, dtype=torch.long))
+        self.register_buffer("arrived", torch.zeros(count, dtype=torch.long))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,11 +84,23 @@ class NoveltyBuffer(FixedPrecision):
 
         A document that waits already is not kept twice. Without ``documents_NT2`` their text is not kept.
         """
+        self.offered += len(ids)
+        self._expire()
         new = (similarity_N < threshold) & ~torch.isin(ids, self.ids)
         if documents_NT2 is None:
             documents_NT2 = torch.zeros(len(ids), 0, 2, dtype=torch.long)
-        self.keep(Burst(ids[new], embeddings_NH[new], documents_NT2[new]))
-        return int(new.sum())
+        arrived = torch.full((int(new.sum()),), self.offered)
+        self.keep(Burst(ids[new], embeddings_NH[new], documents_NT2[new], arrived))
+        return len(arrived)
+
+    def _expire(self) -> None:
+        if self.patience is not None:
+            self._take(self.arrived > self.offered - self.patience)
+
+    def _take(self, chosen: Tensor) -> None:
+        """Only these go on waiting."""
+        self.ids, self.waiting = self.ids[chosen], self.waiting[chosen]
+        self.documents, self.arrived = self.documents[chosen], self.arrived[chosen]
 
     def keep(self, more: Burst) -> None:
         """Let documents wait, behind those that do."""
@@ -82,6 +109,7 @@ class NoveltyBuffer(FixedPrecision):
         self.documents = stacked[-self.capacity :]
         self.ids = torch.cat([self.ids, more.ids])[-self.capacity :]
         self.waiting = torch.cat([self.waiting, more.embeddings.float()])[-self.capacity :]
+        self.arrived = torch.cat([self.arrived, more.arrived])[-self.capacity :]
 
     def clear(self) -> None:
         self._allocate(0, 0)
@@ -96,18 +124,26 @@ class NoveltyBuffer(FixedPrecision):
         if sizes.max() < self.least:
             return None
         chosen = torch.from_numpy(labels == sizes.argmax())
-        found = Burst(self.ids[chosen], self.waiting[chosen], self.documents[chosen])
-        self.ids, self.waiting, self.documents = (
-            t[~chosen] for t in (self.ids, self.waiting, self.documents)
-        )
+        found = Burst(self.ids[chosen], self.waiting[chosen], self.documents[chosen], self.arrived[chosen])
+        self._take(~chosen)
         return found
 
     def structure(self) -> dict[str, Any]:
-        return {"waiting": len(self), "length": self.documents.shape[1]}
+        return {"waiting": len(self), "length": self.documents.shape[1], "offered": self.offered}
 
     def restore(self, structure: Mapping[str, Any]) -> None:
         """Room for the saved documents, before a strict load."""
+        self.offered = structure["offered"]
         self._allocate(structure["waiting"], structure["length"])
+
+
+def waiting_for_bursts(width: int, least: int, false_novel: float) -> NoveltyBuffer:
+    """A buffer in which chance alone makes no burst.
+
+    A share ``false_novel`` of a known skill's own documents looks novel. Within the patience of
+    least / (2 false_novel) documents, least / 2 of those are expected: half of a burst.
+    """
+    return NoveltyBuffer(width, least=least, patience=round(least / (2 * false_novel)))
 
 
 def documents_in(batch: Mapping[str, Any]) -> Tensor:

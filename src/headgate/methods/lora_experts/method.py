@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headgate.errors import ModelError
 from headgate.methods.base import DataView, Method, build_config
-from headgate.methods.lora_experts.bursts import NoveltyBuffer
+from headgate.methods.lora_experts.bursts import NoveltyBuffer, waiting_for_bursts
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.forward import Pass, RoutedForward
 from headgate.methods.lora_experts.growth import GrowingExperts, is_target
@@ -131,9 +131,10 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
             for site in ["shared"] if config.router_sites == "shared" else sizes:
                 self.routers[site] = ExpertRouter(width, directions=config.gate_projection)
         self.sketch = FeatureSketch(width, config.gate_projection)
-        self.library = SkillLibrary(hidden_size, seed=self.seed)
+        self.library = SkillLibrary(hidden_size, seed=self.seed, contrast=config.spawn.contrast)
         if config.burst is not None:
-            self.novel, self.burst = (NoveltyBuffer(hidden_size, least=config.burst) for _ in range(2))
+            self.novel = waiting_for_bursts(hidden_size, config.burst, config.spawn.false_spawns)
+            self.burst = NoveltyBuffer(hidden_size, least=config.burst)
         if config.freeze_first:
             self.sites_named(config.freeze_first)
 

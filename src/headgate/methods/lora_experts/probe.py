@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headgate.models.anatomy import describe
 from headgate.models.block_parts import adapters_off, is_tuner
 from headgate.models.surgery import head_bypassed
-from headgate.ops.novelty import document_means, token_mean
+from headgate.ops.novelty import document_means
 from headgate.ops.randomness import derive_seed
 
 Bypass = Callable[[], AbstractContextManager[Any]]
@@ -73,11 +73,11 @@ def documents_of(batch: Mapping[str, Any]) -> Tensor:
     return torch.zeros_like(batch["input_ids"]) if mask is None else torch.as_tensor(mask).long() - 1
 
 
-def reference_mean(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> Tensor:
-    """``[H]``: the mean final hidden state over text that the bare model writes by itself (2,048 tokens).
+def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> tuple[Tensor, Tensor]:
+    """``[N, H]`` and ``[N]``: what the bare model writes by itself (32 documents, 2,048 tokens), as skill_embeddings.
 
-    This is what every skill's embedding has in common, and it needs no data: the first skill of a stream could not
-    be centred by skills that are still to come.
+    Its token mean is what every skill's embedding has in common, and it needs no data: the first skill of a stream
+    could not be centred by skills that are still to come.
     """
     anatomy: Any = describe(model)
     device = next(anatomy.model.parameters()).device
@@ -99,4 +99,4 @@ def reference_mean(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) 
             pad_token_id=start,
         )
     batch = {"input_ids": written, "attention_mask": torch.ones_like(written)}
-    return token_mean(*skill_embeddings(model, [batch], bypassed=bypassed))
+    return skill_embeddings(model, [batch], bypassed=bypassed)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
-from headgate.methods.lora_experts.probe import reference_mean, skill_embeddings
+from headgate.methods.lora_experts.probe import reference_text, skill_embeddings
 from headgate.methods.lora_experts.roster import Roster
 from headgate.methods.lora_experts.spawn import Decision, Evidence, build_policy
 from headgate.methods.stage import ScheduledStage
 from headgate.models.anatomy import Anatomy
 from headgate.modules.skill_library import SkillLibrary
+from headgate.ops.novelty import token_mean
 
 if TYPE_CHECKING:
     from headgate.methods.lora_experts.config import LoraExpertsConfig
@@ -109,7 +110,8 @@ class SkillTracking:
             return None, None, policy.decide(Evidence(none, torch.zeros(0, dtype=torch.long), **common))
         assert self._anatomy is not None
         if not bool(self.library.has_reference):
-            self.library.set_reference(reference_mean(self._anatomy.model, self.seed, self.bypassed))
+            mix, tokens = reference_text(self._anatomy.model, self.seed, self.bypassed)
+            self.library.set_reference(token_mean(mix, tokens), mix)
         samples, known = config.min_samples, -1
         common |= self.losses_alone(probe)
         while True:

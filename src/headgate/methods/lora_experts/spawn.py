@@ -85,6 +85,9 @@ class SpawnConfig(StrictConfig):
     """Of the cosines with all experts. The plan's ``median`` calls every skill novel once experts differ."""
     threshold: Literal["fixed", "calibrated"] = "calibrated"
     """``calibrated``: below all but ``false_spawns`` of the similarities that known skills have with themselves."""
+    contrast: int = Field(default=0, ge=0)
+    """Steps in which a projection head is trained (NT-Xent) at every new skill, on all skills met so far and on text that
+    the bare model writes; similarities are then taken between projections. 0: no head."""
     base: float = Field(default=0.75, gt=-1, le=1)
     delta: float = Field(default=0.05, ge=0)
     threshold_min: float = Field(default=0.4, ge=-1, le=1)
