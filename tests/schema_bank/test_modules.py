@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from headgate.modules.bank import LowRankBank
-from headgate.modules.routers import AttributeRouter, LinearRouter, MLPRouter
+from headgate.modules.routers import AttributeRouter, LinearRouter, MLPRouter, linear_of_norm
 from headgate.ops.gating import Gates, softmax_gates
 
 
@@ -27,6 +27,22 @@ def test_logits_are_fp32_and_autocast_changes_none(dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(router(x), plain)
         assert plain.dtype == torch.float32 and plain.shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_the_norm_taken_out_of_the_product_is_the_norm_before_it(scale: float) -> None:
+    """Values and every gradient in float64; also of a zero vector, where only eps keeps the norm finite."""
+    norm, linear = nn.RMSNorm(8, eps=1e-6).double(), nn.Linear(8, 4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(8, generator=stream(1)))
+    x = (scale * torch.randn(2, 3, 8, generator=stream(), dtype=torch.float64)).requires_grad_(True)
+    inputs = [x, norm.weight, linear.weight, linear.bias]
+    found, wanted = linear_of_norm(norm, x, linear.weight, linear.bias), linear(norm(x))
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn(2, 3, 4, generator=stream(2), dtype=torch.float64)
+    mine, theirs = (torch.autograd.grad(out, inputs, upstream, retain_graph=True) for out in (found, wanted))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_mlp_router_starts_at_its_bias_for_every_input_and_learns() -> None:

@@ -15,6 +15,16 @@ from torch import Tensor, nn
 from headgate.ops.gating import at_least_fp32
 
 
+def linear_of_norm(
+    norm: nn.RMSNorm, x_BTI: Tensor, weight_NI: Tensor, bias_N: Tensor | None = None
+) -> Tensor:
+    """W norm(x) + b without a normed copy of x: (W diag(g)) x / rms(x) + b. A third of a router's time on a CPU."""
+    eps = norm.eps if norm.eps is not None else torch.finfo(x_BTI.dtype).eps
+    power_BT1 = torch.linalg.vector_norm(x_BTI, dim=-1, keepdim=True).square() / x_BTI.shape[-1]
+    out = F.linear(x_BTI, weight_NI * norm.weight) * torch.rsqrt(power_BT1 + eps)
+    return out if bias_N is None else out + bias_N
+
+
 class LinearRouter(nn.Module):
     """z = W norm(h) [+ b]. ``weight`` is [N, I], drawn from N(0, std^2) by ``generator``; the bias starts at 0."""
 
@@ -39,7 +49,7 @@ class LinearRouter(nn.Module):
             weight_NI = at_least_fp32(self.weight)
             x_BTI = x_BTI.to(weight_NI.dtype)
             if self.norm is not None:
-                x_BTI = self.norm(x_BTI)
+                return linear_of_norm(self.norm, x_BTI, weight_NI, self.bias)
             return F.linear(x_BTI, weight_NI, self.bias)
 
 
@@ -100,8 +110,10 @@ class MLPRouter(nn.Module):
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         with torch.autocast(x_BTI.device.type, enabled=False):
-            hidden = self.norm(at_least_fp32(x_BTI).to(self.norm.weight.dtype))
-            for index, layer in enumerate(self.layers):
-                hidden = layer(F.gelu(hidden) if index else hidden)
-            out: Tensor = hidden
+            first, *later = self.layers
+            assert isinstance(first, nn.Linear)
+            x_BTI = at_least_fp32(x_BTI).to(first.weight.dtype)
+            out = linear_of_norm(self.norm, x_BTI, first.weight, first.bias)
+            for layer in later:
+                out = layer(F.gelu(out))
             return out
