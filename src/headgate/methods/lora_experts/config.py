@@ -53,7 +53,8 @@ class LoraExpertsConfig(StrictConfig):
         evict: at ``spawn.max_experts`` or ``max_parameters``, remove the least used mature expert to make room.
         max_parameters: of all experts together. pinned: experts that are never evicted or merged.
         combine: the experts' outputs are added up at every linear. The plan's logit mixing is refused by name.
-        eval_routing: ``on``, ``removed``, ``expert:<number or skill>`` or ``mixture:<number or skill>=<weight>,...``.
+        eval_routing: ``on``, ``removed``, ``arrow`` (every linear routes by its experts' weights),
+            ``expert:<number or skill>`` or ``mixture:<number or skill>=<weight>,...``.
     """
 
     target_modules: list[str] | Literal["auto"] = "auto"

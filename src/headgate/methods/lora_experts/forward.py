@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.context import Context, remember
 from headgate.methods.lora_experts.features import MEMORY, keep_on_cache, router_features
-from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, phase_of
+from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.models.anatomy import Anatomy
+from headgate.modules.arrow import ArrowRouter
 from headgate.modules.expert_bank import Mixture
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 PREPASS = "headgate_experts_prepass"
 SHARED = "shared"
-ONE, MIXTURE = "expert:", "mixture:"
+ONE, MIXTURE, ARROW = "expert:", "mixture:", "arrow"
 
 
 @dataclass
@@ -58,6 +59,7 @@ class RoutedForward:
     record: Pass | None
     recording: bool
     looking: list[Tensor] | None
+    arrows: dict[str, ArrowRouter]
     _anatomy: Anatomy | None
     bank: Callable[[str], Any]
     router: Callable[..., Any]
@@ -67,6 +69,11 @@ class RoutedForward:
     def in_training(self) -> bool:
         assert self._anatomy is not None
         return self._anatomy.blocks[0].training
+
+    @property
+    def by_arrow(self) -> bool:
+        """Whether every linear routes by itself, by its experts' weights (evaluation only)."""
+        return self.routing == ARROW and not self.in_training and self.looking is None
 
     @property
     def idle(self) -> bool:
@@ -120,7 +127,9 @@ class RoutedForward:
             self.running = None
             context = Context.read(call, MEMORY)
             weights = self._fixed()
-            if weights is not None:
+            if self.by_arrow:
+                self.running = Pass(context, None, features=context.valid)
+            elif weights is not None:
                 fixed = fixed_mixture(self.roster, weights, context.valid.device)
                 self.running = Pass(context, None, mixtures={SHARED: fixed})
             else:
@@ -221,7 +230,9 @@ class RoutedForward:
                 raise ModelError(
                     f"lora_experts: {site} ran outside a forward of the model, so it has no gates: call the model itself"
                 )
-            mixture = running.mixtures.get(SHARED) or self._mix(running, site)
+            mixture = running.mixtures.get(SHARED) or (
+                self._arrow(site, x) if self.by_arrow else self._mix(running, site)
+            )
             gates = mixture.scaled
             if gates.shape[1] > 1 and gates.shape[:2] != x.shape[:2]:
                 raise ModelError(
@@ -234,15 +245,23 @@ class RoutedForward:
 
         return of
 
+    def _arrow(self, site: str, x: Tensor) -> Mixture:
+        """Of every expert but a newborn, whose direction is chance."""
+        numbers = phase_of(self.config, self.roster, False, self.without).numbers
+        experts = [self.bank(site).expert(str(number)) for number in numbers]
+        router = self.arrows.setdefault(site, ArrowRouter())
+        gates = router(x, experts, self.config.top_k)
+        return mixture_of(self.roster, numbers, gates, gates.weight)
+
     # -- evaluation -------------------------------------------------------------------------------------
     def set_routing(self, routing: str) -> None:
-        """``on``, ``removed`` (the base), ``expert:<number or skill>`` (that one alone, gate 1), or fixed gates,
-        ``mixture:<number or skill>=<weight>,...``. Raises ConfigError for anything else."""
+        """``on``, ``removed`` (the base), ``arrow`` (modules/arrow.py), ``expert:<number or skill>`` (that one alone,
+        gate 1), or fixed gates, ``mixture:<number or skill>=<weight>,...``. Raises ConfigError for anything else."""
         if routing.startswith((ONE, MIXTURE)):
             self.fixed_weights(routing)
-        elif routing not in ("on", "removed"):
+        elif routing not in ("on", "removed", ARROW):
             raise ConfigError(
-                f"routing {routing!r} is not one of on, removed, expert:<number or skill>, "
+                f"routing {routing!r} is not one of on, removed, arrow, expert:<number or skill>, "
                 "mixture:<number or skill>=<weight>,..."
             )
         self.routing = routing

@@ -25,6 +25,7 @@ from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, linear_size
 from headgate.models.surgery import on_block_input, on_linear, override_forward
+from headgate.modules.arrow import ArrowRouter
 from headgate.modules.expert_bank import ExpertBank
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.feature_sketch import FeatureSketch
@@ -65,6 +66,7 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
         self.without: tuple[int, ...] = ()
         self.evaluated: str | None = None
         self.looking: list[Tensor] | None = None
+        self.arrows: dict[str, ArrowRouter] = {}
         self.running: Pass | None = None
         self.record: Pass | None = None
         self._anatomy: Anatomy | None = None

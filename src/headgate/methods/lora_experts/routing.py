@@ -57,7 +57,7 @@ def phase_of(config: LoraExpertsConfig, roster: Roster, training: bool, without:
 def fixed_mixture(roster: Roster, weights: Mapping[int, float], device: torch.device) -> Mixture:
     """The same gates for every token; of one expert with gate 1, that expert alone."""
     weight = torch.tensor(list(weights.values()), device=device).view(1, 1, -1)
-    return _mixture(roster, tuple(weights), Gates(weight, weight), weight)
+    return mixture_of(roster, tuple(weights), Gates(weight, weight), weight)
 
 
 def mix(
@@ -75,7 +75,7 @@ def mix(
     if router is None:  # uniform, sum
         level = torch.ones_like(maturity) if config.router == "sum" else maturity / maturity.sum()
         weight = level.view(1, 1, -1)
-        return _mixture(roster, phase.numbers, Gates(weight, torch.zeros_like(weight)), weight)
+        return mixture_of(roster, phase.numbers, Gates(weight, torch.zeros_like(weight)), weight)
     logits = router(features, [str(number) for number in phase.numbers])
     gates = maturity_gates(logits, maturity, phase.temperature, phase.k)
     probs = gates.weight
@@ -85,12 +85,13 @@ def mix(
     if capacity and config.capacity_factor is not None and phase.k is not None:
         limit = math.ceil(config.capacity_factor * phase.k * int(valid.sum()) / len(phase.numbers))
         gates, dropped = capacity_mask(gates, valid, limit)
-    return _mixture(roster, phase.numbers, gates, probs, dropped)
+    return mixture_of(roster, phase.numbers, gates, probs, dropped)
 
 
-def _mixture(
-    roster: Roster, numbers: tuple[int, ...], gates: Gates, probs: Tensor, dropped: Tensor | None = None
+def mixture_of(
+    roster: Roster, numbers: Sequence[int], gates: Gates, probs: Tensor, dropped: Tensor | None = None
 ) -> Mixture:
+    """Gates over these experts, with every expert's alpha / r."""
     scale = {info.number: info.scale for info in roster}
     scales = [scale[number] for number in numbers]
     scaled = gates.weight * torch.tensor(scales, device=gates.weight.device)
