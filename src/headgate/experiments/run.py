@@ -252,7 +252,7 @@ def final_validation(trainer: HeadgateTrainer) -> dict[str, float]:
 def evaluate(
     model: Any, tokenizer: Any, recipe: Recipe, directory: RunDirectory, console: Console
 ) -> dict[str, Any]:
-    """Every task of the recipe; predictions are written as each task ends."""
+    """Every task of the recipe, and the ``seconds`` it took; predictions are written as each task ends."""
     metrics = {}
     keys = [task.key for task in recipe.evaluation]
     if len(set(keys)) < len(keys):
@@ -260,12 +260,13 @@ def evaluate(
             f"two evaluation entries are called {max(keys, key=keys.count)!r}: give one a label"
         )
     for task in recipe.evaluation:
+        start = time.perf_counter()
         result = run_task(
             model,
             tokenizer,
             task,
             lambda done, total, name=task.key: console.progress(f"evaluate {name}", done, total),
         )
-        metrics[task.key] = result.metrics
+        metrics[task.key] = {**result.metrics, "seconds": time.perf_counter() - start}
         write_predictions(directory.predictions / f"{task.key}.jsonl", result.items)
     return metrics

@@ -12,7 +12,7 @@ from headgate.experiments.report.content import Block, Figure, Panel, Text, Toke
 from headgate.experiments.report.figures.bars import bar_panel
 from headgate.experiments.report.figures.curves import band_phrase, curve_panel
 from headgate.experiments.report.figures.heat import heat_panel
-from headgate.experiments.report.figures.pareto import pareto
+from headgate.experiments.report.figures.pareto import Cost, pareto
 from headgate.experiments.report.study import Arm, Study
 from headgate.experiments.report.style import MUTED, OKABE_ITO, new_panel, shared_legend
 from headgate.experiments.report.words import seeds_phrase
@@ -87,13 +87,34 @@ def _by_arm(study: Study, name: str) -> dict[str, list[float]]:
 
 
 def _frontier(study: Study) -> list[Block]:
-    def executed(arm: Arm) -> list[float]:
-        routed = arm.training("routing_utilization")
-        return routed or ([1.0] if "layer_routing" not in arm.methods and arm.distinct else [])
+    """Quality against what inference costs: blocks and FLOPs executed on held-out data, and evaluation's seconds."""
 
-    costs = {"depth": ("share of blocks asked for", executed)}
+    def share(name: str) -> Cost:
+        def of(arm: Arm) -> list[float]:
+            full = [1.0] if "layer_routing" not in arm.methods and arm.distinct else []
+            return arm.training(name) or full
+
+        return of
+
+    costs = {
+        "depth": ("share of all blocks that run, held-out data", share("routing_utilization_eval")),
+        "executed": ("share of the FLOPs that inference executes", share("routing_executed_eval")),
+        "inference_seconds": ("seconds of the evaluation", _evaluation_seconds(study)),
+    }
     found = pareto(study, costs, "Accuracy-compute Pareto frontier")
     return [found] if found is not None else []
+
+
+def _evaluation_seconds(study: Study) -> Cost:
+    metric = study.metric
+
+    def of(arm: Arm) -> list[float]:
+        if metric is None or metric.path[0] != "evaluation":
+            return []
+        tasks = [(run.result or {}).get("evaluation", {}).get(metric.path[1], {}) for run in arm.distinct]
+        return [task["seconds"] for task in tasks if "seconds" in task]
+
+    return of
 
 
 def _speed_up(study: Study) -> list[Block]:
