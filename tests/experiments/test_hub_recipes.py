@@ -57,7 +57,13 @@ def localised(content: dict[str, Any], folder: Path, split: str) -> dict[str, An
     kind = source if source in ("gsm8k", "codealpaca", "mbpp", "text") else "messages"
     file = folder / f"{kind}-{split}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, split, 48)))
-    return {**content, "path": str(file), "name": None, "split": "train", "limit": None}
+    return {
+        **content,
+        "path": str(file),
+        "name": None,
+        "split": "test" if split == "test" else "train",
+        "limit": None,
+    }
 
 
 def small(recipe: Recipe, folder: Path) -> Recipe:
