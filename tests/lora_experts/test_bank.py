@@ -63,6 +63,27 @@ def test_the_bank_is_the_loop_over_its_experts(ranks: list[int], seed: int, froz
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-10, atol=1e-10)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.integers(1, 2), st.integers(0, 9))
+def test_one_token_reads_its_chosen_experts_as_they_are_now(ranks: list[int], k: int, seed: int) -> None:
+    """A decoding step is the loop over the chosen experts; also after a factor was written to."""
+    stream = torch.Generator().manual_seed(seed)
+    bank, names = bank_of(ranks, stream), NAMES[: len(ranks)]
+    x = torch.randn(1, 1, 5, dtype=torch.float64, generator=stream)
+    gates = torch.rand(1, 1, len(ranks), dtype=torch.float64, generator=stream)
+    chosen = gates.topk(k).indices
+    kept = torch.zeros_like(gates).scatter(-1, chosen, gates.gather(-1, chosen))
+    for _ in range(2):
+        mixture = Mixture(names, Gates(kept, kept, chosen), kept, 2 * kept)
+        with torch.no_grad():
+            found, wanted = bank(x, mixture), torch.zeros(1, 1, 3, dtype=torch.float64)
+            for place, name in enumerate(names):
+                expert = bank.expert(name)
+                wanted += 2 * kept[..., place : place + 1] * (x @ expert.down.T @ expert.up)
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+            bank.expert(names[-1]).up.mul_(-3)
+
+
 def test_what_is_kept_between_calls_follows_every_change() -> None:
     """The packed factors are kept where no gradient is wanted; a step, a swap or a removal is seen at once."""
     stream = torch.Generator().manual_seed(0)

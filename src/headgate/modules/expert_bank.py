@@ -19,7 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headgate.ops.gathered_low_rank import Rows, chosen_rows, gathered_is_faster, gathered_low_rank
+from headgate.ops.gathered_low_rank import (
+    Rows,
+    chosen_rows,
+    gathered_is_faster,
+    gathered_low_rank,
+    one_token_low_rank,
+)
 from headgate.ops.gating import Gates
 from headgate.ops.low_rank import grouped_experts, grouped_is_faster, low_rank_bank
 
@@ -30,7 +36,7 @@ class Mixture:
 
     ``experts``: names, in the order of the last dimension of ``gates``. ``probs``: the router's probabilities over
     them. ``scaled``: the gates times each expert's alpha / r. ``dropped``: share of dispatches over capacity.
-    ``rows``: what the linears that share these gates need to know of them at decoding, by ranks; filled in by use.
+    ``rows``, ``picked``: what the linears that share these gates need to know of them at decoding; filled in by use.
     """
 
     experts: tuple[str, ...]
@@ -39,6 +45,15 @@ class Mixture:
     scaled: Tensor
     dropped: Tensor | None = None
     rows: dict[tuple[int, ...], Rows] = field(default_factory=dict)
+    picked: list[tuple[int, float]] = field(default_factory=list)
+
+    def of_one_token(self) -> list[tuple[int, float]]:
+        """Place and scaled gate of each chosen expert; the gates are those of one token."""
+        if not self.picked:
+            assert self.gates.chosen is not None
+            places, scaled = self.gates.chosen.flatten().tolist(), self.scaled.flatten().tolist()
+            self.picked.extend((place, scaled[place]) for place in places)
+        return self.picked
 
 
 class LowRankExpert(nn.Module):
@@ -160,9 +175,14 @@ class ExpertBank(nn.Module):
             if grouped_is_faster(tokens, cast.ranks, chosen.shape[-1], width):
                 downs, ups = [m.down for m in cast.members], [m.up for m in cast.members]
                 return grouped_experts(x_BTI, downs, ups, mixture.scaled, chosen)
+        leading, few = x_BTI.shape[:-1], chosen is not None and not torch.is_grad_enabled()
+        few = few and not torch.is_autocast_enabled(device)
+        if few and device == "cpu" and leading.numel() == 1:
+            taken = [(cast.members[place], gate) for place, gate in mixture.of_one_token()]
+            return one_token_low_rank(x_BTI, [(m.down, m.up, gate) for m, gate in taken])
         down_RI, up_RO = self.packed(mixture.experts)
-        if chosen is not None and not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):
-            leading = x_BTI.shape[:-1]
+        if few:
+            assert chosen is not None
             if gathered_is_faster(leading.numel(), cast.ranks, chosen.shape[-1]):
                 if cast.ranks not in mixture.rows:
                     mixture.rows[cast.ranks] = chosen_rows(mixture.scaled, chosen, cast.ranks, leading)

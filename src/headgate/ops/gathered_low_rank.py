@@ -1,6 +1,7 @@
-"""N low-rank experts over a copy of each token's chosen rows: for the few tokens of a decoding step.
+"""N low-rank experts where only the chosen ones are read: for the few tokens of a decoding step.
 
-Which rows those are depends on the gates alone, so sites that share their gates compute it once.
+Several tokens read a copy of each one's chosen rows. Which rows those are depends on the gates alone, so sites that share
+their gates compute it once. A single token on a CPU reads its experts where they lie.
 
 Legend: M tokens, I inputs, O outputs, N experts, K chosen, r the largest rank, P = K r copied rows, R total rank.
 """
@@ -51,3 +52,14 @@ def gathered_low_rank(x: Tensor, down_RI: Tensor, up_RO: Tensor, rows: Rows) -> 
     )
     inner_MP1 = (down_MPI @ x.reshape(-1, x.shape[-1], 1)) * rows.weight.to(x.dtype)
     return (inner_MP1.mT @ up_MPO).view(*x.shape[:-1], -1)
+
+
+def one_token_low_rank(x: Tensor, chosen: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """sum_e g_e (x A_e^T) B_e for one token ``[*, I]``; ``chosen`` holds ``[r, I]``, ``[r, O]`` and the gate of each."""
+    x_I, total_O = x.reshape(-1), None
+    for down_rI, up_rO, gate in chosen:
+        inner_r = torch.mv(down_rI.to(x.dtype), x_I) * gate
+        up_Or = up_rO.to(x.dtype).mT
+        total_O = torch.mv(up_Or, inner_r) if total_O is None else torch.addmv(total_O, up_Or, inner_r)
+    assert total_O is not None
+    return total_O.view(*x.shape[:-1], -1)
