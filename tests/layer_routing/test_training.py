@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from headgate.data.collation import Collator
 from headgate.errors import ConfigError
@@ -20,6 +20,7 @@ from headgate.training.saved import load
 from headgate.training.telemetry import is_known
 from headgate.training.trainer import HeadgateTrainer
 
+from ..training.arguments import arguments_in
 from ..training.conftest import make_rows
 from .conftest import batch_of
 
@@ -50,12 +51,8 @@ def trainer_of(folder: Path, options: dict[str, Any], lora: bool = True, **argum
     )
     trainer = HeadgateTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(folder / "out"),
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            remove_unused_columns=False,
+        args=arguments_in(
+            folder / "out",
             **{
                 "max_steps": 6,
                 "per_device_train_batch_size": 4,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
 
 from headgate.data.collation import Collator
 from headgate.experiments.run import quiet
@@ -17,6 +16,7 @@ from headgate.models.anatomy import Anatomy, describe
 from headgate.models.load import load_model
 from headgate.training.trainer import HeadgateTrainer
 
+from ..training.arguments import arguments_in
 from ..training.conftest import make_rows
 
 FAMILIES = ["llama", "qwen2", "gemma3", "gpt2"]
@@ -95,12 +95,8 @@ def trainer_of(
         arguments.setdefault("max_steps", sum(stage.steps or 0 for stage in stages))
     trainer = HeadgateTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(folder / "out"),
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            remove_unused_columns=False,
+        args=arguments_in(
+            folder / "out",
             **{
                 "max_steps": 6,
                 "per_device_train_batch_size": 4,

@@ -10,12 +10,13 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainingArguments
 
 from headgate.data.collation import Collator
 from headgate.methods.schema_bank import SchemaBank
 from headgate.models.load import load_model
 from headgate.training.trainer import HeadgateTrainer
+
+from ..training.arguments import arguments_in
 
 SMALL = {"num_schemas": 6, "rank": 3}
 
@@ -57,12 +58,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., HeadgateTrainer]:
         model, tokenizer = tiny(dropout=0.05)
         trainer = HeadgateTrainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=str(tmp_path / folder),
-                report_to=[],
-                disable_tqdm=True,
-                use_cpu=True,
-                remove_unused_columns=False,
+            args=arguments_in(
+                tmp_path / folder,
                 **arguments,
             ),
             train_dataset=tagged_rows(),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from headgate.config import StrictConfig
 from headgate.data.collation import Collator
@@ -19,6 +19,8 @@ from headgate.methods.base import Method
 from headgate.methods.step import Step
 from headgate.models.load import load_model
 from headgate.training.trainer import HeadgateTrainer
+
+from .arguments import arguments_in
 
 
 def make_rows(count: int = 64, seed: int = 0) -> Dataset:
@@ -97,12 +99,8 @@ def make_trainer(rows: Dataset, tmp_path: Path) -> Callable[..., Any]:
         model, tokenizer = load_model("random:llama", lora={"dropout": lora_dropout}, seed=1, device="cpu")
         trainer = kind(
             model=model,
-            args=TrainingArguments(
-                output_dir=str(tmp_path / folder),
-                report_to=[],
-                disable_tqdm=True,
-                use_cpu=True,
-                remove_unused_columns=False,
+            args=arguments_in(
+                tmp_path / folder,
                 **arguments,
             ),
             train_dataset=rows if data is None else data,
