@@ -150,3 +150,12 @@ def test_a_float_up_to_one_is_a_share_and_an_integer_is_steps(
     file.write_text("training: {eval_every: 2.5}")
     with pytest.raises(ConfigError, match="neither a share"):
         load_recipe(file)
+
+
+def test_a_setting_that_waits_for_replayed_rows_is_refused_without_replay() -> None:
+    from headgate.experiments.plan import plan
+
+    experts = {"merge_above": 0.8, "merge_replay": 20}
+    content = {"name": "x", "model": {"name_or_path": "embedded"}, "methods": {"lora_experts": experts}}
+    with pytest.raises(ConfigError, match="merge_replay works on replayed rows: set data.replay"):
+        plan(recipe_from(content))

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headgate.experiments.paths import with_paths
+from headgate.experiments.prepared import check_replay
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep import expand
@@ -79,6 +80,7 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
             f"  steps      {steps}, {batch} examples a step, at most {steps * batch * recipe.data.max_length:,} tokens"
         )
     methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
+    check_replay(recipe, methods)
     if model is not None:
         for method in methods:
             method.check_model(describe(model))

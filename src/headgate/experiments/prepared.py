@@ -46,6 +46,7 @@ def prepare_run(recipe: Recipe) -> Prepared:
         checkpoint.deterministic(True)
     set_seed(recipe.seed)
     methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
+    check_replay(recipe, methods)
     for task in recipe.evaluation:
         if task.task in ("exact_match", "gsm8k", "perplexity"):
             load_rows(task.source_config())
@@ -55,6 +56,15 @@ def prepare_run(recipe: Recipe) -> Prepared:
     train, validation, stages, reports, segments = _data(recipe, base, tokenizer, methods)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
     return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports, segments)
+
+
+def check_replay(recipe: Recipe, methods: Sequence[Method]) -> None:
+    """Raise ConfigError where a method waits for rows of earlier skills that never come."""
+    for method in methods:
+        if method.needs_replay and recipe.data.replay is None:
+            raise ConfigError(
+                f"methods.{method.name}: {method.needs_replay} works on replayed rows: set data.replay: {{ratio: 0.1}}"
+            )
 
 
 def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method]) -> Any:

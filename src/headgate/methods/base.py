@@ -133,6 +133,11 @@ class Method(nn.Module):
     def check_model(self, anatomy: Anatomy) -> None:
         """Raise ConfigError for settings that this model rules out; it may lie on the meta device, without weights."""
 
+    @property
+    def needs_replay(self) -> str | None:
+        """The setting that only works on rows of earlier skills (``data.replay``), or None."""
+        return None
+
     def check_run(self, max_steps: int) -> None:
         """Raise ConfigError for settings that cannot work in a run of this many optimizer steps."""
 

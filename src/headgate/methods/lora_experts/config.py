@@ -50,6 +50,8 @@ class LoraExpertsConfig(StrictConfig):
         double_after: steps of which the last evaluation must gain ``double_gain``, or the rank doubles up to
             ``max_rank``; None: never.
         merge_above: at each new skill, first merge experts whose mean cos(dW) is at least this; None: never.
+        merge_replay: optimizer steps, at the start of the skill that follows a merge, in which the merged experts train
+            too, on what ``data.replay`` brings of their skills; 0: they stay as merged.
         evict: at ``spawn.max_experts`` or ``max_parameters``, remove the least used mature expert to make room.
         max_parameters: of all experts together. pinned: experts that are never evicted or merged.
         combine: the experts' outputs are added up at every linear. The plan's logit mixing is refused by name.
@@ -95,6 +97,7 @@ class LoraExpertsConfig(StrictConfig):
     double_gain: float = Field(0.01, gt=0, lt=1)
     max_rank: int = Field(32, ge=1)
     merge_above: float | None = Field(None, gt=0, le=1)
+    merge_replay: int = Field(0, ge=0)
     evict: bool = False
     max_parameters: int | None = Field(None, ge=1)
     pinned: list[int] = Field(default_factory=list)
@@ -142,6 +145,8 @@ class LoraExpertsConfig(StrictConfig):
                 f"burst needs spawn.policy: novelty and a router that can find the burst again, not "
                 f"{self.spawn.policy!r} with router {self.router!r}: leave it out"
             )
+        if self.merge_replay and self.merge_above is None:
+            raise ValueError("merge_replay says how long merged experts train: set merge_above too")
         if self.freeze_first and self.freeze_after is None:
             raise ValueError("freeze_first says what freezes first: set freeze_after too")
         return self

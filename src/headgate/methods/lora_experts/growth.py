@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from headgate.errors import ConfigError
+from headgate.methods.lora_experts.merging import REST, rest
 from headgate.methods.lora_experts.roster import Roster
+from headgate.methods.lora_experts.targets import is_target
 from headgate.methods.lora_experts.watching import BURST
 from headgate.modules.expert_bank import ExpertBank, LowRankExpert
 from headgate.modules.expert_router import ExpertRouter
@@ -209,6 +211,8 @@ class GrowingExperts:
         for what in self.pending:
             if what == BURST:
                 done.append(self.born_of_burst())
+            elif what == REST:
+                done.append(rest(self))  # type: ignore[arg-type]
             elif what == "double":
                 self.double_rank(self.current)
                 done.append(f"expert {info.number} has rank {info.rank}")
@@ -282,8 +286,3 @@ class GrowingExperts:
         """The experts of the start."""
         for _ in range(count):
             self.spawn(self.config.r, "start", alpha=self.config.alpha, founder=True)
-
-
-def is_target(site: str, target: str) -> bool:
-    """Whether ``3/self_attn/q_proj`` is the linear called ``q_proj`` or ``self_attn.q_proj``: whole names only."""
-    return f"/{site}".endswith("/" + target.replace(".", "/"))

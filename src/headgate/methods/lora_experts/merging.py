@@ -1,8 +1,8 @@
 """Fewer experts: average-linkage clusters of alike updates, each merged into one expert.
 
 Experts are alike when cos(dW_i, dW_j), over all sites as one vector, is high. A cluster's updates are averaged by
-usage and brought back to the survivor's rank (QR, SVD); its gates add up. A short replay afterwards is the data's
-business (``data.replay``).
+usage and brought back to the survivor's rank (QR, SVD); its gates add up. With ``merge_replay`` the survivors train on
+at the start of the skill that follows, on the rows of theirs that ``data.replay`` brings back.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from headgate.ops.expert_merging import Factors, cosines, merged
 
 if TYPE_CHECKING:
     from headgate.methods.lora_experts.method import LoraExperts
+    from headgate.methods.step import Step
 
 ALIKE = 0.8
+REST = "rest"
+"""The entry of ``pending`` that ends the short replay after a merge."""
 
 
 def factors_of(method: LoraExperts, number: int) -> list[Factors]:
@@ -94,3 +97,27 @@ def merge_alike(method: LoraExperts, threshold: float = ALIKE) -> list[list[int]
     for group in found:
         merge(method, group)
     return found
+
+
+def refresh(method: LoraExperts, merged_groups: list[list[int]]) -> None:
+    """The survivors of these merges train beside the stage's own expert, for ``merge_replay`` steps."""
+    there = {info.number for info in method.roster} - {method.current}
+    wanted = method.config.merge_replay and method.config.freeze_others
+    method.refreshing = [n for group in merged_groups for n in group if n in there] if wanted else []
+    for number in method.refreshing:
+        method.thaw(number)
+
+
+def end_refresh_when_due(method: LoraExperts, step: Step) -> None:
+    """At the end of an optimizer step: note at the last one of the short replay that it is over."""
+    done, stage = step.global_step + 1, step.scheduled
+    if method.refreshing and done - stage.start == method.config.merge_replay and done < stage.stop:
+        method.pending.append(REST)
+
+
+def rest(method: LoraExperts) -> str:
+    """The short replay is over."""
+    rested, method.refreshing = method.refreshing, []
+    for number in rested:
+        method.freeze(number)
+    return f"merged experts {', '.join(map(str, rested))} are frozen again"

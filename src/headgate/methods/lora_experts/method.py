@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from headgate.methods.base import DataView, Method, build_config
 from headgate.methods.lora_experts.bursts import NoveltyBuffer, waiting_for_bursts
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.forward import Pass, RoutedForward
-from headgate.methods.lora_experts.growth import GrowingExperts, is_target
+from headgate.methods.lora_experts.growth import GrowingExperts
+from headgate.methods.lora_experts.merging import end_refresh_when_due
 from headgate.methods.lora_experts.reporting import follow, grow_older, info_table, loads, telemetry
 from headgate.methods.lora_experts.roster import Roster
 from headgate.methods.lora_experts.skills import SkillTracking
+from headgate.methods.lora_experts.targets import target_linears
 from headgate.methods.lora_experts.teaching import SKILL, auxiliary_losses, distilled_rows
 from headgate.methods.lora_experts.watching import BurstBatches, WatchedSkill
 from headgate.methods.stage import ScheduledStage
@@ -56,6 +57,7 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
         self.hidden_size = 0
         self.current = 0
         self.pending: list[str] = []
+        self.refreshing: list[int] = []
         self.burst_left, self._kept = 0, 0
         self.usual: dict[str, float] = {}
         self.decisions: list[dict[str, Any]] = []
@@ -76,7 +78,7 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
     # -- installation -----------------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:
         """Hook every target linear. Raises ModelError where a target matches nothing or a saved bank does not fit."""
-        linears = self._targets(anatomy)
+        linears = target_linears(anatomy, self.config.target_modules, self.config.first_block)
         sizes = {site: linear_size(linear) for site, linear in linears.items()}
         if not self.banks:
             self._build(sizes, anatomy.hidden_size)
@@ -99,28 +101,6 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
     def detach(self) -> None:
         super().detach()
         self.running = self.record = self._anatomy = None
-
-    def _targets(self, anatomy: Anatomy) -> dict[str, nn.Module]:
-        """Target linears by site (``3/self_attn/q_proj``), on the blocks that the router's features allow."""
-        first = self.config.first_block
-        if first >= anatomy.num_blocks:
-            raise ModelError(
-                f"features: block {first}, but the model has {anatomy.num_blocks} blocks (0..{anatomy.num_blocks - 1})"
-            )
-        targets = self.config.target_modules
-        wanted = list(anatomy.family.linears) if targets == "auto" else list(targets)
-        everything = {
-            f"{number}/{name.replace('.', '/')}": linear
-            for number in range(first, anatomy.num_blocks)
-            for name, linear in anatomy.linears(anatomy.blocks[number])
-        }
-        for target in wanted:
-            if not any(is_target(site, target) for site in everything):
-                leaves = sorted({site.rsplit("/", 1)[-1] for site in everything})
-                close = difflib.get_close_matches(target, leaves, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the blocks have {', '.join(leaves)}"
-                raise ModelError(f"lora_experts.target_modules: {target!r} matches nothing: {hint}")
-        return {s: linear for s, linear in everything.items() if any(is_target(s, t) for t in wanted)}
 
     def _build(self, sizes: Mapping[str, Sequence[int]], hidden_size: int) -> None:
         config, self.hidden_size = self.config, hidden_size
@@ -162,7 +142,7 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
             "roster": self.roster.structure(),
             "library": self.library.structure(),
             "current": self.current,
-            "pending": list(self.pending),
+            "pending": [list(self.pending), list(self.refreshing)],
             "skill": self.skill,
             "decisions": self.decisions,
             "bursts": None if self.config.burst is None else self.burst_structure(),
@@ -179,7 +159,7 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
         self.rebuild(structure["roster"])
         self.library.restore(structure["library"])
         self.current, self.skill = structure["current"], structure["skill"]
-        self.pending = list(structure["pending"])
+        self.pending, self.refreshing = map(list, structure["pending"])
         self.decisions = list(structure["decisions"])
         if self.config.burst is not None:
             self.restore_burst(structure["bursts"])
@@ -228,9 +208,17 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
                 found = telemetry(self, done, mixtures, soft, dispatched)
         if step.is_window_end and self._accepted_in_window:
             grow_older(self)
+        if step.is_window_end:
+            end_refresh_when_due(self, step)
         if self.similarities is not None and step.should_log:
             found["similarity_scores_on_creation"], self.similarities = self.similarities, None
         return found
+
+    @property
+    def needs_replay(self) -> str | None:
+        if self.config.merge_replay:
+            return "merge_replay"
+        return "kd_on: replayed" if self.config.kd_weight and self.config.kd_on == "replayed" else None
 
     def columns(self) -> Sequence[str]:
         return (SKILL,) if self.config.kd_weight and self.config.kd_on == "replayed" else ()

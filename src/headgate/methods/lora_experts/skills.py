@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
+from headgate.methods.lora_experts.merging import merge_alike, refresh
 from headgate.methods.lora_experts.probe import reference_text, skill_embeddings
 from headgate.methods.lora_experts.roster import Roster
 from headgate.methods.lora_experts.spawn import Decision, Evidence, build_policy
@@ -62,6 +63,7 @@ class SkillTracking:
         if self.config.router == "prototype":
             self.introduce(number, probe)
         self.train_only(number)
+        refresh(self, merged)  # type: ignore[arg-type]
         self.note(decision, number, scheduled.name, scheduled.start, skill=told, merged=merged)
 
     def note(self, decision: Decision, expert: int, stage: str, step: int, **more: Any) -> None:
@@ -78,8 +80,6 @@ class SkillTracking:
         )
 
     def _merge_alike(self, scheduled: ScheduledStage) -> list[list[int]]:
-        from headgate.methods.lora_experts.merging import merge_alike
-
         threshold = self.config.merge_above
         return [] if threshold is None else merge_alike(self, threshold)  # type: ignore[arg-type]
 
