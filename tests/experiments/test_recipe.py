@@ -157,5 +157,5 @@ def test_a_setting_that_waits_for_replayed_rows_is_refused_without_replay() -> N
 
     experts = {"merge_above": 0.8, "merge_replay": 20}
     content = {"name": "x", "model": {"name_or_path": "embedded"}, "methods": {"lora_experts": experts}}
-    with pytest.raises(ConfigError, match="merge_replay works on replayed rows: set data.replay"):
+    with pytest.raises(ConfigError, match="merge_replay works on replayed rows"):
         plan(recipe_from(content))

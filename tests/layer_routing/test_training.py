@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,21 @@ def test_resumed_is_uninterrupted(tmp_path: Path) -> None:
     again.train(resume_from_checkpoint=str(tmp_path / "b" / "out" / "checkpoint-3"))
     ours, theirs = whole.methods.state_dict(), again.methods.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_a_budget_that_was_not_reached_is_said(tmp_path: Path) -> None:
+    short = {"granularity": "token", "target_utilization": 0.5, "kd": False}
+    trainer = trainer_of(tmp_path / "a", {**short, "dual_step": 0.0, "damping": 0.0})
+    trainer.train()
+    with pytest.warns(
+        UserWarning, match=r"asked for .*, not for target_utilization=0.5.*raise dual_step \(0\)"
+    ):
+        trainer.summary()
+    met = trainer_of(tmp_path / "b", {**short, "target_utilization": 0.95})
+    met.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        met.summary()
 
 
 def test_the_budget_is_held(tmp_path: Path) -> None:

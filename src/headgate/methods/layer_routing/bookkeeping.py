@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 RATE = 0.05
 """Of the running threshold, baseline and utilization."""
+UNMET = 0.05
+"""Utilization above the target from which a finished run says that its budget was not reached."""
 
 
 def worth(anatomy: Anatomy, blocks: Sequence[int], units: int) -> tuple[Tensor, float, float]:
@@ -97,6 +100,23 @@ def telemetry(method: LayerRouting, route: Route, step: Step, used: Tensor) -> d
     if method.config.budget == "lagrangian" and method.router is not None:
         found["routing/dual"] = method.dual.clone()
     return found
+
+
+def warn_of_unmet_budget(method: LayerRouting) -> None:
+    """Gates that never came down to the target are closed by the threshold alone: the router did not learn which."""
+    config, held = method.config, float(method.held)
+    if (
+        config.budget == "lagrangian"
+        and method.router is not None
+        and held > config.target_utilization + UNMET
+    ):
+        warnings.warn(
+            f"layer_routing: at the end of training the gates asked for {held:.0%} of the blocks, not for "
+            f"target_utilization={config.target_utilization:g}: the price of depth (dual variable {float(method.dual):.2f}) "
+            f"has not reached its level, so the threshold closes what the router wants open. Train longer, or raise dual_step "
+            f"({config.dual_step:g}).",
+            stacklevel=2,
+        )
 
 
 class Tally:

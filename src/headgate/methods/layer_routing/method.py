@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
-from headgate.methods.layer_routing.bookkeeping import Tally, follow, held_out, telemetry, worth
+from headgate.methods.layer_routing.bookkeeping import (
+    Tally,
+    follow,
+    held_out,
+    telemetry,
+    warn_of_unmet_budget,
+    worth,
+)
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
 from headgate.methods.layer_routing.forward import RoutedForward
 from headgate.methods.layer_routing.teaching import auxiliary_losses, read_teacher
@@ -222,6 +229,8 @@ class LayerRouting(RoutedForward, Method):
 
     def summary(self) -> Mapping[str, Any]:
         """What training held (running means), and what the last validation measured: ``..._eval``."""
+        if self.warm:
+            warn_of_unmet_budget(self)
         held = {"routing_utilization": float(self.held), "routing_threshold": float(self.threshold)}
         return {**(held if self.warm else {}), **held_out(self, self._tallies.values())}
 
