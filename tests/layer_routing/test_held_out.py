@@ -43,6 +43,27 @@ def test_the_result_is_what_inspection_measures(tmp_path: Path, granularity: str
     assert 0 <= found["routing_adaptivity_eval"] <= math.log(2)
 
 
+@pytest.mark.parametrize("policy", ["gumbel", "exit", "topk"])
+@pytest.mark.parametrize("target", [0.5, 0.75])
+def test_the_budget_holds_on_validation_data_whatever_training_reached(
+    tmp_path: Path, policy: str, target: float
+) -> None:
+    """Within two points, though four steps with no price of depth leave the gates where they began; and nothing but the
+    threshold is touched."""
+    asked = {
+        "policy": policy,
+        "target_utilization": target,
+        "dual_step": 0.0,
+        "granularity": "token",
+        "keep": 1,
+    }
+    trainer, _ = evaluated(tmp_path / "a", **asked)
+    assert method_of(trainer).summary()["routing_utilization_eval"] == pytest.approx(target, abs=0.02)
+    running, _ = evaluated(tmp_path / "b", **asked, calibrate_on="training")
+    ours, theirs = (method_of(t).state_dict() for t in (trainer, running))
+    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == {"threshold"}
+
+
 def test_every_policy_that_routes_has_them_and_full_depth_reads_one(tmp_path: Path) -> None:
     trainer, _ = evaluated(tmp_path / "a", policy="truncate", target_utilization=0.5)
     assert method_of(trainer).summary()["routing_utilization_eval"] == pytest.approx(0.5)

@@ -19,6 +19,7 @@ from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace
 from headgate.training.checkpoint import write_atomically
 from headgate.training.saved import load
 
+MOST_TOKENS = 512
 BATCH = 32
 SHOWN_TEXTS = 3
 PROMPT_END = "\nThe answer is: "
@@ -56,11 +57,27 @@ def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]
     return written
 
 
+def text_of(row: Mapping[str, Any]) -> str:
+    """What a row says: its text, its turns one after the other, or prompt and completion."""
+    if row.get("text") is not None:
+        return str(row["text"])
+    if row.get("messages") is not None:
+        return "\n".join(str(turn["content"]) for turn in row["messages"])
+    return f"{row['prompt']}{row.get('completion') or ''}"
+
+
 def _batches(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Right-padded batches; of a text longer than the model's context, what it can read."""
     device, batches = next(model.parameters()).device, []
+    longest = min(MOST_TOKENS, getattr(model.config, "max_position_embeddings", MOST_TOKENS))
     for start in range(0, len(texts), BATCH):
         encoded = tokenizer(
-            list(texts[start : start + BATCH]), return_tensors="pt", padding=True, padding_side="right"
+            list(texts[start : start + BATCH]),
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=longest,
         )
         batches.append({name: encoded[name].to(device) for name in ("input_ids", "attention_mask")})
     return batches
@@ -70,7 +87,7 @@ def _schemas(
     model: Any, tokenizer: Any, method: Any, rows: list[Mapping[str, Any]], generated: bool
 ) -> tuple[Any, Any]:
     """Every schema: load, top tokens and examples, agreement with tags, overlap between paraphrases."""
-    texts = [f"{row['prompt']}{row.get('completion') or ''}" for row in rows]
+    texts = [text_of(row) for row in rows]
     pairs: list[tuple[int, int]] = []
     if generated:
         for index, row in enumerate(rows[: len(rows) // 2]):
@@ -103,8 +120,7 @@ def _depth(
     """Depth as at inference: by block, by token category, and token by token over a few texts."""
     from matplotlib.figure import Figure
 
-    texts = [f"{row['prompt']}{row.get('completion') or ''}" for row in rows]
-    batches = _batches(model, tokenizer, texts)
+    batches = _batches(model, tokenizer, [text_of(row) for row in rows])
     found = measure(method, batches)
     by_category: dict[str, list[float]] = defaultdict(list)
     shown = []

@@ -188,8 +188,12 @@ class Method(nn.Module):
         """
         return None
 
-    def on_evaluation_start(self, skill: str | None) -> None:
-        """Before a validation during training, with the skill whose rows come (None: the stream has no skills)."""
+    def on_evaluation_start(self, skill: str | None, probe: Iterable[Mapping[str, Any]] | None) -> None:
+        """Before a validation during training, with the skill whose rows come (None: the stream has no skills).
+
+        ``probe`` yields the validation's own batches; None of a stream's skill, and with several processes, which
+        would each see others.
+        """
 
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:
         """After every validation during training, once per data set, with its ``eval_...`` figures."""

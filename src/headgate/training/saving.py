@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,22 @@ class SavedTraining:
         self.stopwatch.stop()
         self.methods.eval()
         prefix = kwargs.get("metric_key_prefix", "eval")
-        for method in self.methods:
-            method.on_evaluation_start(prefix.removeprefix("eval_") if prefix.startswith("eval_") else None)
-        metrics = super().evaluate(*args, **kwargs)
+        skill = prefix.removeprefix("eval_") if prefix.startswith("eval_") else None
         dataset = kwargs.get("eval_dataset", args[0] if args else None)
-        if not isinstance(self.eval_dataset if dataset is None else dataset, dict):
+        several = isinstance(self.eval_dataset if dataset is None else dataset, dict)
+        alone = skill is None and not several and self.args.world_size == 1
+        for method in self.methods:
+            method.on_evaluation_start(skill, self._validation_batches(dataset) if alone else None)
+        metrics = super().evaluate(*args, **kwargs)
+        if not several:
             for method in self.methods:
                 method.on_evaluation(metrics)
         return metrics
+
+    def _validation_batches(self, dataset: Any) -> Iterator[Any]:
+        """The batches that a validation of ``dataset`` reads, on the device."""
+        for batch in self.get_eval_dataloader(dataset):
+            yield self._prepare_inputs(batch)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)

@@ -45,6 +45,9 @@ class LayerRoutingConfig(StrictConfig):
         target_utilization: share of all blocks, on real tokens.
         budget: ``lagrangian`` holds the target; ``penalty`` (weight lambda) and ``target`` (weight kappa) are the
             seed's; ``none``. budget_weight is lambda or kappa. dual_step, damping: of the Lagrangian.
+        calibrate_on: what the inference threshold is set on: ``validation`` (the first tokens of every validation set;
+            where there is none, of a stream's skills, and with several processes as the other), or ``training`` (a
+            running mean over training batches).
         kd: distil from ``teacher``: ``base`` (the same model with adapter and routing off) or ``run:<path>`` (that
             run's LoRA adapter on the same base); kd_weight, kd_temperature, kd_warmup (steps without it). The task
             loss then has weight 1 - kd_weight.
@@ -73,6 +76,7 @@ class LayerRoutingConfig(StrictConfig):
     budget_weight: float = Field(default=0.1, ge=0)
     dual_step: float = Field(default=0.01, ge=0)
     damping: float = Field(default=2.0, ge=0)
+    calibrate_on: Literal["validation", "training"] = "validation"
     kd: bool = True
     teacher: str = "base"
     kd_weight: float = Field(default=0.5, gt=0, le=1)

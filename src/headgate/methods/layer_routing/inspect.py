@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from headgate.models.block_parts import evaluating
 from headgate.ops.depth import adaptivity, threshold_for
 from headgate.ops.routing_losses import flat_mean
 
+CALIBRATION_TOKENS = 16_384
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -67,26 +69,45 @@ def measure(method: LayerRouting, batches: Iterable[Mapping[str, Any]]) -> Depth
     return Depth(used / tokens, rates.tolist(), spread.tolist(), tokens)
 
 
+def fit_threshold(
+    method: LayerRouting,
+    batches: Iterable[Mapping[str, Any]],
+    target: float | None = None,
+    tokens: int = CALIBRATION_TOKENS,
+) -> None:
+    """Set the inference threshold so that utilization is ``target`` (the config's) on the first ``tokens`` real ones.
+
+    Nothing happens where no threshold decides: a policy without a router, routing removed, no token that is free.
+    """
+    if method.router is None or method.routing == "removed":
+        return
+    target = method.config.target_utilization if target is None else target
+    logits, worths, wanted, seen = [], [], torch.zeros(()), 0
+    for route in _routes(method, batches):
+        logit, worth, always = entries(route, method.config.policy, method.units, method.share)
+        logits.append(logit)
+        worths.append(worth)
+        real = route.context.valid.sum()
+        wanted = wanted + ((target - method.always) * real - always).cpu()
+        seen += int(real)
+        if seen >= tokens:
+            break
+    if sum(map(len, logits)):
+        found = threshold_for(torch.cat(logits), torch.cat(worths), wanted.to(logits[0]))
+        method.threshold.copy_(found)
+
+
 def calibrate(
     method: LayerRouting, batches: Iterable[Mapping[str, Any]], target: float | None = None
 ) -> Depth:
-    """Set the inference threshold so that held-out utilization is ``target`` (the config's by default).
+    """Set the threshold on all of ``batches`` (see fit_threshold), and the depth that they then run at.
 
     Raises ConfigError for a policy without a threshold.
     """
-    config = method.config
     if method.router is None:
-        raise ConfigError(f"policy {config.policy!r} has no threshold to calibrate")
-    target = config.target_utilization if target is None else target
+        raise ConfigError(f"policy {method.config.policy!r} has no threshold to calibrate")
     batches = list(batches)
-    logits, worths, wanted = [], [], torch.zeros(())
-    for route in _routes(method, batches):
-        logit, worth, always = entries(route, config.policy, method.units, method.share)
-        logits.append(logit)
-        worths.append(worth)
-        wanted = wanted + ((target - method.always) * route.context.valid.sum() - always).cpu()
-    found = threshold_for(torch.cat(logits), torch.cat(worths), wanted.to(logits[0]))
-    method.threshold.copy_(found)
+    fit_threshold(method, batches, target, sys.maxsize)
     return measure(method, batches)
 
 

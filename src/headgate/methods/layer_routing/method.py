@@ -221,7 +221,13 @@ class LayerRouting(RoutedForward, Method):
         used = follow(self, route, step)
         return telemetry(self, route, step, used) if step.should_log else {}
 
-    def on_evaluation_start(self, skill: str | None) -> None:
+    def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
+        """The threshold is set so that the budget holds on validation data, as the router is now."""
+        self.tally = None
+        if probe is not None and self.config.calibrate_on == "validation":
+            from headgate.methods.layer_routing.inspect import fit_threshold
+
+            fit_threshold(self, probe)
         self.tally = self._tallies[skill] = Tally()
 
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:

@@ -239,7 +239,7 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
         """A burst takes the place of the next batches."""
         return BurstBatches(self, batches) if self.forms_batches else None
 
-    def on_evaluation_start(self, skill: str | None) -> None:
+    def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
         """The oracle is told whose rows come; nobody else reads it."""
         self.evaluated = skill
 
