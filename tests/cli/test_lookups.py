@@ -54,3 +54,28 @@ def test_runs_diff_and_cite(banked: Path, tmp_path: Path) -> None:
     cited = here("cite", run).stdout
     assert "schemabank2025" in cited and "headgate2026" in cited
     assert here("cite", tmp_path).returncode == 1
+
+
+def test_inspect_draws_depth_over_text_and_chats(tmp_path: Path) -> None:
+    """Rows of text and of messages have no prompt; texts longer than the context are read as far as it goes."""
+    rows = {
+        "text": {"text": "A long tale of a fox and a hen. " * 60},
+        "messages": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well met."}]},
+    }  # fmt: skip
+    for kind, row in rows.items():
+        (tmp_path / kind).mkdir()
+        file = tmp_path / f"{kind}.jsonl"
+        file.write_text((json.dumps(row) + "\n") * 3)
+        source = {"source": kind, "path": str(file)}
+        data = {"train": source, "validation": None, "max_length": 256, "loss_on": "all"}
+        data |= {"chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"}
+        methods = {"layer_routing": {"granularity": "token", "kd": False}}
+        done = here("train", recipe(tmp_path / kind, data=data, methods=methods, training__max_steps=2, evaluation=[]))  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        run = run_directory(tmp_path / kind)
+        done = here("inspect", run, "--limit", 2)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((run / "inspect" / "layer_routing.json").read_text())
+        assert found["texts"] and all(len(t["tokens"]) == len(t["depth"]) for t in found["texts"])
+        assert (run / "inspect" / "layer_routing_tokens.svg").stat().st_size > 1000
+        assert "<span" in (run / "inspect" / "layer_routing_text.html").read_text()

@@ -14,12 +14,14 @@ from headgate.data import wordmath
 from headgate.data.sources import load_rows
 from headgate.errors import ConfigError
 from headgate.experiments.run_directory import RunDirectory
-from headgate.methods.layer_routing.inspect import measure, token_depth
+from headgate.experiments.token_heat import token_heat
+from headgate.methods.layer_routing.inspect import heat_map, measure, token_depth
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
 from headgate.training.checkpoint import write_atomically
 from headgate.training.saved import load
 
 MOST_TOKENS = 512
+DRAWN_TEXTS = 2
 BATCH = 32
 SHOWN_TEXTS = 3
 PROMPT_END = "\nThe answer is: "
@@ -48,8 +50,12 @@ def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]
         folder.mkdir(exist_ok=True)
         written[method.name] = folder / f"{method.name}.json"
         write_atomically(written[method.name], json.dumps(tables, indent=1))
-        for suffix in ("png", "svg"):
-            drawn.savefig(folder / f"{method.name}.{suffix}", dpi=150)
+        for figure_name, one in drawn.items():
+            if isinstance(one, str):
+                write_atomically(folder / f"{figure_name}.html", one)
+                continue
+            for suffix in ("png", "svg"):
+                one.savefig(folder / f"{figure_name}.{suffix}", dpi=150)
     if not written:
         raise ConfigError(
             f"{', '.join(recipe.methods)}: nothing to inspect; its telemetry is in metrics.jsonl"
@@ -103,7 +109,8 @@ def _schemas(
     reports = describe_schemas(
         traces, lambda token: tokenizer.decode([token]), method.config.top_k, tags=tags, pairs=pairs
     )
-    return {"examples": texts, "blocks": [report.as_dict() for report in reports]}, figure(reports)
+    tables = {"examples": texts, "blocks": [report.as_dict() for report in reports]}
+    return tables, {method.name: figure(reports)}
 
 
 def token_category(text: str) -> str:
@@ -150,7 +157,9 @@ def _depth(
         "categories": categories,
         "texts": shown[:SHOWN_TEXTS],
     }
-    return tables, drawn
+    heat = token_heat(shown[:DRAWN_TEXTS], "Depth token by token")
+    page = heat_map(shown[0]["tokens"], shown[0]["depth"])
+    return tables, {method.name: drawn, f"{method.name}_tokens": heat, f"{method.name}_text": page}
 
 
 INSPECTORS: dict[str, Callable[..., tuple[Any, Any]]] = {"schema_bank": _schemas, "layer_routing": _depth}
