@@ -121,6 +121,13 @@ def token_category(text: str) -> str:
     return "number" if core.isdigit() else "word" if core.isalpha() else "symbol"
 
 
+def token_text(tokenizer: Any, number: int) -> str:
+    """How a token reads in a text; decoding a lone space may strip it, then its written form says what it is."""
+    return tokenizer.decode([number]) or tokenizer.convert_ids_to_tokens(number).replace("▁", " ").replace(
+        "Ġ", " "
+    )
+
+
 def _depth(
     model: Any, tokenizer: Any, method: Any, rows: list[Mapping[str, Any]], _generated: bool
 ) -> tuple[Any, Any]:
@@ -134,7 +141,7 @@ def _depth(
     for batch in batches:
         for ids, depths in zip(batch["input_ids"].tolist(), token_depth(method, batch).tolist(), strict=True):
             pairs = [
-                (tokenizer.decode([i]), d) for i, d in zip(ids, depths, strict=True) if not math.isnan(d)
+                (token_text(tokenizer, i), d) for i, d in zip(ids, depths, strict=True) if not math.isnan(d)
             ]
             shown.append({"tokens": [text for text, _ in pairs], "depth": [depth for _, depth in pairs]})
             for text, depth in pairs:
