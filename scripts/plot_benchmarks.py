@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from headgate.experiments.report.figures.pareto import frontier, hypervolume
 from headgate.experiments.report.style import MARKERS, MUTED, OKABE_ITO, house_style, save
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,19 +63,30 @@ def novelty(arms: dict[str, Any]) -> Figure:
 
 
 def layer_routing_pareto(table: dict[str, Any]) -> Figure:
-    """Test loss against the share of all blocks that the target allows, a line a policy."""
-    drawing = Figure(figsize=(4.6, 3.4))
-    axes = drawing.subplots()
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for run in table["runs"]:
-        key = run["overrides"]["methods.layer_routing.target_utilization"]
-        loss = run["metrics"]["evaluation.perplexity_wordmath.loss"]
-        lines.setdefault(run["overrides"]["methods.layer_routing.policy"], []).append((key, loss))
-    for index, (name, points) in enumerate(lines.items()):
-        style = {"color": OKABE_ITO[index], "marker": MARKERS[index]}
-        axes.plot(*zip(*sorted(points), strict=True), label=name, **style)
-    axes.set(xlabel="target share of all blocks", ylabel="test loss", title="Loss against depth (one seed)")
-    axes.legend()
+    """Test loss against the FLOPs that inference executes, and against its seconds; the frontier and its hypervolume."""
+    drawing = Figure(figsize=(8.6, 3.6), layout="constrained")
+    task = "evaluation.perplexity_wordmath"
+    costs = {
+        "share of the FLOPs executed at inference": "training.routing_executed_eval",
+        "seconds of the evaluation": f"{task}.seconds",
+    }
+    for axes, (label, key) in zip(drawing.subplots(1, 2, sharey=True), costs.items(), strict=True):
+        points: dict[str, list[tuple[float, float]]] = {}
+        for run in table["runs"]:
+            metrics, policy = run["metrics"], run["overrides"]["methods.layer_routing.policy"]
+            points.setdefault(policy, []).append((metrics[key], metrics[f"{task}.loss"]))
+        for index, (name, own) in enumerate(points.items()):
+            axes.plot(*zip(*sorted(own), strict=True), MARKERS[index], color=OKABE_ITO[index], label=name)
+        every = [point for own in points.values() for point in own]
+        best = sorted(every[i] for i in frontier(every))
+        axes.step(*zip(*best, strict=True), where="post", color="#8a8a8a", linewidth=1, zorder=0)
+        worst, ideal = (tuple(pick(axis) for axis in zip(*every, strict=True)) for pick in (max, min))
+        area = (worst[0] - ideal[0]) * (worst[1] - ideal[1])
+        axes.set(xlabel=label, title=f"hypervolume {hypervolume(every, worst) / area:.3f}")
+        axes.grid(alpha=0.3)
+    first, *_ = drawing.axes
+    first.set_ylabel("test loss")
+    first.legend(fontsize=8)
     return drawing
 
 
