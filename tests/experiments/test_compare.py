@@ -100,6 +100,39 @@ def test_a_killed_comparison_ends_in_the_same_table(tmp_path: Path, monkeypatch:
     )
 
 
+def test_a_stream_is_told_skill_by_skill(tmp_path: Path) -> None:
+    """What each arm knows of every skill at the end, and what it lost, are means over seeds; in the table as well."""
+
+    def skill(name: str) -> dict[str, Any]:
+        rows = {"source": "wordmath", "options": {"families": [name]}}
+        return {"skill": name, **rows, "limit": 8, "steps": 1, "validation": {**rows, "limit": 2}}
+
+    found = Comparison(
+        recipe(
+            tmp_path,
+            {"seeds": [1, 2], "metric": "continual.average", "arms": {"base": ARMS["base"], "lora": {}}},
+            data={"stream": [skill("farm"), skill("sports")], "max_length": 256},
+            training={"max_steps": 2, "per_device_train_batch_size": 2, "eval_every": 100},
+            evaluation=[],
+        )
+    )
+    report = found.execute()
+    streams = {name: arm["continual"] for name, arm in report["arms"].items()}
+    results = [
+        json.loads((Path(path) / "result.json").read_text())["continual"]
+        for path in report["arms"]["lora"]["runs"].values()
+    ]
+    for figure in ("average", "backward_transfer", "forgetting", "forward_transfer"):
+        assert streams["lora"][figure] == pytest.approx(sum(one[figure] for one in results) / 2)
+        assert streams["base"][figure] == pytest.approx(
+            report["arms"]["base"]["mean"] if figure == "average" else 0
+        )
+    assert streams["lora"]["skills"]["sports"] == pytest.approx(sum(one["matrix"][-1][1] for one in results) / 2)
+    table = (found.folder / "comparison.md").read_text()
+    assert "| arm | farm | sports | average | backward transfer | forgetting | forward transfer |" in table
+    assert f"| lora | {streams['lora']['skills']['farm']:.3f} |" in table
+
+
 @pytest.mark.parametrize(
     ("compare", "message"),
     [

@@ -44,6 +44,9 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(f"| {name} | {_interval(pair['t'])} | {p} | {seen} | {pair['verdict']} |")
     if report["pairs"]:
         lines.append("")
+    lines += _streams(
+        {name: arm["continual"] for name, arm in report["arms"].items() if arm.get("continual")}
+    )
     tuned = {name: arm["tuned"] for name, arm in report["arms"].items() if arm["tuned"]}
     if tuned:
         key = next(iter(tuned.values()))["key"]
@@ -58,6 +61,21 @@ def markdown(report: dict[str, Any]) -> str:
                 f"- {name}: {arm['equal_time']['steps']} steps, as many as fit in the {arm['equal_time']['seconds']:.1f} s of {arm['equal_time']['of']}."
             )
     return "\n".join(lines) + "\n"
+
+
+def _streams(arms: dict[str, dict[str, Any]]) -> list[str]:
+    """Of a stream: every skill's loss at its end, the average, what was lost and gained; means over seeds."""
+    if not arms:
+        return []
+    skills = list(next(iter(arms.values()))["skills"])
+    columns = ["arm", *skills, "average", "backward transfer", "forgetting", "forward transfer"]
+    lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for name, arm in arms.items():
+        cells = [f"{arm['skills'][skill]:.3f}" for skill in skills] + [f"{arm['average']:.3f}"]
+        moved = (arm[key] for key in ("backward_transfer", "forgetting", "forward_transfer"))
+        cells += ["-" if value is None else f"{value:+.3f}" for value in moved]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return [*lines, ""]
 
 
 def _interval(found: dict[str, float] | None) -> str:

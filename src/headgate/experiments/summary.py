@@ -108,6 +108,7 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
             "item_interval": item_interval(metric, results[seeds[0]], float(np.mean(values))),
             "cost": _cost([results[seed]["training"] for seed in seeds]),
             "metrics": [results[seed]["evaluation"] for seed in seeds],
+            "continual": _continual([results[seed].get("continual") for seed in seeds]),
             "runs": {str(seed): str(directory.path) for seed, directory in by_seed.items()},
             "tuned": state["tuned"].get(name),
             "equal_time": state["equal_time"].get(name),
@@ -207,6 +208,19 @@ def paired_items(
         for stack, items in zip(stacks, pair, strict=True):
             stack.append([float(item[field]) for item in items])
     return np.array(stacks[0]), np.array(stacks[1])
+
+
+def _continual(found: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Means over seeds of a stream's figures, and of every skill's loss at its end; None where there is no stream."""
+    known = [one for one in found if one is not None]
+    if not known:
+        return None
+    figures = {
+        name: None if known[0][name] is None else float(np.mean([one[name] for one in known]))
+        for name in continual.FIGURES
+    }
+    ends = np.mean([one["matrix"][-1] for one in known], axis=0)
+    return {"skills": dict(zip(known[0]["skills"], ends.tolist(), strict=True)), **figures}
 
 
 def _cost(trainings: list[Mapping[str, Any]]) -> dict[str, Any]:
