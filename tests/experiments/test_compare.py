@@ -105,7 +105,8 @@ def test_a_stream_is_told_skill_by_skill(tmp_path: Path) -> None:
 
     def skill(name: str) -> dict[str, Any]:
         rows = {"source": "wordmath", "options": {"families": [name]}}
-        return {"skill": name, **rows, "limit": 8, "steps": 1, "validation": {**rows, "limit": 2}}
+        held_out = {**rows, "split": "validation", "limit": 2}
+        return {"skill": name, **rows, "limit": 8, "steps": 1, "validation": held_out}
 
     found = Comparison(
         recipe(
@@ -127,7 +128,9 @@ def test_a_stream_is_told_skill_by_skill(tmp_path: Path) -> None:
         assert streams["base"][figure] == pytest.approx(
             report["arms"]["base"]["mean"] if figure == "average" else 0
         )
-    assert streams["lora"]["skills"]["sports"] == pytest.approx(sum(one["matrix"][-1][1] for one in results) / 2)
+    assert streams["lora"]["skills"]["sports"] == pytest.approx(
+        sum(one["matrix"][-1][1] for one in results) / 2
+    )
     table = (found.folder / "comparison.md").read_text()
     assert "| arm | farm | sports | average | backward transfer | forgetting | forward transfer |" in table
     assert f"| lora | {streams['lora']['skills']['farm']:.3f} |" in table
