@@ -1,4 +1,4 @@
-"""Laws of merging and of export: plain PEFT reproduces what it can, and what it cannot is refused."""
+"""Laws of export: plain PEFT reproduces what it can, and what it cannot is refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from headgate.errors import CheckpointError, ConfigError
 from headgate.evaluation.perplexity import perplexity
@@ -21,90 +19,11 @@ from headgate.experiments.run import run
 from headgate.experiments.run_directory import RunDirectory
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.export import concatenated, mixtures, usage_weights
-from headgate.methods.lora_experts.merging import clusters, merge, merge_alike
 from headgate.models.load import load_model
 from headgate.modules.prototype_router import PrototypeRouter
-from headgate.ops.expert_merging import cosines, inner_product, merged
 
-from .conftest import attached, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
+from .conftest import batch_of, logits_of, louden, model_of, stream_stages, trainer_of
 from .test_training import SMALL
-
-
-def draw(rank: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.randn(rank, n, dtype=torch.float64, generator=stream) for n in (7, 5))  # type: ignore[return-value]
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.integers(0, 9))
-def test_cosines_and_merges_are_those_of_the_whole_matrices(ranks: list[int], seed: int) -> None:
-    stream = torch.Generator().manual_seed(seed)
-    experts = [[draw(r, stream) for _ in range(2)] for r in ranks]
-    whole = [torch.cat([(up.T @ down).flatten() for down, up in sites]) for sites in experts]
-    wanted = torch.stack([torch.stack([torch.cosine_similarity(a, b, dim=0) for b in whole]) for a in whole])
-    torch.testing.assert_close(cosines(experts), wanted)
-    members, weights = [sites[0] for sites in experts], [1.0 / (i + 1) for i in range(len(ranks))]
-    target = sum(w * up.T @ down for w, (down, up) in zip(weights, members, strict=True))
-    u, s, v = torch.linalg.svd(target)
-    for rank in (2, sum(ranks)):
-        kept = min(rank, 5)
-        best = u[:, :kept] @ torch.diag(s[:kept]) @ v[:kept]
-        down, up = merged(members, weights, rank)
-        assert down.shape == (rank, 7) and up.shape == (rank, 5)
-        torch.testing.assert_close(up.T @ down, best, atol=1e-8, rtol=1e-6)
-    torch.testing.assert_close(inner_product(members[0], members[1]), whole_inner(members))
-
-
-def whole_inner(members: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    (a, b), (c, d) = members[:2]
-    return ((b.T @ a) * (d.T @ c)).sum()
-
-
-@pytest.mark.parametrize("router", ["learned", "prototype"])
-def test_identical_experts_merge_exactly_and_strangers_stay_apart(router: str) -> None:
-    model, anatomy = model_of()
-    method = attached(anatomy, experts=3, r=2, router=router)
-    for site in method.banks:
-        bank = method.bank(site)
-        with torch.no_grad():
-            for name in ("down", "up"):
-                getattr(bank.expert("2"), name).copy_(getattr(bank.expert("1"), name))
-    method.roster.infos[1].skills.append("sorting")
-    method.roster.infos[2].skills.append("counting")
-    if router == "prototype":
-        for name in ("0", "1", "2"):
-            method.router().learn(name, torch.randn(40, 2 * anatomy.hidden_size))
-    batch = batch_of()
-    alone = {}
-    for number in (0, 1):
-        method.set_routing(f"expert:{number}")
-        alone[number] = logits_of(model, **batch)
-    assert sorted(map(sorted, clusters(method))) == [[0], [1, 2]]
-    assert merge_alike(method) == [[1, 2]]
-    assert [info.number for info in method.roster] == [0, 1]
-    assert method.number_of("counting") == 1
-    for number in (0, 1):
-        method.set_routing(f"expert:{number}")
-        torch.testing.assert_close(logits_of(model, **batch), alone[number], atol=1e-5, rtol=1e-4)
-    with pytest.raises(ConfigError, match="two experts or more"):
-        merge(method, [1, 1])
-    method.roster.infos[0].pinned = True
-    with pytest.raises(ConfigError, match="pinned"):
-        merge(method, [0, 1])
-    assert sorted(map(sorted, clusters(method, 1e-6))) == [[0], [1]]
-
-
-def test_all_experts_alike_merge_into_the_same_model() -> None:
-    model, anatomy = model_of()
-    method = attached(anatomy, experts=2, r=3)
-    for site in method.banks:
-        bank = method.bank(site)
-        with torch.no_grad():
-            for name in ("down", "up"):
-                getattr(bank.expert("1"), name).copy_(getattr(bank.expert("0"), name))
-    before = logits_of(model, **batch_of())
-    merge_alike(method)
-    assert len(method.roster) == 1
-    torch.testing.assert_close(logits_of(model, **batch_of()), before, atol=1e-5, rtol=1e-4)
 
 
 def test_the_closed_form_router_is_linear_discriminant_analysis() -> None:

@@ -352,38 +352,3 @@ def test_distillation_looks_at_replayed_rows_only(tmp_path: Path) -> None:
     trainer.train()
     assert all(n == 0 for at, n, _ in seen if at < 4) and 0 < sum(n for *_, n, _ in seen) < 16
     assert all(extra == (n / 4 if at >= 4 else 0) for at, n, extra in seen)
-
-
-def test_merged_experts_train_on_for_a_short_replay_and_then_rest(tmp_path: Path) -> None:
-    """Two experts made alike are merged at the third skill; the survivor moves for two steps, bitwise still after."""
-    method = LoraExperts(**SMALL, router="uniform", merge_above=0.9, merge_replay=2)
-    trainer = trainer_of(tmp_path, method, stages=stream_stages(4), save_steps=1)
-
-    def make_alike() -> None:
-        with torch.no_grad():
-            for site in method.banks:
-                one, other = (method.bank(site).expert(n) for n in "01")
-                for name in ("down", "up"):
-                    getattr(other, name).zero_()[:2].copy_(getattr(one, name))
-
-    kept: dict[int, list[Tensor]] = {}
-
-    def keep(step: int) -> Any:
-        return lambda: kept.update(
-            {step: [b.clone() for s in method.banks for b in (method.bank(s).expert("1").up,)]}
-        )
-
-    trainer.add_callback(At(step8=make_alike, **{f"step{s}": keep(s) for s in (9, 10, 11, 12)}))
-    trainer.train()
-    assert [info.number for info in method.roster] == [1, 2] and method.decisions[-1]["merged"] == [[0, 1]]
-    same = {s: all(map(torch.equal, kept[s], kept[s + 1])) for s in (9, 10, 11)}
-    assert same == {9: False, 10: True, 11: True}
-    assert method.refreshing == [] and all(method.bank(s).expert("1").frozen for s in method.banks)
-
-
-def test_a_short_replay_without_rows_to_replay_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="set merge_above too"):
-        LoraExperts(merge_replay=3)
-    assert LoraExperts(merge_above=0.9, merge_replay=3).needs_replay == "merge_replay"
-    assert LoraExperts(kd_weight=1.0, kd_on="replayed").needs_replay == "kd_on: replayed"
-    assert LoraExperts().needs_replay is None

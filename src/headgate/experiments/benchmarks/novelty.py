@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
@@ -49,6 +50,13 @@ CORPORA: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def prepared(source: Mapping[str, Any], tokenizer: Any, seed: int, documents: int = DOCUMENTS) -> Dataset:
+    """At most so many documents of a skill, every token trained, cut at 256."""
+    rows = load_rows(SourceConfig(**{"limit": documents, "seed": seed, **source}))
+    config = DataConfig(max_length=256, loss_on="all", long_prompts="drop")
+    return prepare(rows, tokenizer, config, context_length=256).dataset
+
+
 class Looks:
     """Fresh documents of each skill through the bare model, look after look; the same for every policy.
 
@@ -71,11 +79,9 @@ class Looks:
         return self._seen[skill, number]
 
     def _load(self, skill: str) -> Any:
-        rows = load_rows(SourceConfig(**{"limit": DOCUMENTS, "seed": self.seed, **self.skills[skill]}))
-        config = DataConfig(max_length=256, loss_on="all", long_prompts="drop")
-        prepared = prepare(rows, self.tokenizer, config, context_length=256).dataset
+        found = prepared(self.skills[skill], self.tokenizer, self.seed)
         stream = generator(self.seed, 0, "novelty.documents")
-        return prepared.select(torch.randperm(len(prepared), generator=stream).tolist())
+        return found.select(torch.randperm(len(found), generator=stream).tolist())
 
 
 @dataclass

@@ -66,13 +66,9 @@ def export_experts(method: LoraExperts, folder: Path, mixture: str | None) -> di
 
 
 def usage_weights(method: LoraExperts) -> dict[int, float]:
-    """Share of the dispatches that each expert had in training, summing to 1; equal before any."""
-    usage = method.roster.usage.tolist()
-    total = sum(usage)
-    return {
-        info.number: u / total if total else 1 / len(usage)
-        for info, u in zip(method.roster, usage, strict=True)
-    }
+    """Share of all tokens dispatched in training that each expert served, summing to 1; equal before any."""
+    numbers = [info.number for info in method.roster]
+    return dict(zip(numbers, method.roster.served_shares(numbers), strict=True))
 
 
 def concatenated(method: LoraExperts, weights: Mapping[int, float]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,7 +1,8 @@
 """Fewer experts: average-linkage clusters of alike updates, each merged into one expert.
 
-Experts are alike when cos(dW_i, dW_j), over all sites as one vector, is high. A cluster's updates are averaged by
-usage and brought back to the survivor's rank (QR, SVD); its gates add up. With ``merge_replay`` the survivors train on
+Experts are alike when cos(dW_i, dW_j), over all sites as one vector, is high. A cluster's updates are averaged, each
+with the tokens that it ever served (the moving usage has forgotten whoever is idle now, and merging by it would only
+keep the newest), and brought back to the survivor's rank (QR, SVD); its gates add up. With ``merge_replay`` the survivors train on
 at the start of the skill that follows, on the rows of theirs that ``data.replay`` brings back.
 """
 
@@ -53,10 +54,10 @@ def clusters(method: LoraExperts, threshold: float = ALIKE) -> list[list[int]]:
 
 @torch.no_grad()
 def merge(method: LoraExperts, numbers: list[int]) -> int:
-    """Merge experts into the first of them, weighed by usage; the others are evicted. Returns the survivor.
+    """Merge experts into one of them, weighed by tokens served; the others are evicted. Returns the survivor.
 
-    The survivor takes over their skills. Its router row is the usage-weighted mean of theirs, of a learned router
-    only. Identical experts merge exactly; what the gates gave several of them goes to one, up to the router.
+    The survivor is the one in training, or else a mature one, of the highest rank, the oldest of these; it takes over
+    their skills. Its router row is the mean of theirs with the same weights, of a learned router only. Identical experts merge exactly; what the gates gave several of them goes to one, up to the router.
     Raises ConfigError for fewer than two experts, a pinned one, or a learned router per site gone elsewhere.
     """
     if len(set(numbers)) < 2:
@@ -64,12 +65,14 @@ def merge(method: LoraExperts, numbers: list[int]) -> int:
     pinned = [n for n in numbers if method.roster.info(n).pinned]
     if pinned:
         raise ConfigError(f"experts {pinned} are pinned: they cannot be merged")
-    if method.current in numbers:
-        numbers = [method.current, *(n for n in numbers if n != method.current)]
-    keep, gone = numbers[0], numbers[1:]
-    usage = torch.stack([method.roster.usage[method.roster.place(n)] for n in numbers]).double()
-    weights = (usage / usage.sum() if usage.sum() > 0 else torch.full_like(usage, 1 / len(numbers))).tolist()
-    info = method.roster.info(keep)
+    roster, numbers = method.roster, list(dict.fromkeys(numbers))
+    maturity = roster.maturity(roster.age.tolist(), method.config.maturity_steps)
+    ripe = {info.number: m >= 1 for info, m in zip(roster, maturity, strict=True)}
+    keep = max(numbers, key=lambda n: (n == method.current, ripe[n], roster.info(n).rank, -n))
+    gone = [n for n in numbers if n != keep]
+    numbers = [keep, *gone]
+    weights = roster.served_shares(numbers)
+    info = roster.info(keep)
     members = [factors_of(method, n) for n in numbers]
     for place, site in enumerate(method.banks):
         bank = method.bank(site)
@@ -85,8 +88,9 @@ def merge(method: LoraExperts, numbers: list[int]) -> int:
         else:
             router.absorb(info.name, [str(n) for n in gone])
     for n in gone:
-        info.skills += [s for s in method.roster.info(n).skills if s not in info.skills]
-        method.roster.usage[method.roster.place(keep)] += method.roster.usage[method.roster.place(n)]
+        info.skills += [s for s in roster.info(n).skills if s not in info.skills]
+        for total in (roster.usage, roster.served):
+            total[roster.place(keep)] += total[roster.place(n)]
         method.evict(n)
     return keep
 

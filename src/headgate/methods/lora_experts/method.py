@@ -201,7 +201,7 @@ class LoraExperts(RoutedForward, GrowingExperts, SkillTracking, WatchedSkill, Me
                 self.watch(step)
             mixtures = self.mixtures_of(done)
             soft, dispatched = loads(mixtures, done.context.valid)
-            follow(self, step, dispatched, mixtures[0].experts)
+            follow(self, step, dispatched, mixtures[0].experts, done.context.valid.sum())
             if self.routers and done.features is not None:
                 self.sketch.add(done.features[done.context.valid])
             if step.should_log and step.is_window_end:

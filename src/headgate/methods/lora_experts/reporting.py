@@ -31,19 +31,22 @@ def loads(mixtures: list[Mixture], valid: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(soft).mean(0), torch.stack(dispatched).mean(0)
 
 
-def follow(method: LoraExperts, step: Step, dispatched: Tensor, names: tuple[str, ...]) -> None:
-    """Usage and loss of an accepted micro-batch, averaged over ranks."""
+def follow(
+    method: LoraExperts, step: Step, dispatched: Tensor, names: tuple[str, ...], tokens: Tensor
+) -> None:
+    """Usage, tokens served and loss of an accepted micro-batch of so many real tokens, averaged over ranks."""
     roster = method.roster
     loss = step.task_loss if step.task_loss is not None else dispatched.new_full((), float("nan"))
-    figures = torch.cat([dispatched.float(), loss.float().reshape(1), dispatched.new_ones(1)])
-    mean = step.sum_across_ranks(figures)
-    mean = mean / mean[-1]
+    rest = torch.stack([loss.float(), tokens.float(), torch.ones_like(tokens, dtype=torch.float)])
+    total = step.sum_across_ranks(torch.cat([dispatched.float(), rest]))
+    mean, tokens = total / total[-1], total[-2]
     now = torch.zeros_like(roster.usage)
-    now[[roster.place(int(name)) for name in names]] = mean[:-2]
+    now[[roster.place(int(name)) for name in names]] = mean[:-3]
     roster.usage.lerp_(now, RATE)
+    roster.served += now * tokens
     place = roster.place(method.current)
     old = roster.loss[place]
-    roster.loss[place] = torch.where(old.isnan(), mean[-2], old.lerp(mean[-2], RATE))
+    roster.loss[place] = torch.where(old.isnan(), mean[-3], old.lerp(mean[-3], RATE))
 
 
 def grow_older(method: LoraExperts) -> None:
@@ -100,6 +103,7 @@ def info_table(roster: Roster, config: LoraExpertsConfig) -> list[dict[str, Any]
             "age": int(roster.age[place]),
             "maturity": m,
             "usage": figure(roster.usage, place),
+            "served_tokens": figure(roster.served, place),
             "loss": figure(roster.loss, place),
             "frozen": len(info.frozen) > 0,
         }

@@ -16,6 +16,7 @@ NAN = float("nan")
 BUFFERS: dict[str, Any] = {
     "age": 0,  # accepted optimizer steps since birth
     "usage": 0.0,  # moving share of the dispatches
+    "served": 0.0,  # tokens dispatched to it since birth
     "loss": NAN,  # moving task loss while it was the one that trained
     "loss_at_maturity": NAN,
     "best_eval": NAN,
@@ -53,6 +54,7 @@ class Roster(nn.Module):
 
     age: Tensor
     usage: Tensor
+    served: Tensor
     loss: Tensor
     loss_at_maturity: Tensor
     best_eval: Tensor
@@ -106,6 +108,12 @@ class Roster(nn.Module):
             old: Tensor = getattr(self, name)
             self.register_buffer(name, torch.cat([old[:place], old[place + 1 :]]))
         return self.infos.pop(place)
+
+    def served_shares(self, numbers: Sequence[int]) -> list[float]:
+        """Of all tokens that these experts ever served, each one's share; equal where they served none."""
+        served = torch.stack([self.served[self.place(number)] for number in numbers]).double()
+        total = served.sum()
+        return (served / total if total > 0 else torch.full_like(served, 1 / len(numbers))).tolist()
 
     def maturity(self, ages: Sequence[int], ramp: int) -> list[float]:
         """m_i = age / ramp up to 1; 1 for a founder."""

@@ -1,0 +1,166 @@
+"""Laws of merging: what is alike becomes one, weighed by what it served, exact where it can be, and trains on shortly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from headgate.errors import ConfigError
+from headgate.methods.lora_experts import LoraExperts
+from headgate.methods.lora_experts.merging import clusters, factors_of, merge, merge_alike
+from headgate.ops.expert_merging import cosines, inner_product, merged
+
+from .conftest import attached, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
+from .test_training import SMALL, At
+
+
+def draw(rank: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.randn(rank, n, dtype=torch.float64, generator=stream) for n in (7, 5))  # type: ignore[return-value]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.integers(0, 9))
+def test_cosines_and_merges_are_those_of_the_whole_matrices(ranks: list[int], seed: int) -> None:
+    stream = torch.Generator().manual_seed(seed)
+    experts = [[draw(r, stream) for _ in range(2)] for r in ranks]
+    whole = [torch.cat([(up.T @ down).flatten() for down, up in sites]) for sites in experts]
+    wanted = torch.stack([torch.stack([torch.cosine_similarity(a, b, dim=0) for b in whole]) for a in whole])
+    torch.testing.assert_close(cosines(experts), wanted)
+    members, weights = [sites[0] for sites in experts], [1.0 / (i + 1) for i in range(len(ranks))]
+    target = sum(w * up.T @ down for w, (down, up) in zip(weights, members, strict=True))
+    u, s, v = torch.linalg.svd(target)
+    for rank in (2, sum(ranks)):
+        kept = min(rank, 5)
+        best = u[:, :kept] @ torch.diag(s[:kept]) @ v[:kept]
+        down, up = merged(members, weights, rank)
+        assert down.shape == (rank, 7) and up.shape == (rank, 5)
+        torch.testing.assert_close(up.T @ down, best, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(inner_product(members[0], members[1]), whole_inner(members))
+
+
+def whole_inner(members: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    (a, b), (c, d) = members[:2]
+    return ((b.T @ a) * (d.T @ c)).sum()
+
+
+@pytest.mark.parametrize("router", ["learned", "prototype"])
+def test_identical_experts_merge_exactly_and_strangers_stay_apart(router: str) -> None:
+    model, anatomy = model_of()
+    method = attached(anatomy, experts=3, r=2, router=router)
+    for site in method.banks:
+        bank = method.bank(site)
+        with torch.no_grad():
+            for name in ("down", "up"):
+                getattr(bank.expert("2"), name).copy_(getattr(bank.expert("1"), name))
+    method.roster.infos[1].skills.append("sorting")
+    method.roster.infos[2].skills.append("counting")
+    if router == "prototype":
+        for name in ("0", "1", "2"):
+            method.router().learn(name, torch.randn(40, 2 * anatomy.hidden_size))
+    batch = batch_of()
+    alone = {}
+    for number in (0, 1):
+        method.set_routing(f"expert:{number}")
+        alone[number] = logits_of(model, **batch)
+    assert sorted(map(sorted, clusters(method))) == [[0], [1, 2]]
+    assert merge_alike(method) == [[1, 2]]
+    assert [info.number for info in method.roster] == [0, 1]
+    assert method.number_of("counting") == 1
+    for number in (0, 1):
+        method.set_routing(f"expert:{number}")
+        torch.testing.assert_close(logits_of(model, **batch), alone[number], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="two experts or more"):
+        merge(method, [1, 1])
+    method.roster.infos[0].pinned = True
+    with pytest.raises(ConfigError, match="pinned"):
+        merge(method, [0, 1])
+    assert sorted(map(sorted, clusters(method, 1e-6))) == [[0], [1]]
+
+
+def test_all_experts_alike_merge_into_the_same_model() -> None:
+    model, anatomy = model_of()
+    method = attached(anatomy, experts=2, r=3)
+    for site in method.banks:
+        bank = method.bank(site)
+        with torch.no_grad():
+            for name in ("down", "up"):
+                getattr(bank.expert("1"), name).copy_(getattr(bank.expert("0"), name))
+    before = logits_of(model, **batch_of())
+    merge_alike(method)
+    assert len(method.roster) == 1
+    torch.testing.assert_close(logits_of(model, **batch_of()), before, atol=1e-5, rtol=1e-4)
+
+
+def test_a_merge_weighs_by_all_that_was_served_and_keeps_the_higher_rank() -> None:
+    """Not by the moving usage: at the end of a stream the first skill's is zero, and merging would forget it."""
+    _, anatomy = model_of()
+    method = attached(anatomy, experts=1, r=2)
+    method.spawn(rank=4)
+    louden(method)
+    method.current = 7  # neither of them trains
+    method.roster.age.copy_(torch.tensor([500, 400]))
+    method.roster.served.copy_(torch.tensor([3000.0, 1000.0]))
+    method.roster.usage.copy_(torch.tensor([0.0, 1.0]))
+    old, new = factors_of(method, 0), factors_of(method, 1)
+    assert merge(method, [0, 1]) == 1 and method.roster.info(1).rank == 4
+    for one, other, (down, up) in zip(old, new, factors_of(method, 1), strict=True):
+        wanted = merged([one, other], [0.75, 0.25], 4)
+        torch.testing.assert_close(up.T @ down, wanted[1].T @ wanted[0], atol=1e-5, rtol=1e-4)
+    assert method.roster.served.tolist() == [4000.0]
+
+
+def test_an_expert_has_served_the_tokens_of_its_own_skill(tmp_path: Path) -> None:
+    method = LoraExperts(**SMALL, router="oracle")
+    trainer = trainer_of(tmp_path, method, stages=stream_stages(2, ("adding", "sorting")))
+    real = {0: 0, 1: 0}
+    original = method.on_step_end
+
+    def counted(step: Any) -> Any:
+        real[method.current] += int(step.valid.sum())
+        return original(step)
+
+    method.on_step_end = counted  # type: ignore[method-assign]
+    trainer.train()
+    assert method.roster.served.tolist() == list(real.values()) and min(real.values()) > 0
+    assert method.roster.usage[0] < method.roster.usage[1]
+
+
+def test_merged_experts_train_on_for_a_short_replay_and_then_rest(tmp_path: Path) -> None:
+    """Two experts made alike are merged at the third skill; the survivor moves for two steps, bitwise still after."""
+    method = LoraExperts(**SMALL, router="uniform", merge_above=0.9, merge_replay=2)
+    trainer = trainer_of(tmp_path, method, stages=stream_stages(4), save_steps=1)
+
+    def make_alike() -> None:
+        with torch.no_grad():
+            for site in method.banks:
+                one, other = (method.bank(site).expert(n) for n in "01")
+                for name in ("down", "up"):
+                    getattr(other, name).zero_()[:2].copy_(getattr(one, name))
+
+    kept: dict[int, list[Tensor]] = {}
+
+    def keep(step: int) -> Any:
+        return lambda: kept.update(
+            {step: [b.clone() for s in method.banks for b in (method.bank(s).expert("1").up,)]}
+        )
+
+    trainer.add_callback(At(step8=make_alike, **{f"step{s}": keep(s) for s in (9, 10, 11, 12)}))
+    trainer.train()
+    assert [info.number for info in method.roster] == [1, 2] and method.decisions[-1]["merged"] == [[0, 1]]
+    same = {s: all(map(torch.equal, kept[s], kept[s + 1])) for s in (9, 10, 11)}
+    assert same == {9: False, 10: True, 11: True}
+    assert method.refreshing == [] and all(method.bank(s).expert("1").frozen for s in method.banks)
+
+
+def test_a_short_replay_without_rows_to_replay_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set merge_above too"):
+        LoraExperts(merge_replay=3)
+    assert LoraExperts(merge_above=0.9, merge_replay=3).needs_replay == "merge_replay"
+    assert LoraExperts(kd_weight=1.0, kd_on="replayed").needs_replay == "kd_on: replayed"
+    assert LoraExperts().needs_replay is None
