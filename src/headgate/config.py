@@ -1,6 +1,12 @@
-"""The strict base of every configuration: unknown keys are errors, values are frozen."""
+"""The strict base of every configuration: unknown keys are errors, values are frozen, complaints name the cure."""
 
 from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,3 +19,49 @@ class StrictConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+def explain(item: Mapping[str, Any], model: type[BaseModel], where: str = "") -> str:
+    """One of pydantic's complaints about ``model``: dotted place below ``where``, what is wrong, the value given."""
+    parts = place_of(item)
+    dotted = ".".join([where, *parts] if where else parts)
+    if item["type"] == "extra_forbidden":
+        known = sorted(_fields_at(model, parts[:-1]))
+        close = difflib.get_close_matches(parts[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{dotted}: unknown key: {hint}"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if dotted and message.startswith(f"{dotted}."):
+        return message
+    given = item.get("input")
+    told = given is not None and not isinstance(given, (dict, list, BaseModel))
+    return (f"{dotted}: " if dotted else "") + message + (f" (got {given!r})" if told else "")
+
+
+def place_of(item: Mapping[str, Any]) -> list[str]:
+    """Where a complaint points, as the keys that a user wrote."""
+    return [str(part) for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
+    """Field names of the configuration at a path below ``model``."""
+    for part in path:
+        if part.isdigit():
+            continue
+        field = model.model_fields.get(part)
+        inner = _model_in(field.annotation) if field is not None else None
+        if inner is None:
+            return set()
+        model = inner
+    return set(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation):
+            found = _model_in(inner)
+            if found is not None:
+                return found
+    return None

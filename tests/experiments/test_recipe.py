@@ -41,6 +41,23 @@ def write(path: Path, text: str) -> Path:
         ("training: {max_steps: many}", r"training.max_steps: .*integer.*'many'"),
         ("training: {learning_rate: -1}", r"training.learning_rate: .*greater than 0.*-1"),
         ("training: {epochs: 1, max_steps: 5}", r"one of epochs and max_steps"),
+        (
+            "methods: {backward_gate: {scor: loss}}",
+            r"r.yaml: methods.backward_gate.scor: unknown key: did you mean 'score'",
+        ),
+        (
+            "methods: {backward_gate: {target_acceptance: 1.5}}",
+            r"r.yaml: methods.backward_gate.target_acceptance: should be less than or equal to 1 \(got 1.5\)",
+        ),
+        (
+            "methods: {lora_experts: {spawn: {polcy: x}}}",
+            r"methods.lora_experts.spawn.polcy: unknown key: did you mean 'policy'",
+        ),
+        ("methods: {backward_gate: {k: 600}}", r"r.yaml: methods.backward_gate: k=600 exceeds m=512"),
+        (
+            "data: {stream: [{skill: a}, {skill: b}, {skill: a, limit: 3}]}",
+            r"data.stream.2: skill 'a' returns with other data \(limit: None, now 3\)",
+        ),
         ("methods: {schema_bnk: {}}", r"unknown method 'schema_bnk': did you mean 'schema_bank'"),
         ("report_to: [wandbb]", r"'wandbb' is no tracker"),
         ("seed: 1\nseed: 2", r"line 2: key 'seed' is written twice"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from headgate.config import StrictConfig
+from headgate.errors import ConfigError
 
 Style = Literal["rationale", "answer"]
 LossOn = Literal["completion", "assistant", "all"]
@@ -44,6 +46,21 @@ class SkillConfig(SourceConfig):
     validation: SourceConfig | None = None
     validation_share: float = Field(0.05, gt=0, lt=1)
     """Share of the rows held out for ``eval_<skill>_loss`` where ``validation`` is not given."""
+
+
+def check_returning_skills(stream: Sequence[SkillConfig]) -> None:
+    """A skill that returns is the same skill: only its steps and its label may differ. Raises ConfigError."""
+    first: dict[str, dict[str, Any]] = {}
+    for position, skill in enumerate(stream):
+        new = skill.model_dump(exclude={"steps", "labelled"})
+        old = first.setdefault(skill.skill, new)
+        changed = [key for key in old if old[key] != new[key]]
+        if changed:
+            key = changed[0]
+            raise ConfigError(
+                f"data.stream.{position}: skill {skill.skill!r} returns with other data ({key}: {old[key]!r}, now "
+                f"{new[key]!r}): give it the same data, or a name of its own"
+            )
 
 
 class ReplayConfig(StrictConfig):
@@ -95,6 +112,7 @@ class DataConfig(StrictConfig):
             raise ValueError(
                 f"{key} is about the skills of a stream: list them under stream, or leave {key} out"
             )
+        check_returning_skills(self.stream or [])
         for name in (skill.skill for skill in self.stream or [] if skill.skill in self.watch):
             raise ValueError(f"watch.{name}: the stream has a skill of that name, which is validated anyway")
         if self.replay is not None and self.stream_order == "joint":

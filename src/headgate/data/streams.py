@@ -9,7 +9,7 @@ import datasets
 
 from headgate.errors import ConfigError
 
-from .config import SkillConfig, SourceConfig
+from .config import SkillConfig, SourceConfig, check_returning_skills
 from .contamination import check_disjoint
 from .sources import load_rows, split_rows
 
@@ -32,16 +32,14 @@ def load_stream(skills: Sequence[SkillConfig], max_steps: int | None = None) -> 
     A skill without ``validation`` holds out ``validation_share`` of its rows by a hash of the row. A skill that
     recurs sees the same rows and the same validation. Raises ConfigError for one name with two sources.
     """
+    check_returning_skills(skills)
     segments: list[SkillData] = []
-    first: dict[str, SkillConfig] = {}
     for position, config in enumerate(skills):
         occurrence = 1 + sum(segment.skill == config.skill for segment in segments)
         name = config.skill if occurrence == 1 else f"{config.skill}#{occurrence}"
         if occurrence == 1:
-            first[name] = config
             train, validation = _rows(config)
         else:
-            _check_same_data(first[config.skill], config, position)
             earlier = next(segment for segment in segments if segment.skill == config.skill)
             train, validation = earlier.train, earlier.validation
         steps = config.steps
@@ -57,19 +55,6 @@ def load_stream(skills: Sequence[SkillConfig], max_steps: int | None = None) -> 
             steps = max_steps * (position + 1) // len(skills) - max_steps * position // len(skills)
         segments.append(SkillData(name, config.skill, train, validation, steps, config.labelled))
     return segments
-
-
-def _check_same_data(first: SkillConfig, again: SkillConfig, position: int) -> None:
-    """A skill that returns is the same skill: only its steps and its label may differ."""
-    own = {"steps", "labelled"}
-    old, new = (config.model_dump(exclude=own) for config in (first, again))
-    changed = [key for key in old if old[key] != new[key]]
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"data.stream.{position}: skill {again.skill!r} returns with other data ({key}: {old[key]!r}, now "
-            f"{new[key]!r}): give it the same data, or a name of its own"
-        )
 
 
 def _rows(config: SkillConfig) -> tuple[datasets.Dataset, datasets.Dataset]:

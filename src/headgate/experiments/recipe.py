@@ -104,7 +104,7 @@ class Recipe(StrictConfig):
         """Method blocks are completed with that method's defaults."""
         resolved = {}
         for name, options in methods.items():
-            config = build_config(method_class(name).Config, options or {})
+            config = build_config(method_class(name).Config, options or {}, where=f"methods.{name}")
             resolved[name] = config.model_dump(mode="json")
         return resolved
 

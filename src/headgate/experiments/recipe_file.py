@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from headgate.config import explain, place_of
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_names import ALIASES, REMOVED
@@ -169,9 +168,7 @@ def recipe_from(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe(**content)
     except ValidationError as error:
-        raise ConfigError(
-            f"{where}: " + "\n  ".join(_explain(item, content) for item in error.errors())
-        ) from None
+        raise ConfigError(f"{where}: " + "\n  ".join(_explain(item) for item in error.errors())) from None
     recipe._written = content
     return recipe
 
@@ -182,49 +179,12 @@ def aliases_used(path: str | Path) -> list[str]:
     return used
 
 
-def _explain(item: Any, content: Mapping[str, Any]) -> str:
-    parts = [
-        str(part) for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))
-    ]
-    dotted = ".".join(parts)
-    if item["type"] == "extra_forbidden":
-        generic = ".".join(part for part in parts if not part.isdigit())
-        if generic in REMOVED:
-            return f"{dotted}: this name is gone; use {REMOVED[generic]}"
-        known = sorted(_fields_at(Recipe, parts[:-1]))
-        close = difflib.get_close_matches(parts[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return f"{dotted}: unknown key: {hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    given = item.get("input")
-    shown = (
-        f" (got {given!r})" if not isinstance(given, (dict, list, BaseModel)) and given is not None else ""
-    )
-    return f"{dotted or 'recipe'}: {message}{shown}"
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> set[str]:
-    """Field names of the configuration at a dotted path below ``model``."""
-    for part in path:
-        if part.isdigit():
-            continue
-        field = model.model_fields.get(part)
-        inner = _model_in(field.annotation) if field is not None else None
-        if inner is None:
-            return set()
-        model = inner
-    return set(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType):
-        for inner in typing.get_args(annotation):
-            found = _model_in(inner)
-            if found is not None:
-                return found
-    return None
+def _explain(item: Any) -> str:
+    parts = place_of(item)
+    generic = ".".join(part for part in parts if not part.isdigit())
+    if item["type"] == "extra_forbidden" and generic in REMOVED:
+        return f"{'.'.join(parts)}: this name is gone; use {REMOVED[generic]}"
+    return explain(item, Recipe) if parts else f"recipe: {explain(item, Recipe)}"
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from headgate.config import StrictConfig
+from headgate.config import StrictConfig, explain
 from headgate.errors import ConfigError
 from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
@@ -208,15 +208,12 @@ class Method(nn.Module):
         raise ConfigError(f"{self.name} has no routing to set (asked for {routing!r})")
 
 
-def build_config(config_class: type[StrictConfig], options: Mapping[str, Any]) -> Any:
-    """Validate keyword options; pydantic's complaints become one ConfigError."""
+def build_config(config_class: type[StrictConfig], options: Mapping[str, Any], where: str = "") -> Any:
+    """Validate keyword options; pydantic's complaints become one ConfigError, which names ``where`` or the class."""
     from pydantic import ValidationError
 
     try:
         return config_class(**options)
     except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'options'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        )
-        raise ConfigError(f"{config_class.__name__}: {details}") from None
+        details = "; ".join(explain(item, config_class, where) for item in error.errors())
+        raise ConfigError(details if where else f"{config_class.__name__}: {details}") from None

@@ -29,7 +29,7 @@ from headgate.models.load import load_model
 from headgate.ops.randomness import generator
 
 LEAST, ROWS = 32, 16
-DOCUMENTS, PROBE = 4000, 64
+DOCUMENTS, PROBE = 3000, 16
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2)
 PAIRS = {
     "wordmath": [("shopping", "farm"), ("sports", "cooking"), ("savings", "building")],
@@ -70,8 +70,9 @@ def segment(
     stage = Stage(name="known", steps=documents, train={}, options={"skill": "known"})
     scheduled = ScheduledStage(stage, index=0, start=0, stop=documents)
     stream = generator(seed, 0, "bursts.share")
+    probe = [collator([known() for _ in range(ROWS)]) for _ in range(PROBE)]
     try:
-        method.on_stage_start(scheduled, [collator([known() for _ in range(PROBE)])])
+        method.on_stage_start(scheduled, probe)
         news: set[int] = set()
         arrived = 0
         for number in range(documents // ROWS):

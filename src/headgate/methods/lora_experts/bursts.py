@@ -23,6 +23,10 @@ from headgate.methods.lora_experts.probe import documents_of
 from headgate.methods.step import IGNORE_INDEX
 from headgate.modules.fixed_precision import FixedPrecision
 
+FIRST_SEEN = 128
+"""Documents of a new skill from which is learned how unlike its others a document of it may be: with so many, what one
+document in forty is like is among them 19 times in 20."""
+
 
 class Burst(NamedTuple):
     """Documents that belong together: ids, mean hidden states ``[N, H]``, text (see ``documents_in``), and how many

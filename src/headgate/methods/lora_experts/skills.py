@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
+from headgate.methods.lora_experts.bursts import FIRST_SEEN
 from headgate.methods.lora_experts.merging import merge_alike, refresh
 from headgate.methods.lora_experts.probe import reference_text, skill_embeddings
 from headgate.methods.lora_experts.roster import Roster
@@ -112,8 +113,9 @@ class SkillTracking:
         if not bool(self.library.has_reference):
             mix, tokens = reference_text(self._anatomy.model, self.seed, self.bypassed)
             self.library.set_reference(token_mean(mix, tokens), mix)
-        samples, known = config.min_samples, -1
+        samples, known = max(config.min_samples, FIRST_SEEN if self.config.burst else 0), -1
         common |= self.losses_alone(probe)
+        most = MOST_SAMPLES * samples
         while True:
             embeddings, tokens = skill_embeddings(
                 self._anatomy.model,
@@ -123,7 +125,7 @@ class SkillTracking:
                 bypassed=self.bypassed,
             )
             decision = policy.decide(Evidence(embeddings, tokens, **common))
-            more = len(tokens) > known and samples < MOST_SAMPLES * config.min_samples
+            more = len(tokens) > known and samples < most
             if decision.kind != "undecided" or not more:
                 break
             known, samples = len(tokens), 2 * samples

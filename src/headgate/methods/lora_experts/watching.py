@@ -89,14 +89,15 @@ class WatchedSkill:
         return novelty.cosines(embeddings, library.prototypes_KH.cpu(), library.reference_H.cpu())
 
     def learn_usual(self, expert: int, embeddings: Tensor) -> None:
-        """How unlike its prototype a document of the expert's skill may be: the lower tail of those first seen, with
-        half as much room again below it as lies between tail and median.
+        """How unlike its prototype a document of the expert's skill may be: the least alike of those first seen, with
+        half as much room again below it as lies between it and their median.
 
-        Of single documents, since the policy's thresholds are for the mean of many.
+        Of single documents, since the policy's thresholds are for the mean of many. The minimum, since what is rare in a
+        skill (one document in forty, say) often lies apart, where a small quantile falls now on one side, now on the other.
         """
         own = self._cosines(embeddings.cpu())[:, self.library.experts.index(expert)]
-        tail, median = own.double().quantile(torch.tensor([self.config.spawn.false_spawns, 0.5]).double())
-        self.usual.setdefault(str(expert), float(tail - (median - tail) / 2))
+        least, median = own.min(), own.median()
+        self.usual.setdefault(str(expert), float(least - (median - least) / 2))
 
     def _look(self, step: Step) -> None:
         found = self.novel.burst(self.library.reference_H.cpu())
