@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from headgate.data.collation import Collator
 from headgate.experiments.run import quiet
@@ -117,3 +118,40 @@ def trainer_of(
     )
     quiet(trainer)
     return trainer
+
+
+SMALL: dict[str, Any] = {"r": 2, "alpha": 4, "new_r": 3, "new_alpha": 6, "maturity_steps": 3}
+
+
+def method_of(trainer: Any) -> LoraExperts:
+    (method,) = [m for m in trainer.methods if m.name == "lora_experts"]
+    return method
+
+
+def state_of(trainer: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.methods.state_dict().items()}
+
+
+class At(TrainerCallback):
+    """Calls back after chosen optimizer steps."""
+
+    def __init__(self, **actions: Any) -> None:
+        self.actions = {int(name.removeprefix("step")): action for name, action in actions.items()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in self.actions:
+            self.actions[state.global_step]()
+
+
+def resumed(tmp_path: Path, make: Any, at: list[int]) -> None:
+    whole = make(tmp_path / "whole")
+    whole.args.save_steps, whole.state.save_steps = 1, 1
+    whole.train()
+    for step in at:
+        again = make(tmp_path / f"again{step}")
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / "out" / f"checkpoint-{step}"))
+        ours, wanted = state_of(again), state_of(whole)
+        assert ours.keys() == wanted.keys(), f"resumed at {step}"
+        wrong = [n for n in ours if not torch.equal(ours[n].nan_to_num(-1), wanted[n].nan_to_num(-1))]
+        assert not wrong, f"resumed at {step}: {wrong[:4]}"
+        assert method_of(again).structure() == method_of(whole).structure()

@@ -17,8 +17,7 @@ from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.bursts import as_batch, document_ids, documents_in
 from headgate.methods.stage import Stage
 
-from .conftest import trainer_of
-from .test_training import resumed
+from .conftest import resumed, trainer_of
 
 WORDS = {"adding": range(3, 6), "sorting": range(600, 603)}
 

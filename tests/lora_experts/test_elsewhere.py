@@ -22,8 +22,7 @@ from headgate.methods.lora_experts.export import concatenated, mixtures, usage_w
 from headgate.models.load import load_model
 from headgate.modules.prototype_router import PrototypeRouter
 
-from .conftest import batch_of, logits_of, louden, model_of, stream_stages, trainer_of
-from .test_training import SMALL
+from .conftest import SMALL, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
 
 
 def test_the_closed_form_router_is_linear_discriminant_analysis() -> None:

@@ -16,8 +16,7 @@ from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.merging import clusters, factors_of, merge, merge_alike
 from headgate.ops.expert_merging import cosines, inner_product, merged
 
-from .conftest import attached, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
-from .test_training import SMALL, At
+from .conftest import SMALL, At, attached, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
 
 
 def draw(rank: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

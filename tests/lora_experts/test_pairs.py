@@ -17,8 +17,7 @@ from headgate.methods.schema_bank import SchemaBank
 from headgate.models.anatomy import describe
 
 from ..training.conftest import make_rows
-from .conftest import SKILLS, batch_of, logits_of, stream_stages, trainer_of
-from .test_training import SMALL, method_of, state_of
+from .conftest import SKILLS, SMALL, batch_of, logits_of, method_of, state_of, stream_stages, trainer_of
 
 
 def own(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
