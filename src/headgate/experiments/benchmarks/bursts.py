@@ -29,7 +29,8 @@ from headgate.models.load import load_model
 from headgate.ops.randomness import generator
 
 LEAST, ROWS = 32, 16
-DOCUMENTS, PROBE = 3000, 16
+DOCUMENTS, PROBE = 2400, 16
+"""Of a segment: three times what a document waits for. Of the look at a known skill: batches."""
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2)
 PAIRS = {
     "wordmath": [("shopping", "farm"), ("sports", "cooking"), ("savings", "building")],
@@ -105,8 +106,9 @@ def run(*, quick: bool, say: Say) -> Report:
                 name: prepared(skills[name], tokenizer, seed, documents=DOCUMENTS) for name in (known, other)
             }
             for share in SHARES:
-                known_documents, other_documents = (Documents(rows[name], seed) for name in (known, other))
-                found[share].append(segment(anatomy, collator, known_documents, other_documents, share, seed))
+                texts = [Documents(rows[name], seed) for name in (known, other)]
+                read = segment(anatomy, collator, texts[0], texts[1], share, seed)
+                found[share].append({"known": known, "other": other, "seed": seed, **read})
             say(f"bursts: {other} in {known}, seed {seed}: " + _said(found))
         for share, every in found.items():
             hits = [one for one in every if one["found"]]
@@ -119,15 +121,16 @@ def run(*, quick: bool, say: Say) -> Report:
                 "segments": every,
             }
     for stream in PAIRS:
-        names = f"bursts made by chance, per 1,000 documents, {stream}", f"found at a share of 10%, {stream}"
-        if f"{stream}, 0%" not in report.arms:
-            why = f"{folder} is absent: set HEADGATE_SHARED"
-            report.checks += [not_measured(names[0], "<= 0.1", why), not_measured(names[1], ">= 1", why)]
-            continue
-        report.checks += [
-            at_most(names[0], report.arms[f"{stream}, 0%"]["bursts_per_1000_documents"], 0.1),
-            at_least(names[1], report.arms[f"{stream}, 10%"]["found"], 1.0),
-        ]
+        name, alone = (
+            f"bursts made by chance, per 1,000 documents, {stream}",
+            report.arms.get(f"{stream}, 0%"),
+        )
+        if alone is None:
+            report.checks.append(not_measured(name, "<= 0.1", f"{folder} is absent: set HEADGATE_SHARED"))
+        else:
+            report.checks.append(at_most(name, alone["bursts_per_1000_documents"], 0.1))
+    found_all = report.arms["wordmath, 10%"]["found"]
+    report.checks.append(at_least("found at a share of 10%, wordmath", found_all, 1.0))
     return report
 
 
