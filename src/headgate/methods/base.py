@@ -172,6 +172,10 @@ class Method(nn.Module):
         """Whole forwards without a graph that this micro-batch took besides its own (a teacher's, a prepass)."""
         return 0.0
 
+    def extra_heads(self, step: Step) -> float:
+        """Passes through the language-model head alone that this micro-batch took besides its own."""
+        return 0.0
+
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         """Auxiliary losses of an accepted micro-batch, already weighted, logged by name."""
         return {}

@@ -23,15 +23,15 @@ def block_flops_per_token(anatomy: Anatomy) -> float:
 
 
 def forward_flops(
-    anatomy: Anatomy, tokens: float, square_lengths: float, executed_share: float = 1.0
+    anatomy: Anatomy, tokens: float, square_lengths: float, executed_share: float = 1.0, heads: float = 1.0
 ) -> float:
-    """A forward over real tokens: ``executed_share`` of the blocks, and the head.
+    """A forward over real tokens: ``executed_share`` of the blocks, and the head ``heads`` times.
 
     ``square_lengths`` is the sum over documents of length * (length + 1) / 2, the attended pairs.
     """
     attended = 4.0 * anatomy.num_heads * anatomy.head_dim * square_lengths
     blocks = anatomy.num_blocks * (tokens * block_flops_per_token(anatomy) + attended)
-    return executed_share * blocks + 2.0 * tokens * anatomy.hidden_size * anatomy.vocab_size
+    return executed_share * blocks + heads * 2.0 * tokens * anatomy.hidden_size * anatomy.vocab_size
 
 
 def backward_flops(forward: float, tokens: float, trainable: int, frozen_base: bool = True) -> float:

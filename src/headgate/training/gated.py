@@ -103,9 +103,10 @@ class GatedTraining:
             step.accepted = self._decide(step)
         if task is not None and step.accepted:
             self._backward(step, task)
-        forwarded, task = task is not None, None
-        step.phase = "done"
-        self._count(step, forwarded)
+        reached = 1.0 if task is not None else self._reached(step)
+        heads = 0 if task is None else 1 + (step.accepted and task.recomputes)
+        task, step.phase = None, "done"
+        self._count(step, reached, heads)
         if step.is_window_end:
             self._end_window(step)
         self.telemetry.add(self.methods.on_step_end(step))
@@ -171,6 +172,13 @@ class GatedTraining:
 
         return observe
 
+    def _reached(self, step: Step) -> float:
+        """Share of the blocks that ran before a method stopped the forward, or before it began."""
+        if step.phase != "partial":
+            return 0.0
+        last = max(m.partial_block for m in self.methods if m.partial_block is not None)
+        return (last + 1) / self.anatomy.num_blocks
+
     def _mean_loss(self, loss: Tensor, step: Step) -> Tensor:
         """The mean over this micro-batch's trained tokens, whatever it was divided by for the backward."""
         if step.window_tokens is None:
@@ -191,7 +199,7 @@ class GatedTraining:
             self.accelerator.backward(total)
         self.telemetry.add({f"loss/{name}": part for name, part in parts.items()})
 
-    def _count(self, step: Step, forwarded: bool) -> None:
+    def _count(self, step: Step, reached: float, heads: int) -> None:
         window = self.window
         tokens = step.num_tokens
         window.offered += 1
@@ -203,28 +211,30 @@ class GatedTraining:
             window.loss = window.loss + step.raw_loss
         if step.task_loss is not None:
             self.telemetry.add({"loss_all": step.task_loss})
-        self.flops = self.flops + self._flops(step, forwarded)
+        self.flops = self.flops + self._flops(step, reached, heads)
         valid = step.valid
         self.telemetry.add({"padding_fraction": 1 - valid.float().mean()})
 
-    def _flops(self, step: Step, forwarded: bool) -> Tensor | float:
-        """Executed FLOPs of this micro-batch on real tokens."""
-        if not forwarded:
+    def _flops(self, step: Step, reached: float, heads: int) -> Tensor | float:
+        """Executed FLOPs on real tokens; ``reached``: share of the blocks that ran at all; ``heads``: the head's passes."""
+        if not reached:
             return 0.0
         lengths = step.valid.sum(-1).float()
         if step.segment_ids is not None:
             rows = torch.arange(len(step.segment_ids), device=lengths.device).unsqueeze(-1)
             apart = step.segment_ids + rows * step.segment_ids.shape[1]  # numbers restart in every row
             lengths = torch.bincount(apart[step.segment_ids >= 0]).float()
-        tokens, pairs, share = lengths.sum(), (lengths * (lengths + 1) / 2).sum(), 1.0
+        tokens, pairs, share = lengths.sum(), (lengths * (lengths + 1) / 2).sum(), reached
         for method in self.methods:
             share = share * method.executed_share(step)
-        forward = forward_flops(self.anatomy, tokens, pairs, share)
         extra = sum(method.extra_forwards(step) for method in self.methods)
-        run = forward + extra * forward_flops(self.anatomy, tokens, pairs)
+        passes = heads + sum(method.extra_heads(step) for method in self.methods)
+        run = forward_flops(self.anatomy, tokens, pairs, share, heads=passes)
+        run = run + extra * forward_flops(self.anatomy, tokens, pairs)
         if not step.accepted:
             return run
         trainable, frozen_base = self.sizes
+        forward = forward_flops(self.anatomy, tokens, pairs, share)
         return run + backward_flops(forward, tokens, trainable, frozen_base)
 
     def _end_window(self, step: Step) -> None:

@@ -19,12 +19,16 @@ CHUNKED_FROM_VOCABULARY = 32_768
 
 @dataclass
 class TaskLoss:
-    """Loss of one micro-batch as it enters the backward, and what the forward showed."""
+    """Loss of one micro-batch as it enters the backward, and what the forward showed.
+
+    ``recomputes``: the backward makes the head's logits again (so that a rejected batch never pays for its gradient).
+    """
 
     loss: Tensor
     hidden: Tensor
     logits: Tensor | None
     outputs: Any
+    recomputes: bool = False
 
 
 def choose_loss(choice: str, anatomy: Anatomy, label_smoothing: float, observed: bool = False) -> str:
@@ -88,4 +92,4 @@ def chunked_loss(
         observers=observers,
         gradients="recompute" if gated else "forward",
     )
-    return TaskLoss(loss, captured[-1], None, outputs)
+    return TaskLoss(loss, captured[-1], None, outputs, recomputes=gated)

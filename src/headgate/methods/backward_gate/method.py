@@ -66,14 +66,13 @@ class BackwardGate(PlainLoop, Method):
         self.seed, self.accumulation, self.max_steps = seed, accumulation, total_steps
         self.gate: Gate | None = None
         self.anatomy: Anatomy | None = None
-        self.memory = (
-            ExampleMemory(settings.memory_slots, settings.rescore_every) if settings.memory else None
-        )
+        slots, every = settings.memory_slots, settings.rescore_every
+        self.memory = ExampleMemory(slots, every) if settings.memory else None
         self.auto_off = AutoOff() if settings.auto_off else None
         looks = settings.diagnostic_every > 0 and settings.score in policies.SKETCHING and settings.m >= 16
         self.diagnostic = ProxyDiagnostic(settings.m) if looks else None
-        thins = settings.score == "token"
-        self.tokens = TokenDraw(settings.token_score, settings.target_acceptance) if thins else None
+        drawn = TokenDraw(settings.token_score, settings.target_acceptance)
+        self.tokens = drawn if settings.score == "token" else None
         self._score: Score | None = None
         self._accepts, self._burning, self._checked = True, False, False
         self._milliseconds, self._epoch = 0.0, 0
@@ -136,9 +135,8 @@ class BackwardGate(PlainLoop, Method):
 
     def data_view(self, batches: Iterable[Any], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
         if self.config.granularity == "sequence":
-            return PooledSequences(
-                batches, self._core(), self._evidence_of_sequences, self.config.pool_factor
-            )
+            factor = self.config.pool_factor
+            return PooledSequences(batches, self._core(), self._evidence_of_sequences, factor)
         if self.memory is not None:
             return RememberedRows(batches, self.memory, epoch)
         return None
@@ -225,9 +223,7 @@ class BackwardGate(PlainLoop, Method):
 
     def _evidence_of_sequences(self, batch: Mapping[str, Any]) -> Evidence:
         if self.anatomy is None:
-            raise ConfigError(
-                "granularity: sequence needs a model: call gate.attach(headgate.models.describe(model))"
-            )
+            raise ConfigError("granularity: sequence needs a model: call gate.attach(describe(model))")
         return evidence.of_sequences(self._core(), self.anatomy, batch)
 
     def head_observer(self, step: Step) -> Callable[[HeadChunk], Tensor | None] | None:
@@ -247,6 +243,16 @@ class BackwardGate(PlainLoop, Method):
 
         return observe
 
+    def extra_forwards(self, step: Step) -> float:
+        """The pool's scoring, charged to the batches that it filled; the original's second forward."""
+        if SELECTED in step.batch:
+            return float(step.batch[SELECTED].sum()) / max(1, int(step.valid.sum()))
+        return float(self.config.forward == "double" and self._score is not None)
+
+    def extra_heads(self, step: Step) -> float:
+        """A score from a block's output goes through the head as if no block followed."""
+        return float(self.config.score_layer is not None and self._score is not None)
+
     def loss_weight(self, step: Step) -> float | Tensor:
         return self._score.weight if self._score is not None else 1.0
 
@@ -265,8 +271,7 @@ class BackwardGate(PlainLoop, Method):
         return {name: torch.tensor(value) for name, value in values.items()}
 
     def summary(self) -> Mapping[str, Any]:
-        off = self.auto_off is not None and bool(self.auto_off.off)
-        return reporting.summary(self._core(), self.diagnostic, off)
+        return reporting.summary(self._core(), self.diagnostic, bool(self.auto_off and self.auto_off.off))
 
     # -- after the decision -------------------------------------------------------------------------
     def _look(self, step: Step, gate: Gate, score: Score) -> None:

@@ -15,7 +15,7 @@ from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.modules.head_sketch import Evidence
 
 SELECTED = "gate_selected"
-"""Column that marks a batch whose sequences were scored already."""
+"""Column that marks a batch whose sequences were scored already. Its sum: tokens scored to fill this batch."""
 LEFT_OUT, KEPT = "gate_left_out", "gate_kept"
 """Columns that mark a batch of rows that memory spares the forward, and one of the other rows."""
 FILL = {"labels": -100, "segment_ids": -1}
@@ -30,6 +30,15 @@ def rows_of(batch: Batch, keep: Tensor) -> dict[str, Any]:
         name: value[index.to(value.device)] if isinstance(value, Tensor) else [value[int(i)] for i in index]
         for name, value in batch.items()
     }
+
+
+def real_tokens(batch: Batch) -> int:
+    """Tokens that are no padding."""
+    if batch.get("attention_mask") is not None:
+        return int(batch["attention_mask"].sum())
+    if batch.get("segment_ids") is not None:
+        return int((batch["segment_ids"] >= 0).sum())
+    return int(batch["labels"].numel())
 
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -87,8 +96,12 @@ class FormedBatches(ABC):
         while (held := sum(len(part["labels"]) for part in parts)) >= self.size:
             whole = joined(parts)
             first = torch.arange(held) < self.size
-            self.ready.append({**rows_of(whole, first), mark: torch.ones(self.size, dtype=torch.bool)})
+            self.ready.append({**rows_of(whole, first), mark: self.mark()})
             parts[:] = [rows_of(whole, ~first)] if held > self.size else []
+
+    def mark(self) -> Tensor:
+        """The column of a batch's mark, ``[size]``."""
+        return torch.ones(self.size)
 
     def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Batches and rows in hand, and counters: what ``restore`` continues from, bit for bit."""
@@ -131,6 +144,11 @@ class PooledSequences(FormedBatches):
         self.gate, self.evidence_of, self.pool_factor = gate, evidence_of, pool_factor
         self.pool: list[Batch] = []
         self.trained = 0
+        self.scored = 0  # tokens of the pool that no batch was charged with yet
+
+    def mark(self) -> Tensor:
+        scored, self.scored = self.scored, 0
+        return torch.full((self.size,), scored / self.size)
 
     def take(self, batch: Batch) -> None:
         self.pool.append(batch)
@@ -140,6 +158,7 @@ class PooledSequences(FormedBatches):
     def end(self) -> None:
         for batch in self.pool:
             evidence = self.evidence_of(batch)
+            self.scored += real_tokens(batch)
             rows = [evidence] if evidence.tokens.dim() == 0 else list(_sequences(evidence))
             scores = [self.gate.score(row) for row in rows]
             keep = [self.gate.accept(score, optimizer_step=self.trained) for score in scores]
@@ -156,6 +175,7 @@ class PooledSequences(FormedBatches):
         return [*parts, *(dict(b) for b in self.pool)], {
             **counters,
             "trained": self.trained,
+            "scored": self.scored,
             "pool": len(self.pool),
         }
 
@@ -163,7 +183,7 @@ class PooledSequences(FormedBatches):
         count = len(parts) - counters["pool"]
         self.pool = list(parts[count:])
         super().restore(parts[:count], counters)
-        self.trained = counters["trained"]
+        self.trained, self.scored = counters["trained"], counters["scored"]
 
 
 def _sequences(evidence: Evidence) -> Iterator[Evidence]:

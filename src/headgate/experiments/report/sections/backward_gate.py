@@ -74,6 +74,14 @@ def _target(run: Run) -> float:
     return float(run.recipe["methods"]["backward_gate"]["target_acceptance"])
 
 
+def _steps_saved(run: Run, base: Run) -> float:
+    """Share of the batches that had no backward; of trained sequences packed anew, against the baseline's steps."""
+    mine = run.training
+    if run.recipe["methods"]["backward_gate"].get("granularity") == "sequence":
+        return 1 - float(mine["steps"]) / float(base.training["steps"])
+    return 1 - float(mine["accepted"]) / float(mine["offered"])
+
+
 def _pass_bar(study: Study, gated: list[Arm]) -> list[Block]:
     """Loss and accepted steps against the baseline's, mean over paired seeds; time to a common loss."""
     base = study.arm(study.baseline) if study.baseline is not None else None
@@ -88,7 +96,7 @@ def _pass_bar(study: Study, gated: list[Arm]) -> list[Block]:
         loss = statistics.fmean(
             m["eval_loss"] / t["eval_loss"] - 1 for m, t in zip(mine, theirs, strict=True)
         )
-        fewer = 1 - statistics.fmean(m["accepted"] / m["offered"] for m in mine)
+        fewer = statistics.fmean(_steps_saved(arm.runs[s], base.runs[s]) for s in seeds)
         passed = loss <= LOSS_ROOM and fewer >= FEWER_STEPS
         target = max(r["eval_loss"] for r in (*mine, *theirs))
         times = [_seconds_to(a, seeds, target) for a in (arm, base)]
