@@ -58,7 +58,10 @@ def collected() -> list[dict[str, object]]:
             print(f"not measured: {file.name}", file=sys.stderr)
             continue
         report = json.loads(file.read_text())
-        found = report["pairs"].get(key) or report["contrasts"][key]
+        found = report["pairs"].get(key) or report["contrasts"].get(key)
+        if found is None or found["t"] is None:
+            print(f"without an interval: {key} in {file.name}", file=sys.stderr)
+            continue
         t = found["t"]
         rows.append(
             {
