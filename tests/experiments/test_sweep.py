@@ -97,7 +97,7 @@ def test_an_override_may_change_the_preset_of_a_method(tmp_path: Path) -> None:
         ({"grid": {}}, "sweeps nothing"),
         ({"grid": {"seed": []}}, "sweep.grid.seed is empty"),
         ({"grid": {"training.lerning_rate": [1.0]}}, "did you mean 'learning_rate'"),
-        ({"grid": {"seed.a": [1]}}, "seed: Input should be a valid integer"),
+        ({"grid": {"seed.a": [1]}}, "seed: should be a valid integer"),
     ],
 )
 def test_a_bad_sweep_is_refused_before_any_run(tmp_path: Path, sweep: Any, message: str) -> None:
