@@ -42,7 +42,7 @@ QUESTIONS = [
     ("lora_experts", "real stream of six texts: does it forget less than one LoRA?", "lora_experts_real_stream", "lora_experts", "lora_experts/real_stream"),
     ("lora_experts", "... than 10% replay?", "lora_experts_real_stream", "lora_experts - replay_10", "lora_experts/real_stream"),
     ("lora_experts", "... how far is it from oracle routing?", "lora_experts_real_stream", "lora_experts - oracle", "lora_experts/real_stream"),
-    ("lora_experts", "merging two experts of each skill into one: what does it cost?", "lora_experts_merging", "merged", "lora_experts/merging"),
+    ("lora_experts", "merging two experts of each skill into one: what does it cost? (token accuracy: higher is better)", "lora_experts_merging", "merged", "lora_experts/merging"),
     ("backward_gate", "redundant stream: does gradient novelty beat chance?", "backward_gate_ablations_redundant", "novelty - random", "backward_gate/ablations"),
     ("backward_gate", "... and plain LoRA in the same time?", "backward_gate_ablations_redundant", "novelty - equal_time", "backward_gate/ablations"),
     ("backward_gate", "clean stream: does gradient novelty beat chance?", "backward_gate_ablations_clean", "novelty - random", "backward_gate/ablations_clean"),
