@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headgate.errors import ConfigError
 from headgate.methods.lora_experts import LoraExperts
+from headgate.methods.lora_experts.inspect import likeness
 from headgate.methods.lora_experts.merging import clusters, factors_of, merge, merge_alike
 from headgate.ops.expert_merging import cosines, inner_product, merged
 
@@ -112,6 +113,24 @@ def test_a_merge_weighs_by_all_that_was_served_and_keeps_the_higher_rank() -> No
         wanted = merged([one, other], [0.75, 0.25], 4)
         torch.testing.assert_close(up.T @ down, wanted[1].T @ wanted[0], atol=1e-5, rtol=1e-4)
     assert method.roster.served.tolist() == [4000.0]
+
+
+def test_what_inspect_says_of_likeness_is_what_merge_above_does() -> None:
+    """Just below a join's cosine ``clusters`` has it, just above it does not."""
+    _, anatomy = model_of()
+    method = attached(anatomy, experts=4, r=2)
+    for site in method.banks:
+        with torch.no_grad():
+            for name in ("down", "up"):
+                one, other = (getattr(method.bank(site).expert(n), name) for n in "13")
+                other.copy_(0.7 * one + 0.3 * other)
+    found = likeness(method)
+    assert [row["expert"] for row in found["experts"]] == [0, 1, 2, 3] and len(found["joins"]) == 3
+    assert found["joins"][0]["experts"] == [1, 3]
+    assert found["joins"][0]["cosine"] == pytest.approx(found["cosines"][1][3])
+    for join in found["joins"]:
+        assert join["experts"] in [sorted(group) for group in clusters(method, join["cosine"] - 1e-6)]
+        assert join["experts"] not in [sorted(group) for group in clusters(method, join["cosine"] + 1e-6)]
 
 
 def test_an_expert_has_served_the_tokens_of_its_own_skill(tmp_path: Path) -> None:

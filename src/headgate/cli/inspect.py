@@ -1,4 +1,4 @@
-"""``headgate inspect RUN``: what the routers and schemas of a run learned."""
+"""``headgate inspect RUN``: what the routers, schemas and experts of a run learned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def inspect(
     ],
     limit: Annotated[int, typer.Option(help="Examples to look at.")] = 200,
 ) -> None:
-    """Say what each schema does and which tokens get depth; tables (JSON) and a figure (PNG, SVG) are written beside the run.
+    """Say what each schema does, which tokens get depth, how alike experts are; tables (JSON) and a figure (PNG, SVG) are written beside the run.
 
     Of a sweep over a rank: the law L = L_inf + a r^-b that its losses follow, and the rank to try next.
     """
@@ -30,10 +30,7 @@ def inspect(
         return
     for name, path in inspect_run(RunDirectory(run), limit=limit).items():
         found = json.loads(path.read_text())
-        if name == "schema_bank":
-            _schemas(found)
-        else:
-            _depth(found)
+        TOLD[name](found)
         out.print(f"written: {path}, {path.with_suffix('.png')}, {path.with_suffix('.svg')}", markup=False)
 
 
@@ -87,3 +84,25 @@ def _depth(found: dict[str, Any]) -> None:
     nats = ", ".join(f"{value:.3f}" for value in found["adaptivity_nats"])
     out.print(f"open rate of each routable unit: {rates}")
     out.print(f"I(gate; token) of each, nats: {nats}")
+
+
+def _experts(found: dict[str, Any]) -> None:
+    experts = found["experts"]
+    table = Table(
+        title=f"lora_experts: {len(experts)} experts, cosine of their updates", title_justify="left"
+    )
+    numbers = [str(row["expert"]) for row in experts]
+    for column in ("expert", "skills", "rank", "tokens served", *numbers):
+        table.add_column(column, justify="left" if column == "skills" else "right")
+    for row, line in zip(experts, found["cosines"], strict=True):
+        served = f"{row['served_tokens'] or 0:,.0f}"
+        told = [f"{value:.2f}" for value in line]
+        table.add_row(str(row["expert"]), ", ".join(row["skills"]), str(row["rank"]), served, *told)
+    out.print(table)
+    for join in found["joins"]:
+        out.print(
+            f"merge_above up to {join['cosine']:.3f} merges experts {', '.join(map(str, join['experts']))}"
+        )
+
+
+TOLD = {"schema_bank": _schemas, "layer_routing": _depth, "lora_experts": _experts}

@@ -16,6 +16,7 @@ from headgate.errors import ConfigError
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.token_heat import token_heat
 from headgate.methods.layer_routing.inspect import heat_map, measure, token_depth
+from headgate.methods.lora_experts.inspect import likeness
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
 from headgate.training.checkpoint import write_atomically
 from headgate.training.saved import load
@@ -169,4 +170,26 @@ def _depth(
     return tables, {method.name: drawn, f"{method.name}_tokens": heat, f"{method.name}_text": page}
 
 
-INSPECTORS: dict[str, Callable[..., tuple[Any, Any]]] = {"schema_bank": _schemas, "layer_routing": _depth}
+def _experts(
+    model: Any, tokenizer: Any, method: Any, rows: Sequence[Any], _: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from matplotlib.figure import Figure
+
+    tables = likeness(method)
+    names = [str(row["expert"]) for row in tables["experts"]]
+    size = 1.8 + 0.4 * len(names)
+    drawn = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = drawn.subplots()
+    image = axes.imshow(tables["cosines"], cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="expert", ylabel="expert", title="Cosine of the experts' updates")
+    drawn.colorbar(image, ax=axes)
+    return tables, {method.name: drawn}
+
+
+INSPECTORS: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "schema_bank": _schemas,
+    "layer_routing": _depth,
+    "lora_experts": _experts,
+}
