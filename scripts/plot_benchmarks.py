@@ -48,7 +48,7 @@ def controller(arms: dict[str, Any]) -> Figure:
 
 def novelty(arms: dict[str, Any]) -> Figure:
     """How far new and returning skills lie from the threshold."""
-    drawing = Figure(figsize=(9.0, 3.4 * ((len(arms) + 1) // 2)))
+    drawing = Figure(figsize=(9.0, 3.0 * ((len(arms) + 1) // 2)), layout="constrained")
     panels = drawing.subplots((len(arms) + 1) // 2, 2, squeeze=False).flatten()
     for axes, (name, arm) in zip(panels, arms.items(), strict=False):
         scores, novel = np.concatenate(arm["scores"]), np.concatenate(arm["novel"])
@@ -57,7 +57,9 @@ def novelty(arms: dict[str, Any]) -> Figure:
         axes.hist(scores[novel], edges, color=OKABE_ITO[1], alpha=0.8, label="a new skill")
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.set(xlabel="threshold - similarity", ylabel="segments", yscale="symlog")
-        axes.set_title(f"{name}: AUROC {arm['auroc']:.3f}, false spawns {arm['false_spawns']:.1%}")
+        axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        axes.minorticks_off()
+        axes.set_title(f"{name}\nAUROC {arm['auroc']:.3f}, false spawns {arm['false_spawns']:.1%}")
         axes.legend()
     return drawing
 
