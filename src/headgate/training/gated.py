@@ -176,8 +176,10 @@ class GatedTraining:
         """Share of the blocks that ran before a method stopped the forward, or before it began."""
         if step.phase != "partial":
             return 0.0
-        last = max(m.partial_block for m in self.methods if m.partial_block is not None)
-        return (last + 1) / self.anatomy.num_blocks
+        asked = min(
+            m.partial_block for m in self.methods if m.partial_block is not None
+        )  # once, at the first
+        return (asked + 1) / self.anatomy.num_blocks
 
     def _mean_loss(self, loss: Tensor, step: Step) -> Tensor:
         """The mean over this micro-batch's trained tokens, whatever it was divided by for the backward."""
