@@ -19,6 +19,15 @@ class ForwardStopped(Exception):
     """Raised inside a forward when a method rejects the micro-batch half-way; the trainer catches it."""
 
 
+def real_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """``[B, T]`` bool: no padding."""
+    if batch.get("attention_mask") is not None:
+        return torch.as_tensor(batch["attention_mask"]).bool()
+    if batch.get("segment_ids") is not None:
+        return torch.as_tensor(batch["segment_ids"]) >= 0
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool)
+
+
 @dataclass
 class Step:
     """One micro-batch, filled in as it proceeds: batch, then hidden / logits / task loss, then the decision.
@@ -92,13 +101,7 @@ class Step:
     @property
     def valid(self) -> Tensor:
         """``[B, T]`` bool: real tokens, no padding."""
-        mask = self.batch.get("attention_mask")
-        if mask is not None:
-            return torch.as_tensor(mask).bool()
-        segments = self.segment_ids
-        if segments is not None:
-            return segments >= 0
-        return torch.ones_like(self.batch["input_ids"], dtype=torch.bool)
+        return real_tokens(self.batch)
 
     @property
     def segment_ids(self) -> Tensor | None:

@@ -71,8 +71,8 @@ class BackwardGate(PlainLoop, Method):
         self.auto_off = AutoOff() if settings.auto_off else None
         looks = settings.diagnostic_every > 0 and settings.score in policies.SKETCHING and settings.m >= 16
         self.diagnostic = ProxyDiagnostic(settings.m) if looks else None
-        drawn = TokenDraw(settings.token_score, settings.target_acceptance)
-        self.tokens = drawn if settings.score == "token" else None
+        thins = settings.score == "token"
+        self.tokens = TokenDraw(settings.token_score, settings.target_acceptance) if thins else None
         self._score: Score | None = None
         self._accepts, self._burning, self._checked = True, False, False
         self._milliseconds, self._epoch = 0.0, 0
@@ -137,9 +137,7 @@ class BackwardGate(PlainLoop, Method):
         if self.config.granularity == "sequence":
             factor = self.config.pool_factor
             return PooledSequences(batches, self._core(), self._evidence_of_sequences, factor)
-        if self.memory is not None:
-            return RememberedRows(batches, self.memory, epoch)
-        return None
+        return None if self.memory is None else RememberedRows(batches, self.memory, epoch)
 
     def structure(self) -> dict[str, Any]:
         gate = self._core()

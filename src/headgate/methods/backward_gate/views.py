@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headgate.methods.backward_gate.gate import Gate
 from headgate.methods.backward_gate.memory import ExampleMemory
+from headgate.methods.step import real_tokens
 from headgate.modules.head_sketch import Evidence
 
 SELECTED = "gate_selected"
@@ -30,15 +31,6 @@ def rows_of(batch: Batch, keep: Tensor) -> dict[str, Any]:
         name: value[index.to(value.device)] if isinstance(value, Tensor) else [value[int(i)] for i in index]
         for name, value in batch.items()
     }
-
-
-def real_tokens(batch: Batch) -> int:
-    """Tokens that are no padding."""
-    if batch.get("attention_mask") is not None:
-        return int(batch["attention_mask"].sum())
-    if batch.get("segment_ids") is not None:
-        return int((batch["segment_ids"] >= 0).sum())
-    return int(batch["labels"].numel())
 
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +150,7 @@ class PooledSequences(FormedBatches):
     def end(self) -> None:
         for batch in self.pool:
             evidence = self.evidence_of(batch)
-            self.scored += real_tokens(batch)
+            self.scored += int(real_tokens(batch).sum())
             rows = [evidence] if evidence.tokens.dim() == 0 else list(_sequences(evidence))
             scores = [self.gate.score(row) for row in rows]
             keep = [self.gate.accept(score, optimizer_step=self.trained) for score in scores]
