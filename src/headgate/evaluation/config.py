@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from headgate.config import FileName
 from headgate.data.config import SourceConfig
 from headgate.evaluation.sandbox import REFUSAL
 
@@ -42,7 +43,7 @@ class EvalTask(SourceConfig):
     stride: int | None = Field(default=None, ge=1)
     """Of sliding windows; default: half the length."""
     routing: str | None = None
-    label: str | None = None
+    label: FileName | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> EvalTask:
@@ -63,7 +64,9 @@ class EvalTask(SourceConfig):
     @property
     def key(self) -> str:
         """What its results are stored under: the label, or the task and its source."""
-        return self.label or (self.task if self.task in CODE_TASKS else f"{self.task}_{self.source}")
+        return self.label or (self.task if self.task in CODE_TASKS else f"{self.task}_{self.source}").replace(
+            "/", "_"
+        )
 
     def source_config(self) -> SourceConfig:
         """The data part alone."""

@@ -155,7 +155,10 @@ class ExpertBank(nn.Module):
         if packed is None:
             return False
         down, up = packed.down.data_ptr(), packed.up.data_ptr()
-        width, height = self.in_features * packed.down.element_size(), self.out_features * packed.up.element_size()
+        width, height = (
+            self.in_features * packed.down.element_size(),
+            self.out_features * packed.up.element_size(),
+        )
         return all(
             e.down.data_ptr() == down + start * width and e.up.data_ptr() == up + start * height
             for e, start in zip(self.experts.values(), packed.starts, strict=True)
