@@ -13,7 +13,7 @@ from headgate.methods.backward_gate import BackwardGate, BackwardGateConfig
 from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.policies import pays
 
-SIZES = {"d_hidden": 8, "vocab_size": 19, "m": 32, "k": 4, "window": 32}
+SIZES = {"d_hidden": 8, "vocab_size": 19, "m": 32, "k": 4, "window": 32, "total_steps": 100}
 SCORES = [
     "novelty",
     "random",
@@ -90,7 +90,7 @@ def test_replay_accepts_exactly_as_many():
 
 
 def test_infobatch_prunes_below_the_mean_and_rescales():
-    gate = BackwardGate(**SIZES, score="infobatch", prune=0.5, burn_in=0, total_steps=400)
+    gate = BackwardGate(**{**SIZES, "total_steps": 400}, score="infobatch", prune=0.5, burn_in=0)
     weights, kept = set(), []
     for step in range(400):
         z = gate.embed(*forward(step))
@@ -204,7 +204,7 @@ def test_backprop_signal_needs_the_head_and_uses_it():
         ({"target_acceptance": 0.0}, "target_acceptance"),
         ({"target_acceptance": 1.2}, "target_acceptance"),
         ({"k": 65, "m": 64}, "k=65 exceeds m=64"),
-        ({"burn_in": 100, "total_steps": 100}, "never gate"),
+        ({"burn_in": 100}, "never gate"),
         ({"d_hidden": 4}, "both d_hidden= and vocab_size="),
         ({"score": "loss", "replay": [1, 2]}, "score: random"),
         ({"score": "random", "replay": [3, 2]}, "accepted <= offered"),

@@ -357,7 +357,7 @@ def test_it_generates_and_detaches_without_a_trainer() -> None:
 
 
 def test_a_vote_is_none_in_phases_that_are_not_the_gates() -> None:
-    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2)
+    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0)
     step = Step(
         batch={}, scheduled=None, global_step=0, micro_step=0, seed=0, max_steps=9, model=torch.nn.Module()
     )
