@@ -101,12 +101,12 @@ def establish(mode: str) -> None:
 
 def describe_isolation() -> str:
     """One line for reports."""
-    version = landlock.abi()
     walls = {
         "namespaces": "own process, network and mount namespaces, read-only root",
         "bwrap": "bubblewrap's namespaces, read-only root",
         "limits": "no namespaces: nothing is writable, metadata of files stays visible",
     }[isolation()]
+    version = landlock.abi()
     return f"{walls}; system-call filter, " + (f"Landlock {version}" if version else "no Landlock") + ", limits"
 
 
@@ -132,7 +132,7 @@ def _run(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
             "tests": tests,
         }
         process = subprocess.Popen(
-            modes.command(mode, limits),
+            modes.command(mode),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headgate.evaluation.jail import landlock, libc, system_calls
-from headgate.evaluation.sandbox_watch import Limits
 
 JAIL = Path(__file__).with_name("jail")
 MODES = ("namespaces", "bwrap", "limits")
@@ -57,12 +56,13 @@ def missing(mode: str) -> str | None:
     return None
 
 
-def command(mode: str, limits: Limits) -> list[str]:
+def command(mode: str) -> list[str]:
     """The command line of the guard."""
     guard = [interpreter(), "-I", str(JAIL)]
     if mode != "bwrap":
         return guard
-    wrapper = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    # The guard mounts the folder to write in: bwrap cannot limit how many files it holds.
+    wrapper = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     if os.geteuid() == 0:
         # Not in a user namespace, where root would stay the owner of root's files: the guard becomes somebody else.
         wrapper += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
@@ -82,8 +82,7 @@ def command(mode: str, limits: Limits) -> list[str]:
             wrapper += ["--dev-bind", path, path]
         else:
             wrapper += ["--ro-bind", path, path]
-    wrapper += ["--perms", "1777", "--size", str(limits.disk << 20), "--tmpfs", BOX, "--remount-ro", "/"]
-    return [*wrapper, "--chdir", BOX, *guard]
+    return [*wrapper, "--dir", BOX, "--remount-ro", "/", *guard]
 
 
 def box(mode: str) -> str:

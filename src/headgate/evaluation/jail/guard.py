@@ -19,7 +19,7 @@ from typing import Any
 from .confine import Confinement
 from .judge import judge
 from .libc import die_with_parent, keep_memory_private
-from .namespaces import new_root, unshare
+from .namespaces import new_root, small_folder, unshare
 from .plain_values import Channel
 from .solution import solve
 
@@ -42,6 +42,8 @@ def main() -> None:
             os._exit(0)
         die_with_parent()
         new_root(config["root"], config["readable"], config["box"], config["limits"]["disk"])
+    elif config["mode"] == "bwrap":
+        small_folder(config["box"], config["limits"]["disk"])
     keep_memory_private()
     os.chdir(config["box"])
     os.environ.update(HOME=config["box"], TMPDIR=config["box"])

@@ -40,8 +40,13 @@ def unshare() -> None:
             out.write(text)
 
 
+def small_folder(path: str, disk: int) -> None:
+    """A folder in memory of ``disk`` bytes and a fixed number of files, mounted on ``path``."""
+    mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes=2048,mode=777")
+
+
 def new_root(root: str, readable: list[str], box: str, disk: int) -> None:
-    """Make ``root`` the root: the readable paths, and the folder ``box``, in memory, to write in.
+    """Make ``root`` the root: the readable paths, and ``box``, the small folder to write in.
 
     There is no /proc: what it says of other processes is of use to attackers only.
     """
@@ -51,7 +56,7 @@ def new_root(root: str, readable: list[str], box: str, disk: int) -> None:
         _show(path, root + path)
     os.makedirs(root + box)
     read_only(root)
-    mount("tmpfs", root + box, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes=2048,mode=777")
+    small_folder(root + box, disk)
     os.chdir(root)
     call("syscall", PIVOT_ROOT[platform.machine()], b".", b".")
     call("umount2", b".", MNT_DETACH)
