@@ -1,85 +1,10 @@
-"""Programs that try to hurt the machine or to score themselves, and how one knows that the sandbox held.
-
-Two forms. An *attempt* defines ``attack()``: it answers "refused" only when the kernel said no to exactly what it
-tried, and anything else (success, or a program that broke before it tried) fails. A *forgery* is a wrong solution
-that must not pass. Evidence from outside goes with both: a secret file, a server, a signal, the memory in use.
-
-``python hostile_programs.py MODE`` runs the table by the standard library alone and prints what was not held.
-"""
+"""The table of programs that try to hurt the machine, to outlive their time or to score themselves."""
 
 from __future__ import annotations
 
-import glob
-import json
-import os
-import secrets
-import signal
-import socket
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-
-from headgate.evaluation.sandbox import run_program
-from headgate.evaluation.sandbox_watch import Limits, Outcome
-
-ANY_BUT_PASSED = ("syntax", "assertion", "error", "time", "memory", "output", "exit", "killed")
-WRONG = ("assert f(2) == 3", "assert f(5) == 6", "assert not f(0) == 2")
-PRELUDE = """
-import ctypes, errno, mmap, os, platform, resource, signal, socket, struct, sys, threading, time
-libc = ctypes.CDLL(None, use_errno=True)
-X86 = platform.machine() == "x86_64"
-def call(function, *arguments):
-    answer = getattr(libc, function)(*arguments)
-    if answer < 0:
-        raise OSError(ctypes.get_errno(), function)
-    return answer
-def system_call(numbers, *arguments):
-    return call("syscall", ctypes.c_long(numbers[0 if X86 else 1]), *map(ctypes.c_long, arguments))
-def refused(attempt, *numbers):
-    try:
-        answer = attempt()
-    except OSError as error:
-        allowed = numbers or (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EROFS, errno.ENOENT)
-        return "refused" if error.errno in allowed else repr(error)
-    return f"escaped: {answer!r}"
-"""
-
-
-@dataclass(frozen=True)
-class Hostile:
-    """``kind``: its row in the table of docs/evaluation.md. ``ends``: the statuses that mean it was held."""
-
-    name: str
-    kind: str
-    code: str
-    tests: tuple[str, ...] = ("assert (a := attack()) == 'refused', a",)
-    ends: tuple[str, ...] = ("passed",)
-    limits: Limits = Limits(seconds=4.0, wall=20.0, memory=256)
-    quick: bool = False
-    not_held: dict[str, str] = field(default_factory=dict)  # mode: why
-
-
-def attempt(name: str, kind: str, body: str, quick: bool = False, **rest: object) -> Hostile:
-    """An attack by the lines of a function; a single expression is refused or escapes by itself."""
-    if "\n" not in body and "return" not in body:
-        body = f"return refused(lambda: {body})"
-    lines = "\n".join("    " + line for line in body.splitlines())
-    return Hostile(name, kind, f"{PRELUDE}\ndef attack():\n{lines}\n", quick=quick, **rest)  # type: ignore[arg-type]
-
-
-def forgery(name: str, code: str, tests: tuple[str, ...] = WRONG, quick: bool = False, **rest: object) -> Hostile:
-    return Hostile(name, "forged verdicts", code, tests, ANY_BUT_PASSED, quick=quick, **rest)  # type: ignore[arg-type]
-
-
-def ended(name: str, kind: str, code: str, *ends: str, quick: bool = False, **rest: object) -> Hostile:
-    """A program that must end so."""
-    return Hostile(name, kind, PRELUDE + code, ("pass",), ends, quick=quick, **rest)  # type: ignore[arg-type]
-
+from headgate.evaluation.sandbox_watch import Limits
+from tests.evaluation.hostile import ANY_BUT_PASSED, WRONG, Hostile, attempt, ended
+from tests.evaluation.hostile_forgeries import FORGERIES
 
 NUMBERS = {  # kernel surface: name, x86-64, aarch64, arguments
     "io_uring_setup": (425, 425, "8, ctypes.addressof(ctypes.create_string_buffer(120))"),
@@ -151,7 +76,11 @@ KERNEL = [
     attempt("execute a shell", "kernel surface", "os.execv('/bin/sh', ['sh', '-c', 'true'])", True),
     attempt("allow privileges again", "kernel surface", "call('prctl', 38, 0, 0, 0, 0)"),
     attempt("be root again", "kernel surface", "os.setuid(0)"),
-    attempt("capset", "kernel surface", "call('capset', ctypes.create_string_buffer(b'\\x22\\x05\\x08\\x20' + b'\\0' * 4), ctypes.create_string_buffer(b'\\xff' * 24))"),
+    attempt(
+        "capset",
+        "kernel surface",
+        "call('capset', ctypes.create_string_buffer(b'\\x22\\x05\\x08\\x20' + b'\\0' * 4), ctypes.create_string_buffer(b'\\xff' * 24))",
+    ),
     attempt("type into the terminal", "kernel surface", "__import__('fcntl').ioctl(0, 0x5412, b'x')"),
 ]
 FILES = [
@@ -184,9 +113,10 @@ FILES = [
     attempt("read the kernel's log", "files", "call('klogctl', 3, ctypes.create_string_buffer(4096), 4096)"),
 ]  # fmt: skip
 DISK = [
-    attempt("one large file", "disk", "def fill():\n    with open('a', 'wb') as f:\n        while True: f.write(b'x' * (1 << 20))\nreturn refused(fill, errno.EFBIG, errno.ENOSPC, errno.EACCES, errno.EPERM)"),
-    attempt("many files", "disk", "def fill():\n    i = 0\n    while True:\n        open(f'a{i}', 'wb').write(b'x' * (1 << 20))\n        i += 1\nreturn refused(fill, errno.ENOSPC, errno.EACCES, errno.EPERM)", True),
-    attempt("many names", "disk", "def fill():\n    for i in range(100_000): open(f'a{i}', 'wb').close()\nreturn refused(fill, errno.ENOSPC, errno.EACCES, errno.EPERM)"),
+    attempt("one large file", "disk", "def fill():\n    with open('a', 'wb') as f:\n        for i in range(64): f.write(b'x' * (1 << 20))\nreturn refused(fill, *FULL)"),
+    attempt("many files", "disk", "def fill():\n    for i in range(64): open(f'a{i}', 'wb').write(b'x' * (1 << 20))\nreturn refused(fill, *FULL)", True),
+    attempt("many names", "disk", "def fill():\n    for i in range(10_000): open(f'a{i}', 'wb').close()\nreturn refused(fill, *FULL)"),
+    attempt("a file without blocks", "disk", "def fill():\n    with open('a', 'wb') as f: f.truncate(1 << 40)\nreturn refused(fill, *FULL)"),
     attempt("a tmpfs over its folder", "disk", "call('mount', b'none', b'/box', b'tmpfs', 0, None)"),
     attempt("a tmpfs in a user namespace", "disk", "call('unshare', 0x10020000)\ncall('mount', b'none', b'/box', b'tmpfs', 0, None)".replace("\n", " or ")),
 ]  # fmt: skip
@@ -220,7 +150,7 @@ PROCESSES = [
     attempt("pin its parent", "processes", "os.sched_setaffinity(os.getppid(), {0})"),
     attempt("limit its parent", "processes", "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))"),
     ended("fork without end", "processes", "\nwhile True: os.fork()", "error"),
-    ended("threads without end", "processes", "\nl = threading.Event()\nwhile True: threading.Thread(target=l.wait, daemon=True).start()", "error", quick=True),
+    attempt("threads without end", "processes", "threading.stack_size(32768)\nover, started = threading.Event(), 0\ntry:\n    while started < 100:\n        threading.Thread(target=over.wait, daemon=True).start()\n        started += 1\nexcept RuntimeError: pass\nover.set()\nreturn 'refused' if 4 < started < 64 else f'{started} threads'", True),
 ]  # fmt: skip
 PARENT = [
     attempt("its environment", "the parent's memory", "open('/proc/{pid}/environ').read()", True),
@@ -248,7 +178,9 @@ MEMORY = [
     attempt("a larger pipe", "memory", "r, w = os.pipe()\nreturn refused(lambda: __import__('fcntl').fcntl(w, 1031, 1 << 20))"),
     ended("an answer of a gigabyte", "memory", "\ndef f(): return 'x' * (100 << 20)\n", "memory", "error", limits=BIG),
 ]  # fmt: skip
-MEMORY[-1] = Hostile(MEMORY[-1].name, "memory", "def f(x):\n    return ['y' * (1 << 20)] * 200", WRONG, ANY_BUT_PASSED)
+MEMORY[-1] = Hostile(
+    MEMORY[-1].name, "memory", "def f(x):\n    return ['y' * (1 << 20)] * 200", WRONG, ANY_BUT_PASSED
+)
 TIME = [
     ended("spin", "time", "\nwhile True: pass", "time", quick=True, limits=Limits(seconds=0.5)),
     ended("spin in threads", "time", "\ndef spin():\n    while True: pass\n[threading.Thread(target=spin).start() for _ in range(4)]\nspin()", "time", limits=Limits(seconds=0.5)),
@@ -261,202 +193,7 @@ TIME = [
     ended("a flood of output", "time", "\nwhile True: print('x' * 100_000)", "output", quick=True),
     ended("a flood of errors", "time", "\nwhile True: os.write(2, b'x' * 100_000)", "output"),
 ]  # fmt: skip
-EQUAL = "class E{base}:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    __hash__ = None\n"
-SPEAK = "import json, os, struct, fcntl\ndef say(m, fd):\n    d = json.dumps(m).encode()\n    os.write(fd, struct.pack('<I', len(d)) + d)\n"
-SEARCH = '''
-import gc, os, re, sys
-def f(x=None):
-    """Whatever looks like the expected answer, in every object, frame, module and descriptor here."""
-    pattern, words = re.compile("token-[0-9a-f]{16}"), []
-    frame = sys._getframe()
-    while frame: words.append(repr(frame.f_locals)); frame = frame.f_back
-    words += [repr(o)[:5000] for o in gc.get_objects() if type(o) in (dict, list, tuple)]
-    for fd in range(3, 64):
-        try: words.append(os.pread(fd, 1 << 20, 0).decode(errors="replace"))
-        except OSError: pass
-    for word in words:
-        if m := pattern.search(word): return m.group()
-'''
-FORGERIES = [
-    forgery("os._exit(0)", "import os; os._exit(0)", quick=True),
-    forgery("sys.exit(0)", "import sys; sys.exit(0)"),
-    forgery("leave when asked", "import os\ndef f(x): os._exit(0)", quick=True),
-    forgery("leave from a thread", "import os, threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), os._exit(0))).start()\ndef f(x): time.sleep(5)"),
-    forgery("always equal", EQUAL.format(base="") + "def f(x): return E()", quick=True),
-    forgery("an int that is always equal", EQUAL.format(base="(int)") + "def f(x): return E(7)", quick=True),
-    forgery("always equal, in a list", EQUAL.format(base="") + "def f(x): return [E()]", ("assert f(2) == [3]",)),
-    forgery("a list that is always equal", EQUAL.format(base="(list)") + "def f(x): return E()", ("assert f(2) == [3]",)),
-    forgery("a string that is always equal", EQUAL.format(base="(str)") + "def f(x): return E()", ("assert f(2) == 'x'",)),
-    forgery("a dict that is always equal", EQUAL.format(base="(dict)") + "def f(x): return E()", ("assert f(2) == {1: 2}",)),
-    forgery("always equal, as a key", "class E:\n    def __eq__(s, o): return True\n    def __hash__(s): return hash(1)\ndef f(x): return {E(): 2}", ("assert f(2) == {1: 2}",)),
-    forgery("always contains", "class E:\n    def __contains__(s, o): return True\n    def __iter__(s): return iter(())\ndef f(x): return E()", ("assert 3 in f(2)",)),
-    forgery("a class for a function", EQUAL.format(base="") + "class f(E):\n    def __init__(s, x): pass"),
-    forgery("a metaclass", "class M(type):\n    def __eq__(s, o): return True\n    def __hash__(s): return 1\n    def __call__(s, x): return s\nclass f(metaclass=M): pass"),
-    forgery("always close", "class E(float):\n    def __sub__(s, o): return 0.0\n    __rsub__ = __sub__\n    def __abs__(s): return 0.0\ndef f(x): return E(7)", ("assert abs(f(2) - 3) < 1e-6",)),
-    forgery("replaced exec", "import builtins\nbuiltins.exec = lambda *a: None", quick=True),
-    forgery("replaced compile", "import builtins\nreal = compile\nbuiltins.compile = lambda s, *a, **k: real('pass', 'x', 'exec')", quick=True),
-    forgery("replaced AssertionError", "import builtins\nclass A(Exception):\n    def __new__(c, *a): raise SystemExit(0)\nbuiltins.AssertionError = A\ndef f(x): return 0"),
-    forgery("assertions that raise nothing", "import builtins, ctypes\nbuiltins.AssertionError = Warning\ndef f(x): return 0"),
-    forgery("replaced set, sorted, len and abs", "set = sorted = len = abs = lambda *a: 3\ndef f(x): return 0", ("assert set(f(2)) == {1}", "assert len([f(1)]) == 3"), quick=True),
-    forgery("replaced helpers in builtins", "import builtins\nbuiltins.sorted = builtins.set = lambda *a, **k: [3]\ndef f(x): return 0", ("assert sorted([f(2)]) == [3]",)),
-    forgery("a module of its own for math", "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef f(x): return 0", ("import math\nassert math.isclose(f(2), 3.0)",), quick=True),
-    forgery("math without an import", "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef f(x): return 0", ("assert math.isclose(f(2), 3.0)",)),
-    forgery("patched math", "import math, sys\nmath.isclose = lambda *a, **k: True\nsys.modules['math'] = math\ndef f(x): return 0", ("import math\nassert math.isclose(f(2), 3.0)",)),
-    forgery("a check of its own", "def check(candidate): pass\ndef f(x): return 0", ("def check(candidate):\n    assert candidate(2) == 3", "check(f)"), quick=True),
-    forgery("a helper of its own", "def poly(xs, x): return 0\ndef f(xs): return 77", ("def poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))", "assert abs(poly([1, 2], f([1, 2]))) < 1e-4")),
-    forgery("a changed constant", "import ctypes\ndef f(x):\n    ctypes.memmove(id(3) + 24, ctypes.byref(ctypes.c_int(2)), 4)\n    return 2", quick=True),
-    forgery("through its frames", "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        for k in list(frame.f_locals): frame.f_locals[k] = 'passed'\n        frame = frame.f_back\n    return 0"),
-    forgery("patching the harness", "import sys\nfor n, m in list(sys.modules.items()):\n    if n.startswith('jail.'):\n        for k in ('encode', 'status', 'describe', 'execute', 'decode'):\n            if hasattr(m, k): setattr(m, k, lambda *a: 'passed')\ndef f(x): return 0"),
-    forgery("the passing word", SPEAK + "for fd in range(3, 20):\n    for m in (['end', 'passed', 9, ''], ['passed'], ['ready'], ['failed', 'passed', '']):\n        try: say(m, fd)\n        except OSError: pass\n", quick=True),
-    forgery("lines for the guard", "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'[\"end\", \"passed\", 1, \"\"]\\n' * 99)\n    except OSError: pass\nos._exit(0)"),
-    forgery("garbage for the judge", "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'\\xff\\x00\\x00\\x00' + b'{' * 255)\n    except OSError: pass\n"),
-    forgery("an answer without a bottom", "def f(x):\n    l = []\n    for _ in range(100_000): l = [l]\n    return l"),
-    forgery("an answer that contains itself", "def f(x):\n    l = []; l.append(l)\n    return l", ("assert f(2) == [3]",)),
-    forgery("a reference to nothing", SPEAK + "def f(x):\n    for fd in range(3, 20):\n        try: say(['value', {'ref': 99}], fd); break\n        except OSError: pass\n"),
-    forgery("an exception that ends tests", "def f(x): raise KeyboardInterrupt"),
-    forgery("StopIteration", "def f(x): raise StopIteration"),
-    forgery("an exit when asked", "def f(x): raise SystemExit(0)"),
-    forgery("searching for the answer", SEARCH, ("assert f() == {token!r}",), quick=True),
-    forgery("closing the judge's pipe", "import os\ndef f(x): os.closerange(3, 64)"),
-]  # fmt: skip
 PROGRAMS = [*KERNEL, *FILES, *DISK, *NETWORK, *PROCESSES, *PARENT, *MEMORY, *TIME, *FORGERIES]
-
-
-class Place:
-    """What the programs go for, set up outside of any sandbox, and whether they got at it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.token = folder, f"token-{secrets.token_hex(8)}"
-        self.environment = f"key-{secrets.token_hex(8)}"
-        self.secret = folder / "secret"
-        self.reached: list[str] = []
-        self.servers: list[socket.socket] = []
-
-    def __enter__(self) -> Place:
-        os.chmod(self.folder, 0o777)
-        self.secret.write_text(self.token)
-        self.secret.chmod(0o666)
-        os.environ["HEADGATE_TEST_KEY"] = self.environment
-        for family, address in (
-            (socket.AF_INET, ("127.0.0.1", 0)),
-            (socket.AF_UNIX, "\0" + self.token),
-            (socket.AF_UNIX, str(self.folder / "socket")),
-        ):
-            server = socket.socket(family)
-            server.bind(address)
-            server.listen()
-            self.servers.append(server)
-            threading.Thread(target=self._serve, args=(server, str(address)), daemon=True).start()
-        os.chmod(self.folder / "socket", 0o777)
-        self.before = self._picture()
-        self.handler = signal.signal(signal.SIGIO, lambda *_: self.reached.append("a signal arrived"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGIO, self.handler)
-        del os.environ["HEADGATE_TEST_KEY"]
-        for server in self.servers:
-            server.close()
-
-    def fill(self, text: str) -> str:
-        port = self.servers[0].getsockname()[1]
-        for name, value in {
-            "secret": str(self.secret),
-            "folder": str(self.folder),
-            "token": self.token,
-            "environment": self.environment,
-        }.items():
-            text = text.replace("{" + name + "!r}", repr(value))
-        return text.replace("{port}", str(port)).replace("{pid}", str(os.getpid()))
-
-    def changes(self) -> list[str]:
-        """What is no longer as it was."""
-        now, happened = self._picture(), list(self.reached)
-        happened += [f"{name}: {self.before[name]} is now {now[name]}" for name in now if now[name] != self.before[name]]
-        self.reached.clear()
-        return happened
-
-    def _picture(self) -> dict[str, object]:
-        state = self.secret.stat()
-        return {
-            "secret": (self.secret.read_text(), state.st_mode, state.st_mtime, state.st_nlink, os.listxattr(self.secret)),
-            "folder": sorted(os.listdir(self.folder)),
-            "/dev/null": (os.stat("/dev/null").st_mode, os.stat("/dev/null").st_uid),
-            "escaped": glob.glob("/headgate-escaped") + glob.glob("/*/headgate-escaped") + glob.glob("/dev/shm/headgate-*"),
-            "parent": (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)),
-            "sandboxes": sorted(set(guards())),
-        }  # fmt: skip
-
-    def _serve(self, server: socket.socket, address: str) -> None:
-        while True:
-            try:
-                server.accept()[0].close()
-            except OSError:
-                return
-            self.reached.append(f"connected to {address!r}")
-
-
-def guards() -> list[int]:
-    """Live sandbox processes that this process is an ancestor of."""
-    return [pid for pid, (_, state, _) in below(os.getpid()).items() if state != "Z" and b"evaluation/jail" in line(pid)]
-
-
-def line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def below(root: int) -> dict[int, tuple[int, str, int]]:
-    """Every process under ``root``: its parent, state and resident bytes."""
-    table = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        table[int(folder.name)] = (int(fields[1]), fields[0], int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
-    inside = {root}
-    while more := {pid for pid, (parent, _, _) in table.items() if parent in inside} - inside:
-        inside |= more
-    return {pid: table[pid] for pid in inside - {root} if pid in table}
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """The most bytes that all processes under this one had resident at once, looked at every 10 ms."""
-    peak, over = [0], threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.01):
-            peak[0] = max(peak[0], sum(resident for _, _, resident in below(os.getpid()).values()))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
-
-
-def run(program: Hostile, mode: str, place: Place) -> tuple[Outcome, list[str]]:
-    """Its outcome, and what shows that it was not held."""
-    pieces = [("solution", place.fill(program.code))]
-    pieces += [(f"test {i}", place.fill(test)) for i, test in enumerate(program.tests, 1)]
-    with peak_memory() as peak:
-        outcome = run_program(pieces, program.limits, mode)
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline and guards():
-        time.sleep(0.01)
-    wrong = place.changes()
-    if outcome.status not in program.ends:
-        wrong.append(f"it ended as {outcome.status} ({outcome.detail or outcome.piece})")
-    # The judge and the interpreters of the guard stand beside the solution; each is some 20 MiB.
-    if peak[0] > (program.limits.memory + 160) << 20:
-        wrong.append(f"{peak[0] >> 20} MiB resident at once")
-    return outcome, wrong
 
 
 def table(modes: tuple[str, ...] = ("namespaces", "bwrap", "limits")) -> str:
@@ -471,15 +208,3 @@ def table(modes: tuple[str, ...] = ("namespaces", "bwrap", "limits")) -> str:
             cells.append(f"held, but not: {', '.join(open_ones)}" if open_ones else "held")
         lines.append(f"| {kind} | {len(mine)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def main(mode: str, *names: str) -> None:
-    """Print, as JSON, what was not held: {name: reasons}."""
-    with tempfile.TemporaryDirectory() as folder, Place(Path(folder)) as place:
-        chosen = [program for program in PROGRAMS if not names or program.name in names]
-        results = {program.name: run(program, mode, place)[1] for program in chosen}
-    print(json.dumps({name: wrong for name, wrong in results.items() if wrong}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -120,6 +120,20 @@ def test_humaneval_answers_as_body_or_as_whole_function(output: str) -> None:
     assert run_program(pieces(row, output)).passed
 
 
+def test_a_helper_of_the_prompt_is_not_the_solutions() -> None:
+    """HumanEval 32: a solution that redefines ``poly`` would make every number a root."""
+    row = {
+        "prompt": "def poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\ndef find_zero(xs):\n",
+        "meta_entry_point": "find_zero",
+        "meta_tests": ["def check(candidate):\n    assert abs(poly([6, 2], candidate([6, 2]))) < 1e-4\n"],
+    }
+    assert run_program(pieces(row, "    return -3.0\n")).passed
+    assert run_program(pieces(row, "    return 1.0\n")).status == "assertion"
+    assert (
+        run_program(pieces(row, "    return 1.0\n\ndef poly(xs, x):\n    return 0\n")).status == "assertion"
+    )
+
+
 def test_a_mutant_differs_only_in_what_it_returns() -> None:
     code = "import math\nCALLS = []\ndef f(x):\n    CALLS.append(x)\n    return math.sqrt(x)\n"
     mutant = replace_returns(code)

@@ -15,7 +15,9 @@ import pytest
 
 from headgate.errors import ConfigError
 from headgate.evaluation import sandbox, sandbox_modes
-from tests.evaluation.hostile_programs import PROGRAMS, Hostile, Place, run, table
+from tests.evaluation.hostile import Hostile
+from tests.evaluation.hostile_place import Place, run
+from tests.evaluation.hostile_programs import PROGRAMS, table
 
 ROOT = Path(__file__).parents[2]
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -27,7 +29,9 @@ def mode(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each mode in turn; skipped with what the machine lacks, which no installation of this repository brings."""
     with pytest.MonkeyPatch.context() as patch:
         if os.geteuid() == 0 and not sandbox_modes._open_to_others(os.path.realpath(sys.executable)):
-            patch.setattr(sandbox_modes, "interpreter", lambda: SYSTEM_PYTHON)  # for `limits`, which gives up root
+            patch.setattr(
+                sandbox_modes, "interpreter", lambda: SYSTEM_PYTHON
+            )  # for `limits`, which gives up root
         forget()
         try:
             sandbox.establish(request.param)
@@ -51,7 +55,9 @@ def place() -> Iterator[Place]:
 @pytest.mark.parametrize(
     "program",
     [
-        pytest.param(program, id=f"{program.kind}: {program.name}", marks=[] if program.quick else [pytest.mark.slow])
+        pytest.param(
+            program, id=f"{program.kind}: {program.name}", marks=[] if program.quick else [pytest.mark.slow]
+        )
         for program in PROGRAMS
     ],
 )
@@ -74,9 +80,11 @@ def test_an_ordinary_user_is_held_as_well(mode_name: str) -> None:
         shutil.copytree(ROOT / "src/headgate/evaluation", f"{folder}/headgate/evaluation")
         for name in ("__init__.py", "errors.py"):
             shutil.copy(ROOT / "src/headgate" / name, f"{folder}/headgate/{name}")
-        script = shutil.copy(ROOT / "tests/evaluation/hostile_programs.py", f"{folder}/hostile_programs.py")
+        os.makedirs(f"{folder}/tests/evaluation")
+        for file in (ROOT / "tests/evaluation").glob("hostile*.py"):
+            shutil.copy(file, f"{folder}/tests/evaluation")
         done = subprocess.run(
-            [SYSTEM_PYTHON, "-B", script, mode_name],
+            [SYSTEM_PYTHON, "-B", "-m", "tests.evaluation.hostile_place", mode_name],
             user=SOMEBODY,
             group=SOMEBODY,
             extra_groups=[],

@@ -94,9 +94,15 @@ def establish(mode: str) -> None:
     """Try what ``mode`` promises, once. Raises ConfigError with what does not hold, and what to do about it."""
     if mode not in MODES:
         raise ConfigError(f"unknown sandbox mode {mode!r}: choose from {', '.join(MODES)}")
-    broken = [lack] if (lack := modes.missing(mode)) else escapes(lambda pieces, limits: _run(pieces, limits, mode))
+    broken = (
+        [lack]
+        if (lack := modes.missing(mode))
+        else escapes(lambda pieces, limits: _run(pieces, limits, mode))
+    )
     if broken:
-        raise ConfigError(f"sandbox mode {mode} does not hold here: {'; '.join(broken)}. Cure: {modes.CURES[mode]}")
+        raise ConfigError(
+            f"sandbox mode {mode} does not hold here: {'; '.join(broken)}. Cure: {modes.CURES[mode]}"
+        )
 
 
 def describe_isolation() -> str:
@@ -107,7 +113,9 @@ def describe_isolation() -> str:
         "limits": "no namespaces: nothing is writable, metadata of files stays visible",
     }[isolation()]
     version = landlock.abi()
-    return f"{walls}; system-call filter, " + (f"Landlock {version}" if version else "no Landlock") + ", limits"
+    return (
+        f"{walls}; system-call filter, " + (f"Landlock {version}" if version else "no Landlock") + ", limits"
+    )
 
 
 def require_permission(allowed: bool) -> None:
@@ -121,7 +129,9 @@ def _run(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
     with contextlib.ExitStack() as stack:
         root = tempfile.mkdtemp(prefix="headgate-sandbox-")
         stack.callback(shutil.rmtree, root, ignore_errors=True)
-        source = stack.enter_context(_nameless(pieces[0][1].encode(errors="surrogatepass") if pieces else b""))
+        source = stack.enter_context(
+            _nameless(pieces[0][1].encode(errors="surrogatepass") if pieces else b"")
+        )
         tests = stack.enter_context(_nameless(json.dumps(pieces[1:]).encode()))
         report, guards_report = os.pipe()
         stack.callback(os.close, report)

@@ -64,4 +64,6 @@ def escapes(run: Callable[[list[tuple[str, str]], Limits], Outcome]) -> list[str
         return [f"cannot be set up ({outcome.detail.strip()})"]
     if not outcome.passed:
         return [outcome.detail.removeprefix("AssertionError: ")]
-    return [name for name, (code, test) in FORGERIES.items() if run([("s", code), ("t", test)], LIMITS).passed]
+    return [
+        name for name, (code, test) in FORGERIES.items() if run([("s", code), ("t", test)], LIMITS).passed
+    ]

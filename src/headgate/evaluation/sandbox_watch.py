@@ -55,7 +55,9 @@ class Outcome:
 class Watch:
     """Reads the report and the output of a program, and notices when its output is used up."""
 
-    def __init__(self, process: subprocess.Popen[bytes], report: int, limits: Limits, pieces: list[str]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], report: int, limits: Limits, pieces: list[str]
+    ) -> None:
         self.process, self.report, self.limits, self.pieces = process, report, limits, pieces
         self.output, self.noise = bytearray(), 0
         self.pending, self.piece = b"", 0
@@ -68,7 +70,7 @@ class Watch:
         with selectors.DefaultSelector() as selector:
             selector.register(self.report, selectors.EVENT_READ)
             selector.register(self.process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
-            while selector.get_map() and self.process.poll() is None or selector.select(0):
+            while (selector.get_map() and self.process.poll() is None) or selector.select(0):
                 if time.monotonic() > self.deadline:
                     self.end = ("time", f"longer than {self.limits.patience:g} s for each part")
                     return

@@ -49,12 +49,16 @@ def confine(to: Confinement) -> None:
     ):
         _, hard = resource.getrlimit(limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value + 1 if limit == resource.RLIMIT_CPU and value < hard else value))
+        resource.setrlimit(
+            limit, (value, value + 1 if limit == resource.RLIMIT_CPU and value < hard else value)
+        )
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     call("capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
     keep_memory_private()  # a change of user resets this and the next
     die_with_parent()
     version = landlock.restrict(to.readable, to.writable)
     if to.needs_landlock and version < landlock.FIRST_TO_GUARD_TRUNCATION:
-        raise RuntimeError(f"Landlock version {version} is too old: Linux 6.2 brings {landlock.FIRST_TO_GUARD_TRUNCATION}")
+        raise RuntimeError(
+            f"Landlock version {version} is too old: Linux 6.2 brings {landlock.FIRST_TO_GUARD_TRUNCATION}"
+        )
     system_calls.restrict()

@@ -21,7 +21,13 @@ from .plain_values import Channel, decode, describe, encode
 from .solution import status
 
 Tests = list[tuple[str, str]]
-FAILURES = ("syntax", "assertion", "error", "memory", "exit")  # what a solution may say of itself: never "passed"
+FAILURES = (
+    "syntax",
+    "assertion",
+    "error",
+    "memory",
+    "exit",
+)  # what a solution may say of itself: never "passed"
 
 
 class Lost(BaseException):

@@ -17,7 +17,9 @@ from .libc import call
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14
 FILE_RIGHTS = WRITE_FILE | READ_FILE | TRUNCATE
-CHANGES_IN_A_FOLDER = sum(1 << bit for bit in (4, 5, 7, 8, 12))  # remove a folder or file; make a folder, file, link
+CHANGES_IN_A_FOLDER = sum(
+    1 << bit for bit in (4, 5, 7, 8, 12)
+)  # remove a folder or file; make a folder, file, link
 FIRST_TO_GUARD_TRUNCATION = 3
 
 
@@ -46,7 +48,9 @@ def restrict(readable: Iterable[str], writable: Iterable[str]) -> int:
     files, network, scopes = handled(version)
     attributes = (ctypes.c_uint64 * 3)(files, network, scopes)
     size = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = call("syscall", ctypes.c_long(CREATE_RULESET), attributes, ctypes.c_size_t(size), ctypes.c_uint(0))
+    ruleset = call(
+        "syscall", ctypes.c_long(CREATE_RULESET), attributes, ctypes.c_size_t(size), ctypes.c_uint(0)
+    )
     for path in readable:
         _allow(ruleset, path, files & (READ_FILE | READ_DIR))
     for path in writable:

@@ -16,11 +16,26 @@ from collections.abc import Callable
 from typing import Any
 
 LONGEST = 16 << 20  # bytes of one message
-TYPES = {
+TYPES: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, object)
+    for kind in (
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        bytearray,
+        list,
+        tuple,
+        set,
+        frozenset,
+        dict,
+        range,
+        object,
+    )
 }
-CONTAINERS: dict[str, type] = {
+CONTAINERS: dict[str, Any] = {
     "tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque,
 }  # fmt: skip
 MAPPINGS: dict[str, type] = {
@@ -32,7 +47,7 @@ WRITTEN: dict[str, tuple[str, Callable[[Any], Any], str]] = {  # name: module, w
     "datetime": ("datetime", lambda value: value.isoformat(), "datetime.fromisoformat"),
     "date": ("datetime", lambda value: value.isoformat(), "date.fromisoformat"),
     "time": ("datetime", lambda value: value.isoformat(), "time.fromisoformat"),
-    "timedelta": ("datetime", lambda value: value.total_seconds(), "timedelta"),
+    "timedelta": ("datetime", lambda value: value // type(value)(microseconds=1), "timedelta"),
 }
 LARGE = 1 << 53
 
@@ -47,6 +62,7 @@ def encode(value: Any, refer: Callable[[Any], int]) -> Any:
         return float.__pos__(value)
     if isinstance(value, type) and TYPES.get(value.__name__) is value:
         return {"type": value.__name__}
+    kind: Any
     for kind in type(value).__mro__[:-1]:
         name = kind.__name__
         if kind is list:
@@ -99,7 +115,7 @@ def decode(data: Any, resolve: Callable[[int], Any]) -> Any:
         read: Any = importlib.import_module(module)
         for part in reader.split("."):
             read = getattr(read, part)
-        return read(seconds=content) if name == "timedelta" else read(content)
+        return read(microseconds=content) if name == "timedelta" else read(content)
     raise ValueError(f"no plain value is called {name!r}")
 
 

@@ -94,7 +94,12 @@ def program(machine: str, pid: int) -> list[Line]:
     """The filter of ``machine`` for process ``pid``, as BPF."""
     column = list(AUDIT).index(machine)
     refuse = _give(ERRNO | errno.EPERM)
-    lines = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, AUDIT[machine]), _give(KILL_PROCESS), (LOAD, 0, 0, NUMBER)]
+    lines = [
+        (LOAD, 0, 0, ARCHITECTURE),
+        (EQUAL, 1, 0, AUDIT[machine]),
+        _give(KILL_PROCESS),
+        (LOAD, 0, 0, NUMBER),
+    ]
     if machine == "x86_64":
         lines += [(AT_LEAST, 0, 1, X32), refuse]
     for numbers in FREE.values():
