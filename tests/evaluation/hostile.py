@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from headgate.evaluation.sandbox_watch import Limits
 
 ANY_BUT_PASSED = ("syntax", "assertion", "error", "time", "memory", "output", "exit", "killed")
-WRONG = ("assert f(2) == 3", "assert f(5) == 6", "assert not f(0) == 2")
+WRONG = ("assert f(2) == 3", "assert f(5) == 6")
 PRELUDE = """
 import ctypes, errno, mmap, os, platform, resource, signal, socket, struct, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)

@@ -13,11 +13,11 @@ def f(x=None):
     pattern, words = re.compile("token-[0-9a-f]{16}"), []
     frame = sys._getframe()
     while frame: words.append(repr(frame.f_locals)); frame = frame.f_back
-    words += [repr(o)[:5000] for o in gc.get_objects() if type(o) in (dict, list, tuple)]
+    words += [w for o in gc.get_objects() for w in gc.get_referents(o) if type(w) in (str, bytes)]
     for fd in range(3, 64):
         try: words.append(os.pread(fd, 1 << 20, 0).decode(errors="replace"))
         except OSError: pass
-    for word in words:
+    for word in map(str, words):
         if m := pattern.search(word): return m.group()
 '''
 FORGERIES = [
@@ -40,7 +40,7 @@ FORGERIES = [
     forgery("replaced compile", "import builtins\nreal = compile\nbuiltins.compile = lambda s, *a, **k: real('pass', 'x', 'exec')", quick=True),
     forgery("replaced AssertionError", "import builtins\nclass A(Exception):\n    def __new__(c, *a): raise SystemExit(0)\nbuiltins.AssertionError = A\ndef f(x): return 0"),
     forgery("assertions that raise nothing", "import builtins, ctypes\nbuiltins.AssertionError = Warning\ndef f(x): return 0"),
-    forgery("replaced set, sorted, len and abs", "set = sorted = len = abs = lambda *a: 3\ndef f(x): return 0", ("assert set(f(2)) == {1}", "assert len([f(1)]) == 3"), quick=True),
+    forgery("a set and a len of its own", "set = lambda *a: {1}\nlen = lambda *a: 3\ndef f(x): return 0", ("assert set(f(2)) == {1}", "assert len([f(1)]) == 3"), quick=True),
     forgery("replaced helpers in builtins", "import builtins\nbuiltins.sorted = builtins.set = lambda *a, **k: [3]\ndef f(x): return 0", ("assert sorted([f(2)]) == [3]",)),
     forgery("a module of its own for math", "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef f(x): return 0", ("import math\nassert math.isclose(f(2), 3.0)",), quick=True),
     forgery("math without an import", "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef f(x): return 0", ("assert math.isclose(f(2), 3.0)",)),
@@ -50,7 +50,10 @@ FORGERIES = [
     forgery("a changed constant", "import ctypes\ndef f(x):\n    ctypes.memmove(id(3) + 24, ctypes.byref(ctypes.c_int(2)), 4)\n    return 2", quick=True),
     forgery("through its frames", "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        for k in list(frame.f_locals): frame.f_locals[k] = 'passed'\n        frame = frame.f_back\n    return 0"),
     forgery("patching the harness", "import sys\nfor n, m in list(sys.modules.items()):\n    if n.startswith('jail.'):\n        for k in ('encode', 'status', 'describe', 'execute', 'decode'):\n            if hasattr(m, k): setattr(m, k, lambda *a: 'passed')\ndef f(x): return 0"),
-    forgery("the passing word", SPEAK + "for fd in range(3, 20):\n    for m in (['end', 'passed', 9, ''], ['passed'], ['ready'], ['failed', 'passed', '']):\n        try: say(m, fd)\n        except OSError: pass\n", quick=True),
+    *[
+        forgery(f"the word {word[-1]}", SPEAK + f"for fd in range(3, 20):\n    try: say({[*word]}, fd)\n    except OSError: pass\n", quick=word[0] == "failed")
+        for word in (("end", "passed"), ("failed", "passed", "judged"), ("ready",), ("refused",), ("value", True), ("go",))
+    ],
     forgery("lines for the guard", "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'[\"end\", \"passed\", 1, \"\"]\\n' * 99)\n    except OSError: pass\nos._exit(0)"),
     forgery("garbage for the judge", "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'\\xff\\x00\\x00\\x00' + b'{' * 255)\n    except OSError: pass\n"),
     forgery("an answer without a bottom", "def f(x):\n    l = []\n    for _ in range(100_000): l = [l]\n    return l"),

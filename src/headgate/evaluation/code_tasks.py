@@ -42,7 +42,7 @@ def extract_code(output: str, entry_point: str | None = None) -> str:
     output = output.replace("\r\n", "\n")
     before, _, after = output.partition("```")
     closing = "```" not in after and re.search(r"^\s*(def|class|import|from|@)\b", before, re.MULTILINE)
-    blocks = [] if closing else _FENCE.findall(output)
+    blocks: list[str] = [] if closing else _FENCE.findall(output)
     if blocks:
         wanted = [b for b in blocks if entry_point and re.search(rf"def\s+{re.escape(entry_point)}\b", b)]
         return (wanted or blocks)[0].strip("\n")

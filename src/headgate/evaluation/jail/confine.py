@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import sys
 from dataclasses import dataclass
 
 from . import landlock, system_calls
@@ -48,10 +49,9 @@ def confine(to: Confinement) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
         _, hard = resource.getrlimit(limit)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(
-            limit, (value, value + 1 if limit == resource.RLIMIT_CPU and value < hard else value)
-        )
+        most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        grace = 1 if limit == resource.RLIMIT_CPU else 0  # a second to say that it is SIGXCPU
+        resource.setrlimit(limit, (min(value, most), min(value + grace, most)))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     call("capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
     keep_memory_private()  # a change of user resets this and the next

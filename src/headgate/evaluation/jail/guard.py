@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -105,7 +106,7 @@ class Guard:
 
     def watch(self) -> None:
         """Relay the judge's lines until it said how it ended, or a piece used up its time."""
-        pending, used, began = b"", 0.0, time.monotonic()
+        pending, used, began = b"", math.inf, math.inf  # no piece has started yet
         while True:
             ready, _, _ = select.select([self.heard], [], [], TICK)
             spent = self.cpu()

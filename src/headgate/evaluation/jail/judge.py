@@ -231,6 +231,7 @@ def judge(tests: Tests, channel: Channel, report: int, confinement: Confinement)
         os._exit(1)
     tell("start", 0)
     try:
+        channel.send(["go"])
         kind, *content = channel.receive()
         if kind == "ready":
             Judge(solution, tests, tell).run()

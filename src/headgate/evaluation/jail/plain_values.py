@@ -60,16 +60,16 @@ def encode(value: Any, refer: Callable[[Any], int]) -> Any:
         return int.__index__(value) if -LARGE < value < LARGE else {"int": hex(value)}
     if isinstance(value, float):
         return float.__pos__(value)
-    if isinstance(value, type) and TYPES.get(value.__name__) is value:
+    if isinstance(value, type) and _listed(TYPES, value):
         return {"type": value.__name__}
     kind: Any
     for kind in type(value).__mro__[:-1]:
         name = kind.__name__
         if kind is list:
             return [encode(item, refer) for item in list.__iter__(value)]
-        if CONTAINERS.get(name) is kind:
+        if _listed(CONTAINERS, kind):
             return {name: [encode(item, refer) for item in kind.__iter__(value)]}
-        if MAPPINGS.get(name) is kind:
+        if _listed(MAPPINGS, kind):
             return {name: [[encode(k, refer), encode(v, refer)] for k, v in dict.items(value)]}
         if kind in (bytes, bytearray):
             return {name: kind.hex(value)}
@@ -117,6 +117,10 @@ def decode(data: Any, resolve: Callable[[int], Any]) -> Any:
             read = getattr(read, part)
         return read(microseconds=content) if name == "timedelta" else read(content)
     raise ValueError(f"no plain value is called {name!r}")
+
+
+def _listed(table: dict[str, Any], kind: type) -> bool:
+    return table.get(kind.__name__) is kind
 
 
 def describe(error: BaseException) -> str:

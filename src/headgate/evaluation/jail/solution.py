@@ -56,6 +56,7 @@ def solve(source: str, channel: Channel, confinement: Confinement) -> None:
         channel.send(["refused", describe(error)])
         os._exit(1)
     channel.send(["confined"])
+    channel.receive()  # the judge is there too, and the clock runs
     module = types.ModuleType("solution")  # not __main__: a guarded script does not start
     sys.modules["solution"] = module
     sys.argv = ["solution.py"]
