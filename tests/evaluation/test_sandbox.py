@@ -327,6 +327,16 @@ def test_a_wall_with_a_hole_is_named_before_any_program_runs(monkeypatch: pytest
         run_program([("solution", "raise SystemExit")], FAST, mode="namespaces")
 
 
+def test_a_sandbox_that_cannot_be_set_up_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sandbox.establish("namespaces")
+    monkeypatch.setattr(sandbox_modes, "users", lambda: {"solution": 0, "judge": 0})
+    monkeypatch.setattr(sandbox, "PAUSES", (0.0,))
+    with pytest.raises(ConfigError, match=r"could not be set up \(namespaces\): .*(as root|PermissionError)"):
+        run_program([("solution", "while True: pass")], FAST, mode="namespaces")
+
+
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown sandbox mode 'none'"):
         run_program([("solution", "pass")], FAST, mode="none")

@@ -32,6 +32,7 @@ from headgate.evaluation.sandbox_modes import MODES
 from headgate.evaluation.sandbox_watch import Limits, Outcome, Watch
 
 JUDGE_MEMORY = 512  # MiB
+PAUSES = (0.5, 2.0)  # seconds before a sandbox that could not be set up is tried again
 REFUSAL = (
     "this task runs code written by a model: pass --allow-code-execution (allow_code_execution: true in a recipe) "
     "to allow it, in a sandbox"
@@ -61,7 +62,7 @@ def run_programs(
     establish(chosen)
     outcomes = []
     with modes.memory_kept_private(chosen), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for outcome in pool.map(lambda pieces: _run(list(pieces), limits, chosen), programs):
+        for outcome in pool.map(lambda pieces: _run_patiently(list(pieces), limits, chosen), programs):
             if outcome.status == "refused":
                 raise ConfigError(f"the sandbox could not be set up ({chosen}): {outcome.detail}")
             outcomes.append(outcome)
@@ -122,6 +123,15 @@ def require_permission(allowed: bool) -> None:
     """Raises ConfigError unless code execution was allowed."""
     if not allowed:
         raise ConfigError(REFUSAL)
+
+
+def _run_patiently(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
+    """A machine that is short of processes or memory for a moment gets two more chances: nothing ran yet."""
+    for pause in PAUSES:
+        if (outcome := _run(pieces, limits, mode)).status != "refused":
+            return outcome
+        time.sleep(pause)
+    return _run(pieces, limits, mode)
 
 
 def _run(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
