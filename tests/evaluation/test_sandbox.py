@@ -86,10 +86,10 @@ def test_how_it_ended(code: str, status: str) -> None:
 
 
 def test_the_part_that_failed_is_named() -> None:
-    found = run_program(
+    result = run_program(
         [("solution", "x = 1"), ("test 1", "assert x == 1"), ("test 2", "assert x == 2, 'not two'")]
     )
-    assert (found.status, found.piece, found.detail) == ("assertion", "test 2", "AssertionError: not two")
+    assert (result.status, result.piece, result.detail) == ("assertion", "test 2", "AssertionError: not two")
 
 
 SPIN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass\n"
@@ -171,8 +171,8 @@ def test_objects_of_the_solution_are_used_by_reference() -> None:
         ),
         ("test 4", "assert root != 1 and root == root and [root] != [Node(1)] and not (root == Node(1))"),
     ]
-    found = run_program([("solution", code), *tests], Limits(seconds=20.0))
-    assert found.passed, found
+    result = run_program([("solution", code), *tests], Limits(seconds=20.0))
+    assert result.passed, result
 
 
 def test_imports_of_a_test_serve_the_solution() -> None:
@@ -201,8 +201,8 @@ def test_a_thread_ends_with_its_program() -> None:
 )
 def test_a_full_disk_is_only_its_own(code: str) -> None:
     free = os.statvfs(tempfile.gettempdir()).f_bavail
-    found = outcome(code, Limits(seconds=5.0))
-    assert found.status == "error" and "OSError" in found.detail
+    result = outcome(code, Limits(seconds=5.0))
+    assert result.status == "error" and "OSError" in result.detail
     assert os.statvfs(tempfile.gettempdir()).f_bavail > free - (64 << 20) // 4096
 
 
@@ -211,8 +211,8 @@ def test_it_writes_only_in_its_folder(tmp_path: Path) -> None:
     outside = tmp_path / "escaped"
     assert outcome("open('inside', 'w').write('a'); assert open('inside').read() == 'a'").passed
     for place in (str(outside), "/tmp/headgate-escaped", "/usr/headgate-escaped", "/headgate-escaped"):
-        found = outcome(f"open({place!r}, 'w').write('a')")
-        assert found.status == "error", place
+        result = outcome(f"open({place!r}, 'w').write('a')")
+        assert result.status == "error", place
         assert not Path(place).exists()
 
 
@@ -261,8 +261,8 @@ def test_a_deaf_program_is_stopped() -> None:
     ids=["stdout", "stderr"],
 )
 def test_a_flood_of_output_is_cut(code: str) -> None:
-    found = outcome(code, Limits(seconds=10.0, output=1 << 20))
-    assert found.status == "output" and len(found.output) <= 1 << 20 and found.seconds < 8
+    result = outcome(code, Limits(seconds=10.0, output=1 << 20))
+    assert result.status == "output" and len(result.output) <= 1 << 20 and result.seconds < 8
 
 
 def test_a_flood_on_the_report_is_cut() -> None:
@@ -276,8 +276,8 @@ def test_it_cannot_kill_its_parents() -> None:
         "        if pid != os.getpid(): os.kill(pid, signal.SIGKILL)\n"
         "    except OSError: pass\nraise ValueError('still here')"
     )
-    found = outcome(code)
-    assert (found.status, found.detail) == ("error", "ValueError: still here")
+    result = outcome(code)
+    assert (result.status, result.detail) == ("error", "ValueError: still here")
 
 
 def test_privileges_cannot_be_had_again() -> None:
@@ -287,10 +287,10 @@ def test_privileges_cannot_be_had_again() -> None:
 
 
 def test_a_passing_word_cannot_be_guessed() -> None:
-    found = outcome(
+    result = outcome(
         "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'end passed 1\\n')\n    except OSError: pass\nos._exit(0)"
     )
-    assert found.status in ("error", "exit")
+    assert result.status in ("error", "exit")
 
 
 def test_workers_in_parallel_keep_the_order() -> None:

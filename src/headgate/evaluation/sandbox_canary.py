@@ -33,14 +33,14 @@ def call(name, *arguments):
     if getattr(ctypes.CDLL(None), name)(*arguments) < 0:
         raise OSError
 def escapes():
-    found = []
+    names = []
     for name, attempt in ATTEMPTS:
         try:
             exec(attempt, globals())
         except (OSError, MemoryError):
             continue
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 class Equal:
     def __eq__(self, other): return True
 """
