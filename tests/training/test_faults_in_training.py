@@ -227,9 +227,7 @@ def test_compute_loss_func_is_what_is_trained(make_trainer) -> None:
 
 
 def test_a_gate_that_reads_the_head_refuses_another_loss(make_trainer) -> None:
-    with pytest.raises(
-        ConfigError, match=r"backward_gate reads the head.*Doubled\.compute_loss"
-    ):
+    with pytest.raises(ConfigError, match=r"backward_gate reads the head.*Doubled\.compute_loss"):
         make_trainer(kind=DoubledGated, methods=[BackwardGate(m=16, k=2)])
 
 
