@@ -204,7 +204,7 @@ def test_backprop_signal_needs_the_head_and_uses_it():
         ({"target_acceptance": 0.0}, "target_acceptance"),
         ({"target_acceptance": 1.2}, "target_acceptance"),
         ({"k": 65, "m": 64}, "k=65 exceeds m=64"),
-        ({"burn_in": 100}, "never gate"),
+        ({"burn_in": 100, "total_steps": 100}, "never gate"),
         ({"d_hidden": 4}, "both d_hidden= and vocab_size="),
         ({"score": "loss", "replay": [1, 2]}, "score: random"),
         ({"score": "random", "replay": [3, 2]}, "accepted <= offered"),
@@ -261,3 +261,12 @@ def test_the_worked_example_learns_and_skips(capsys):
     assert 0.25 < result["acceptance"] < 0.5
     assert result["last_loss"] < 0.8 * result["first_loss"]
     assert "accepted" in capsys.readouterr().out
+
+
+def test_a_loop_of_ones_own_says_how_long_it_is() -> None:
+    """Without a length the burn-in would be 2,000 steps: most such loops would never gate, and nothing would say so."""
+    sizes = {key: value for key, value in SIZES.items() if key != "total_steps"}
+    with pytest.raises(ConfigError, match="total_steps="):
+        BackwardGate(**sizes)
+    BackwardGate(**sizes, burn_in=5)
+    BackwardGate(**sizes, target_acceptance=1.0)
