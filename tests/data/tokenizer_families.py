@@ -31,7 +31,11 @@ def corpus() -> list[str]:
     problems = [f"{row['question']}\n{row['answer']}" for row in wordmath.generate("train", 150)]
     body = "    total = 0\n    for x in range({i}):\n        if x % 2 == 0:\n            total += x\n\n    return total\n"
     code = [f"def f{i}(a, b={i}):\n" + body.format(i=i) + "\n\n# end\n[1,  2]\tpass\n" for i in range(60)]
-    return problems + code + ["naïve café — ünïcode 🙂 \u4e2d\u6587 \tx  y   z"] * 5
+    words = (
+        "Write it. def f(x): if x: return [1, 2] pass # end class A: g(y): y x z ends with lines and begins with "
+        "them no space but at the start Add 2 and 3 The answer is: 5 without a prompt trailing"
+    )
+    return [*problems, *code, words, *["naïve café — ünïcode 🙂 \u4e2d\u6587 \tx  y   z"] * 5]
 
 
 def _post(bos: bool, eos: bool) -> Any:
