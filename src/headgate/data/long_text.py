@@ -11,32 +11,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy
+
 from .spans import Span, edges, token_ranges
 
 LONG = 400_000
 """Characters from which a text goes in pieces."""
 PIECE, OVERLAP, AGREEMENT = 200_000, 4_000, 24
-GROUP = 16
+GROUP = 8
 """Pieces in one call: what the tokenizer may spread over cores, and what is in memory at once."""
 
 
 def tokenise_long(
     text: str, spans: Sequence[Span], backend: Any, *, add_special_tokens: bool
-) -> tuple[list[int], list[Span], int]:
+) -> tuple[Any, list[Span], int]:
     """(ids, trained index ranges, index after the text's last token).
 
     A text whose spans are the whole of it is joined from pieces; one with a prompt inside is encoded in one pass.
     """
     if list(spans) != [(0, len(text))]:
         encoding = backend.encode(text, add_special_tokens=add_special_tokens)
-        return list(encoding.ids), token_ranges(encoding, spans), edges(encoding)[1]
+        return _array(encoding.ids), token_ranges(encoding, spans), edges(encoding)[1]
     around = backend.encode("a", add_special_tokens=add_special_tokens)
     first, stop = edges(around)
-    ids = list(around.ids[:first])
-    for part in joined(text, backend):
-        ids += part
-    end = len(ids)
-    return [*ids, *around.ids[stop:]], [(first, end)], end
+    parts = [_array(around.ids[:first]), *map(_array, joined(text, backend))]
+    end = sum(map(len, parts))
+    return numpy.concatenate([*parts, _array(around.ids[stop:])]), [(first, end)], end
+
+
+def _array(ids: Sequence[int]) -> Any:
+    return numpy.asarray(ids, dtype=numpy.int32)
 
 
 def joined(text: str, backend: Any, piece: int = PIECE, overlap: int = OVERLAP) -> Iterator[list[int]]:

@@ -63,7 +63,7 @@ def mask_difference(
 
 def _content(encoded: EncodedRow, start: int, stop: int, eos: int | None, backend: Any) -> list[int]:
     """The ids of a range without the end of sequence that was added after the text."""
-    ids = encoded.ids[start:stop]
+    ids: list[int] = encoded.ids[start:stop].tolist()
     if eos is not None and stop == len(encoded.ids) and ids and ids[-1] == eos:
         ids = ids[:-1]
     if start == 0:

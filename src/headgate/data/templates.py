@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy
+
 from headgate.errors import DataError
 
 from .long_text import LONG, tokenise_long
@@ -26,12 +28,15 @@ class PromptTooLong(DataError):
     """A prompt that leaves no room for its completion."""
 
 
+Ids = numpy.ndarray[Any, numpy.dtype[numpy.int32]]
+
+
 class EncodedRow:
-    """Token ids of one row, the index ranges that are trained, and whether the end of sequence was added."""
+    """Token ids of one row, and the index ranges that are trained."""
 
     __slots__ = ("ids", "ranges")
 
-    def __init__(self, ids: list[int], ranges: list[Span]) -> None:
+    def __init__(self, ids: Ids, ranges: list[Span]) -> None:
         self.ids, self.ranges = ids, ranges
 
     @property
@@ -39,8 +44,8 @@ class EncodedRow:
         """Tokens before the first that is trained."""
         return self.ranges[0][0] if self.ranges else len(self.ids)
 
-    def labels(self) -> list[int]:
-        labels = [IGNORED] * len(self.ids)
+    def labels(self) -> Ids:
+        labels = numpy.full(len(self.ids), IGNORED, dtype=numpy.int32)
         for start, stop in self.ranges:
             labels[start:stop] = self.ids[start:stop]
         return labels
@@ -56,7 +61,7 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, loss_on: str)
         encodings = backend.encode_batch([rendered[i][0] for i in chosen], add_special_tokens=not chat)
         for index, encoding in zip(chosen, encodings, strict=True):
             ranges = token_ranges(encoding, rendered[index][1])
-            results[index] = _ended(list(encoding.ids), ranges, edges(encoding)[1], tokenizer, chat)
+            results[index] = _ended(numpy.asarray(encoding.ids, dtype=numpy.int32), ranges, edges(encoding)[1], tokenizer, chat)
     for index, (text, spans, chat) in enumerate(rendered):
         if results[index] is None:
             ids, ranges, stop = tokenise_long(text, spans, backend, add_special_tokens=not chat)
@@ -64,20 +69,23 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, loss_on: str)
     return [result for result in results if result is not None]
 
 
-def _ended(ids: list[int], ranges: list[Span], stop: int, tokenizer: Any, chat: bool) -> EncodedRow:
-    """With the end of sequence after the completion, trained; a chat template writes its own end."""
+def _ended(ids: Ids, ranges: list[Span], stop: int, tokenizer: Any, chat: bool) -> EncodedRow:
+    """With the end of sequence after the completion, trained; a chat template writes its own end.
+
+    Where the tokenizer ends texts with something else (BERT's ``[SEP]``), that is left out.
+    """
     eos = tokenizer.eos_token_id
     if chat or eos is None:
         return EncodedRow(ids, ranges)
-    if not (stop < len(ids) and ids[stop] == eos):
-        ids[stop:] = [
-            eos
-        ]  # where the tokenizer ends texts with something else (BERT's [SEP]), that is left out
+    if stop < len(ids) and ids[stop] == eos:
+        ids = ids[: stop + 1]
+    else:
+        ids = numpy.append(ids[:stop], numpy.int32(eos))
     if ranges and ranges[-1][1] == stop:
         ranges[-1] = (ranges[-1][0], stop + 1)
     else:
         ranges.append((stop, stop + 1))
-    return EncodedRow(ids[: stop + 1], ranges)
+    return EncodedRow(ids, ranges)
 
 
 def encode(
@@ -90,7 +98,7 @@ def encode(
     alone fills ``max_length``, and for tokenizers without offsets.
     """
     whole = encode_rows([row], tokenizer, loss_on)[0]
-    ids, labels = whole.ids, whole.labels()
+    ids, labels = whole.ids.tolist(), whole.labels().tolist()
     truncated = max_length is not None and len(ids) > max_length
     if truncated:
         check_room(row, whole, max_length)

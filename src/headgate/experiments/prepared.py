@@ -10,6 +10,7 @@ import torch
 from transformers import set_seed
 
 from headgate.data.prepare import prepare
+from headgate.data.problem_texts import Texts
 from headgate.data.sources import load_data, load_rows
 from headgate.data.streams import load_stream
 from headgate.errors import ConfigError
@@ -80,9 +81,8 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
         return prepare(rows, tokenizer, recipe.data, context_length=context, packing=False)
 
     if recipe.data.stream:
-        segments = load_stream(recipe.data.stream, recipe.training.max_steps)
-        texts = [text_of(row) for segment in segments for row in segment.train]
-        makers.update(_makers(methods, model, tokenizer, texts))
+        segments = load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap)
+        makers.update(_makers(methods, model, tokenizer, Texts([segment.train for segment in segments])))
         made = {s.name: training(s.train, s.skill) for s in segments}
         held = {s.skill: held_out(s.validation) for s in segments}
         held |= {name: held_out(load_rows(source)) for name, source in recipe.data.watch.items()}
@@ -94,7 +94,7 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
             parts, stages = as_one_stage(recipe, parts, stages)
         return parts, {n: p.dataset for n, p in held.items()}, stages, reports, ends
     train_rows, validation_rows = load_data(recipe.data)
-    makers.update(_makers(methods, model, tokenizer, [text_of(row) for row in train_rows]))
+    makers.update(_makers(methods, model, tokenizer, Texts([train_rows])))
     reports, validation = {}, None
     if validation_rows is not None:
         part = held_out(validation_rows)
@@ -147,12 +147,7 @@ def _transformed(
     return made, [stage.model_copy(update={"data": stage.name}) for stage in stages]
 
 
-def text_of(row: Any) -> str:
-    """The problem text of a normalised row: what tags and novelty look at."""
-    return str(row.get("prompt") or row.get("text") or row.get("messages"))
-
-
-def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: list[str]) -> dict[str, Any]:
+def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: Any) -> dict[str, Any]:
     makers: dict[str, Any] = {}
     for method in methods:
         method.fit_columns(lambda wanted: pooled_embeddings(model, tokenizer, wanted), texts)
