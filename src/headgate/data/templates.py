@@ -61,7 +61,9 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, loss_on: str)
         encodings = backend.encode_batch([rendered[i][0] for i in chosen], add_special_tokens=not chat)
         for index, encoding in zip(chosen, encodings, strict=True):
             ranges = token_ranges(encoding, rendered[index][1])
-            results[index] = _ended(numpy.asarray(encoding.ids, dtype=numpy.int32), ranges, edges(encoding)[1], tokenizer, chat)
+            results[index] = _ended(
+                numpy.asarray(encoding.ids, dtype=numpy.int32), ranges, edges(encoding)[1], tokenizer, chat
+            )
     for index, (text, spans, chat) in enumerate(rendered):
         if results[index] is None:
             ids, ranges, stop = tokenise_long(text, spans, backend, add_special_tokens=not chat)

@@ -201,6 +201,8 @@ def unknown_source(name: str) -> DataError:
     """What to say of a name that is no source."""
     close = difflib.get_close_matches(name, [*SOURCES, *FORMATS], n=1)
     hint = (
-        f"did you mean '{close[0]}'?" if close else f"the sources are {', '.join(SOURCES)}, or owner/name on the hub"
+        f"did you mean '{close[0]}'?"
+        if close
+        else f"the sources are {', '.join(SOURCES)}, or owner/name on the hub"
     )
     return DataError(f"unknown source '{name}': {hint}")

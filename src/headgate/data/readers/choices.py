@@ -67,9 +67,7 @@ def boolq(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[
     key = str(field(raw, where, "answer", "label")).lower()
     if key not in ("true", "false", "0", "1"):
         raise DataError(f"{where}: answer '{key}' is neither true nor false")
-    row = lettered(
-        f"{passage}\n{question}?", ["yes", "no"], 0 if key in ("true", "1") else 1, where, config
-    )
+    row = lettered(f"{passage}\n{question}?", ["yes", "no"], 0 if key in ("true", "1") else 1, where, config)
     yield row
 
 

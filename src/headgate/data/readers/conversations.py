@@ -35,9 +35,7 @@ def alpaca(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator
     context = str(raw.get("input") or "").strip()
     template = ALPACA_INPUT if context else ALPACA
     row = {
-        "prompt": fill(
-            config, template, where, instruction=string(raw, where, "instruction"), input=context
-        ),
+        "prompt": fill(config, template, where, instruction=string(raw, where, "instruction"), input=context),
         "completion": string(raw, where, "output", "response"),
     }
     yield with_answers(row, raw)
@@ -98,7 +96,9 @@ def clean_turn(turn: Any, place: str) -> dict[str, Any]:
     turn = {key: value for key, value in turn.items() if value is not None}
     role = str(field(turn, place, "role"))
     if role not in set(ROLES.values()):
-        raise DataError(f"{place}: role '{role}' is unknown (known: {', '.join(sorted(set(ROLES.values())))})")
+        raise DataError(
+            f"{place}: role '{role}' is unknown (known: {', '.join(sorted(set(ROLES.values())))})"
+        )
     calls = decoded(turn.get("tool_calls"), place, "tool_calls")
     if calls:
         turn["tool_calls"] = [_clean_call(call, place) for call in calls]
