@@ -110,7 +110,7 @@ def _table(delimiter: str) -> Any:
         with _open(path) as file:
             reader = csv.DictReader(file, delimiter=delimiter, restkey="")
             for row in reader:
-                if "" in row and row[""]:
+                if row.get(""):
                     raise DataError(
                         f"{path}:{reader.line_num}: more values than the header's {len(reader.fieldnames or [])} columns: "
                         "quote values that hold the delimiter"

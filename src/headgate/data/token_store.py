@@ -135,7 +135,7 @@ def _fill(rows: datasets.Dataset, encoder: BatchEncoder, folder: Path, key: str)
 def check_sample(rows: datasets.Dataset, encoder: BatchEncoder) -> dict[str, Any]:
     """The trained tokens of a sample against their source, and whether an end is trained. Errors come before work."""
     tokenizer, step = encoder.tokenizer, max(1, len(rows) // 32)
-    sample = [row for row in rows.select(range(0, len(rows), step))]
+    sample = list(rows.select(range(0, len(rows), step)))
     if any(row.get("messages") is not None for row in sample) and not getattr(
         tokenizer, "chat_template", None
     ):

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from headgate.data.checks import check_data
 from headgate.data.prepare import prepare
 from headgate.data.problem_texts import Texts
 from headgate.data.sources import load_data, load_rows
 from headgate.data.streams import load_stream
 from headgate.errors import ConfigError
+from headgate.evaluation.checks import check_task
 from headgate.experiments.continual import as_one_stage, segment_ends
 from headgate.experiments.recipe import Recipe
 from headgate.methods.base import Method
@@ -48,9 +50,9 @@ def prepare_run(recipe: Recipe) -> Prepared:
     set_seed(recipe.seed)
     methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
     check_replay(recipe, methods)
+    check_data(recipe.data, recipe.model.name_or_path, recipe.model.revision)
     for task in recipe.evaluation:
-        if task.task in ("exact_match", "gsm8k", "perplexity"):
-            load_rows(task.source_config())
+        check_task(task)
     base, tokenizer = load_base(recipe.model, seed=recipe.seed)
     for method in methods:
         method.check_model(describe(base))
