@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "src" / "headgate"
 FLOORS = {
     "errors": -1,
     "config": -1,
+    "files": -1,
     "ops": 0,
     "modules": 1,
     "models": 2,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class StrictConfig(BaseModel):
@@ -19,6 +20,23 @@ class StrictConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+_FILE_NAME = re.compile(r"[^\W_][\w .+@=,()-]*")
+"""A letter or digit, then letters, digits, spaces and a few signs: no separator, no hidden file, no way upwards."""
+
+
+def file_name(name: str) -> str:
+    """``name``, if files may be called so everywhere. Raises ValueError, which pydantic tells with the key's place."""
+    if not _FILE_NAME.fullmatch(name) or len(name) > 120 or name.endswith((" ", ".")):
+        raise ValueError(
+            f"{name!r} names files: begin with a letter or digit and use letters, digits, spaces and - _ . + @ = , ( ) "
+            "only, at most 120 of them"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(file_name)]
 
 
 def explain(item: Mapping[str, Any], model: type[BaseModel], where: str = "") -> str:

@@ -25,6 +25,10 @@ class CheckpointError(HeadgateError, RuntimeError):
     """A checkpoint or run directory is missing, incomplete, corrupted or of another recipe."""
 
 
+class DamagedFile(CheckpointError):
+    """A state file is missing, empty, cut short or not what was written."""
+
+
 class RunBusy(CheckpointError):
     """Another process is writing this run directory."""
 

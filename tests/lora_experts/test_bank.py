@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,16 +85,27 @@ def test_one_token_reads_its_chosen_experts_as_they_are_now(ranks: list[int], k:
             bank.expert(names[-1]).up.mul_(-3)
 
 
-def test_what_is_kept_between_calls_follows_every_change() -> None:
-    """The packed factors are kept where no gradient is wanted; a step, a swap or a removal is seen at once."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_packed_factors_follow_every_change(fused: bool) -> None:
+    """What a forward without gradients reads is the live value, whoever wrote it and however: a fused optimizer does not
+    raise a tensor's version, ``.data`` is assigned, an expert is swapped, removed, thawed or moved to another type."""
     stream = torch.Generator().manual_seed(0)
     bank = bank_of([2, 3], stream)
-    optimizer = torch.optim.SGD(bank.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(bank.parameters(), lr=0.1, fused=fused)
+
+    def assign() -> None:
+        bank.expert("10").up.data = torch.randn(3, 3, dtype=torch.float64)
+
     for change in (
         lambda: None,
+        assign,
+        lambda: bank.expert("1").down.data.mul_(3),
+        lambda: (bank.float(), bank.double()),
         lambda: (bank(torch.ones(1, 1, 5).double(), mixture()).sum().backward(), optimizer.step()),
         lambda: bank.load_state_dict({n: t * 2 for n, t in bank.state_dict().items()}),
         lambda: bank.expert("1").freeze(True),
+        lambda: (bank(torch.ones(1, 1, 5).double(), mixture()).sum().backward(), optimizer.step()),
+        lambda: bank.expert("1").freeze(False),
         lambda: bank.add("10", LowRankExpert.fresh(5, 3, 4, stream).double()),
     ):
         change()
@@ -101,6 +113,23 @@ def test_what_is_kept_between_calls_follows_every_change() -> None:
             down, up = bank.packed(("1", "10"))
         assert torch.equal(down, torch.cat([bank.expert(n).down for n in ("1", "10")]))
         assert torch.equal(up, torch.cat([bank.expert(n).up for n in ("1", "10")]))
+    with torch.no_grad():
+        down, _ = bank.packed(("10", "1"))
+    assert torch.equal(down, torch.cat([bank.expert(n).down for n in ("10", "1")])), "in the order asked for"
+
+
+def test_experts_are_held_once() -> None:
+    """Packing leaves Parameters and values as they were, and no second copy in memory."""
+    bank = bank_of([2, 3, 4], torch.Generator().manual_seed(0))
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in bank.named_parameters()}
+    with torch.no_grad():
+        packed = bank.packed(("1", "10", "0"))
+        whole = sum(t.untyped_storage().nbytes() for t in packed)
+    for name, parameter in bank.named_parameters():
+        assert parameter is before[name][0] and torch.equal(parameter, before[name][1])
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in bank.parameters()}
+    assert sum(storages.values()) == whole == sum(p.nbytes for p in bank.parameters())
+
 
 
 def mixture() -> Mixture:

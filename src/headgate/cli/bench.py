@@ -10,7 +10,7 @@ import typer
 
 from headgate.cli.options import JsonOption
 from headgate.experiments.benchmarks.frame import benchmark_names, run_benchmark
-from headgate.training.checkpoint import write_atomically
+from headgate.files import write_atomically
 
 
 def bench(

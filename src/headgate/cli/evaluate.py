@@ -17,8 +17,8 @@ from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.sandbox import describe_isolation
 from headgate.evaluation.tasks import TASKS, run_task
 from headgate.experiments.paired import paired_lines, paired_report
+from headgate.files import write_atomically
 from headgate.methods.base import build_config
-from headgate.training.checkpoint import write_atomically
 
 
 def evaluate(

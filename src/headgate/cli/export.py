@@ -15,7 +15,8 @@ from headgate.errors import CheckpointError
 from headgate.experiments.export import Kind
 from headgate.experiments.export import export as export_run
 from headgate.experiments.run_directory import RunDirectory
-from headgate.training.checkpoint import last_valid, write_atomically
+from headgate.files import write_atomically
+from headgate.training.checkpoint import last_valid
 
 
 def export(

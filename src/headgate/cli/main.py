@@ -26,6 +26,7 @@ from headgate.cli.runs import cite, diff, runs
 from headgate.cli.sweep import sweep
 from headgate.cli.train import train
 from headgate.cli.validate import validate
+from headgate.cli.verify import verify
 from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
 app.command()(inspect)
+app.command()(verify)
 app.command()(report)
 app.command()(runs)
 app.command()(diff)

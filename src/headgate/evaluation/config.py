@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from headgate.config import FileName
 from headgate.data.config import SourceConfig
 from headgate.evaluation.sandbox import REFUSAL
 
@@ -73,7 +74,7 @@ class EvalTask(SourceConfig):
     stride: int | None = Field(default=None, ge=1)
     """Of sliding windows; default: half the length."""
     routing: str | None = None
-    label: str | None = None
+    label: FileName | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +123,7 @@ class EvalTask(SourceConfig):
         if self.task in CODE_TASKS or self.task == ABILITIES:
             return self.task
         suffix = f"_{self.mode}" if self.mode != NAMED.get(self.task, {}).get("mode", "generation") else ""
-        return (self.task if named else f"{self.task}_{self.source}") + suffix
+        return ((self.task if named else f"{self.task}_{self.source}") + suffix).replace("/", "_")
 
     def source_config(self) -> SourceConfig:
         """The data part alone."""

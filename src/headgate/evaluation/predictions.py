@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, DamagedFile
+from headgate.files import write_lines_atomically
 
 
 def prompt_hash(prompt: str) -> str:
@@ -20,15 +20,18 @@ def prompt_hash(prompt: str) -> str:
 def write_predictions(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     """One JSON line an item, written to the side and moved into place whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        for item in items:
-            file.write(json.dumps(item, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    write_lines_atomically(path, (json.dumps(item, ensure_ascii=False) + "\n" for item in items))
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """The items of a predictions file. Raises CheckpointError when there is none."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: evaluate this run first")
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    items = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                items.append(json.loads(line))
+            except json.JSONDecodeError:
+                raise DamagedFile(f"{path}, line {number} is damaged: evaluate this run again") from None
+    return items

@@ -22,7 +22,7 @@ from headgate.experiments.recipe_file import dump_recipe, merge, recipe_from, se
 from headgate.experiments.run import Console, run
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.summary import Metric, chosen_baseline, chosen_metric, summarise
-from headgate.training.checkpoint import write_atomically
+from headgate.files import write_atomically
 
 Key = TypeVar("Key", bound=Hashable)
 

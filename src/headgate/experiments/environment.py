@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from headgate.experiments.redaction import command_line
+
 PACKAGES = [
     "torch",
     "transformers",
@@ -55,7 +57,7 @@ def environment() -> dict[str, Any]:
             "gpus": gpus,
         },
         "git_revision": _git_revision(),
-        "command": sys.argv,
+        "command": command_line(sys.argv),
     }
 
 

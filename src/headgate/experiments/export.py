@@ -25,6 +25,7 @@ from headgate.experiments.best_mixture import best_mixture
 from headgate.experiments.environment import environment
 from headgate.experiments.model_card import model_card
 from headgate.experiments.run_directory import RunDirectory
+from headgate.files import write_atomically
 from headgate.models.anatomy import unwrap
 from headgate.models.config import ModelConfig
 from headgate.models.load import load_base
@@ -130,7 +131,7 @@ def export(
     (folder / "README.md").write_text(card(run, source, to, licence, difference, notes))
     files = sorted(path.name for path in folder.iterdir())
     done = Export(to, str(folder), files, difference, routed_difference, names, notes)
-    checkpoint.write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
+    write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
     return done
 
 
@@ -238,7 +239,7 @@ def _experts(
         raise ModelError(f"{', '.join(m.name for m in able)} has no expert yet: nothing to export")
     names = [m.name for m in able]
     done = Export("experts", str(folder), files, max(differences), 0.0, names, notes)
-    checkpoint.write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
+    write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
     return done
 
 

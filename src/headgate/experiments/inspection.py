@@ -15,10 +15,10 @@ from headgate.data.sources import load_rows
 from headgate.errors import ConfigError
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.token_heat import token_heat
+from headgate.files import write_atomically
 from headgate.methods.layer_routing.inspect import heat_map, measure, token_depth
 from headgate.methods.lora_experts.inspect import likeness
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
-from headgate.training.checkpoint import write_atomically
 from headgate.training.saved import load
 
 MOST_TOKENS = 512

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from headgate.experiments.recipe import Recipe
-from headgate.experiments.recipe_file import dump_recipe
+from headgate.experiments.redaction import published, shown_path
 
 
 def model_card(recipe: Recipe, result: Mapping[str, Any]) -> str:
@@ -15,7 +17,7 @@ def model_card(recipe: Recipe, result: Mapping[str, Any]) -> str:
     methods = ", ".join(recipe.methods) or "none (plain LoRA)"
     lines = [
         "---",
-        f"base_model: {recipe.model.name_or_path}",
+        f"base_model: {shown_path(recipe.model.name_or_path)}",
         "library_name: peft",
         "license: other",
         "tags: [headgate, lora]",
@@ -42,5 +44,11 @@ def model_card(recipe: Recipe, result: Mapping[str, Any]) -> str:
         shown = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         lines.append(f"- {task}: " + ", ".join(f"{k} {v:.4g}" for k, v in shown.items()))
     lines += ["", "## Versions", "", "```json", json.dumps(result["versions"], indent=1), "```"]
-    lines += ["", "## Recipe", "", "```yaml", dump_recipe(recipe).rstrip(), "```", ""]
+    lines += ["", "## Recipe", "", "```yaml", _shown(recipe), "```", ""]
     return "\n".join(lines)
+
+
+def _shown(recipe: Recipe) -> str:
+    """The recipe as YAML, without secrets and without anybody's folders."""
+    content = published(recipe.model_dump(mode="json"))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,13 @@ class Prepared:
     reports: dict[str, Any] = field(default_factory=dict)
     segments: list[tuple[str, int]] = field(default_factory=list)
     """Of a stream: (skill, optimizer step at its end) in order; empty without one."""
+
+    def release_model(self) -> None:
+        """Let the model and the methods on it go, and the device memory they held."""
+        self.model, self.methods = None, []
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def prepare_run(recipe: Recipe) -> Prepared:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from headgate.config import StrictConfig
+from headgate.config import FileName, StrictConfig
 from headgate.data.config import DataConfig
 from headgate.evaluation.config import EvalTask
 from headgate.methods.base import build_config
@@ -43,12 +43,20 @@ class CompareConfig(StrictConfig):
     ``contrasts`` lists pairs of arms to set against each other, besides every arm against the baseline.
     """
 
-    seeds: list[int] = Field(default_factory=lambda: [42, 123, 456])
-    arms: dict[str, dict[str, Any]]
+    seeds: list[int] = Field(default_factory=lambda: [42, 123, 456], min_length=1)
+    arms: dict[FileName, dict[str, Any]]
     tune: TuneConfig | None = None
     baseline: str | None = None
     metric: str | None = None
     contrasts: list[tuple[str, str]] = Field(default_factory=list)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seed {twice[0]} stands twice: a run counts once, list distinct seeds")
+        return seeds
 
 
 class SweepConfig(StrictConfig):
@@ -62,7 +70,7 @@ class Recipe(StrictConfig):
     """One experiment. See docs/recipes.md for every key."""
 
     base: str | None = None
-    name: str = "my-run"
+    name: FileName = "my-run"
     seed: int = 42
     output_dir: str = "runs"
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -126,6 +134,11 @@ class Recipe(StrictConfig):
         if self.training.epochs is not None:
             return None
         return 200 if self.training.max_steps is None else self.training.max_steps
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Rows of a validation batch: they need no gradients, so at least 16."""
+        return max(16, self.training.per_device_train_batch_size)
 
     def identity(self) -> dict[str, Any]:
         """What makes a run this run: all but output, reporting, logging and device settings."""

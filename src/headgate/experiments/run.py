@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -17,11 +16,14 @@ from headgate.errors import CheckpointError, ConfigError
 from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.tasks import run_task
 from headgate.experiments.continual import SegmentEnds, continual
+from headgate.experiments.inputs import input_digests
 from headgate.experiments.model_card import model_card
 from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
+from headgate.experiments.verification import failures, verification
+from headgate.files import write_atomically
 from headgate.methods.compose import MethodStack
 from headgate.models.anatomy import describe
 from headgate.training import checkpoint
@@ -51,13 +53,17 @@ def run(
     console = console or Console()
     recipe = with_paths(recipe)
     directory = RunDirectory.of(recipe)
-    if directory.status == "complete" and not fresh:
-        console.say(f"{directory.path} is complete: nothing to do (--fresh runs it again)")
-        return directory
-    if resume and not directory.resumable:
-        raise CheckpointError(f"nothing to resume: {directory.path} has no checkpoint")
-    prepared = prepare_run(recipe)
     with directory.held():
+        # only who holds the lock knows the status: whoever held it before may have finished the run meanwhile
+        if directory.status == "complete" and not fresh:
+            directory.require_same_inputs(input_digests(recipe))
+            console.say(f"{directory.path} is complete: nothing to do (--fresh runs it again)")
+            return directory
+        if directory.result_file.exists() and not fresh:
+            console.say(f"{directory.damage()}: it is not taken for a result, the run goes on")
+        if resume and not directory.resumable:
+            raise CheckpointError(f"nothing to resume: {directory.path} has no checkpoint")
+        prepared = prepare_run(recipe)
         try:
             directory.open(recipe, fresh=fresh)
             _train_and_evaluate(prepared, directory, console)
@@ -84,7 +90,7 @@ def make_trainer(prepared: Prepared, directory: RunDirectory, console: Console) 
         max_steps=max_steps if max_steps is not None else -1,
         num_train_epochs=training.epochs or 1,
         per_device_train_batch_size=training.per_device_train_batch_size,
-        per_device_eval_batch_size=max(16, training.per_device_train_batch_size),
+        per_device_eval_batch_size=recipe.validation_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler,
@@ -171,13 +177,17 @@ def _train_and_evaluate(prepared: Prepared, directory: RunDirectory, console: Co
     if prepared.segments and result["training"]["steps"] in (0, prepared.segments[-1][1]):
         result["continual"] = continual(recipe, history, prepared.segments)
     result["evaluation"] = evaluate(prepared.model, prepared.tokenizer, recipe, directory, console)
-    result["elapsed_seconds"] = time.time() - started
-    env = json.loads((directory.path / "env.json").read_text())
+    env = directory.environment()
     result["versions"], result["hardware"] = env["versions"], env["hardware"]
     if recipe.steps_given != 0:
-        card = model_card(recipe, result)
-        checkpoint.write_atomically(directory.checkpoint / "README.md", card)
+        write_atomically(directory.checkpoint / "README.md", model_card(recipe, result))
         checkpoint.seal(directory.checkpoint)
+    prepared.release_model()  # what was saved is loaded beside nothing: one model in memory at a time
+    console.say("verifying: what was saved is loaded again and compared with what is reported")
+    result["verification"] = verification(directory, result, prepared.validation)
+    for line in failures(result["verification"]):
+        console.say(f"NOT VERIFIED: {line}")
+    result["elapsed_seconds"] = time.time() - started
     directory.finish(result)
 
 
@@ -186,16 +196,17 @@ def _train(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Training's part of the result, and the log."""
     trainer = make_trainer(prepared, directory, console)
-    for name, report in prepared.reports.items():
-        if name.startswith("train"):
-            trainer.telemetry.set("packed_sequence_length_histogram", report.length_histogram)
-    found = checkpoint.last_valid(directory.trainer_dir, tell=warnings.warn)
-    if found is not None:
-        console.say(f"resuming from {found}")
-    trainer.args.eval_on_start = bool(prepared.segments) and found is None
+    newest = checkpoint.last_valid(directory.trainer_dir, tell=warnings.warn)
+    if newest is not None:
+        console.say(f"resuming from {newest}")
+    else:
+        for name, report in prepared.reports.items():
+            if name.startswith("train"):
+                trainer.telemetry.set("packed_sequence_length_histogram", report.length_histogram)
+    trainer.args.eval_on_start = bool(prepared.segments) and newest is None
     with StopSignals() as signals:
         trainer.add_callback(signals)
-        trainer.train(resume_from_checkpoint=str(found) if found is not None else None)
+        trainer.train(resume_from_checkpoint=str(newest) if newest is not None else None)
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         console.say(f"stopped at step {trainer.state.global_step}: saved in {directory.trainer_dir}")
         raise KeyboardInterrupt
@@ -237,11 +248,12 @@ def attach_untrained(prepared: Prepared, directory: RunDirectory) -> list[dict[s
 
 
 def final_validation(trainer: HeadgateTrainer) -> dict[str, float]:
-    """Validation losses at the last step; measured now only if the last step was not evaluated."""
+    """Validation losses of the model that is saved; measured now if it is not the one evaluated last."""
     if trainer.eval_dataset is None:
         return {}
     step = trainer.state.global_step
-    if not any(
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    if best not in (None, step) or not any(
         row["step"] == step and any(k.startswith("eval_") for k in row) for row in trainer.state.log_history
     ):
         trainer.evaluate()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from headgate.errors import CheckpointError, RunBusy
+from headgate.errors import CheckpointError, DamagedFile, RunBusy
 from headgate.experiments.environment import environment
+from headgate.experiments.inputs import input_digests, require_same_inputs
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import dump_recipe, recipe_from
-from headgate.training.checkpoint import checkpoints, write_atomically
+from headgate.files import digest, read_json, sync_tree, write_atomically, write_json
+from headgate.training.checkpoint import checkpoints
 
 Status = Literal["new", "complete", "partial", "failed"]
 
@@ -59,51 +62,138 @@ class RunDirectory:
         return self.path / "predictions"
 
     @property
+    def manifest_file(self) -> Path:
+        """Digests of the files that a complete run consists of, its result among them."""
+        return self.path / "manifest.json"
+
+    @property
     def status(self) -> Status:
-        if self.result_file.exists():
+        if self.damage() is None:
             return "complete"
         if (self.path / "failed.json").exists():
             return "failed"
         return "partial" if self.recipe_file.exists() else "new"
+
+    def damage(self) -> str | None:
+        """Why ``result.json`` cannot be taken for the run's result; None where it can."""
+        if not self.result_file.exists():
+            return "it has no result.json"
+        try:
+            read_json(self.result_file)
+        except DamagedFile as error:
+            return str(error)
+        if self.manifest_file.exists():  # runs of earlier versions have none
+            try:
+                written = read_json(self.manifest_file)["files"]["result.json"]
+            except (DamagedFile, KeyError, TypeError):
+                return f"{self.manifest_file} is damaged"
+            if digest(self.result_file) != written:
+                return f"{self.result_file} has changed since it was written"
+        return None
 
     @property
     def resumable(self) -> bool:
         return bool(checkpoints(self.trainer_dir))
 
     def recipe(self) -> Recipe:
-        """The resolved recipe of the run."""
+        """The resolved recipe of the run. Raises CheckpointError where there is none, or a torn one."""
         if not self.recipe_file.exists():
             raise CheckpointError(f"{self.path} is no run directory: it has no recipe.yaml")
-        return recipe_from(yaml.safe_load(self.recipe_file.read_text()), str(self.recipe_file))
+        try:
+            content = yaml.safe_load(self.recipe_file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DamagedFile(f"{self.recipe_file} is damaged ({str(error).splitlines()[0]})") from None
+        if not isinstance(content, dict):
+            raise DamagedFile(f"{self.recipe_file} is damaged: it holds no recipe")
+        return recipe_from(content, str(self.recipe_file))
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware and command of the run."""
+        return read_json(self.path / "env.json")
 
     def result(self) -> dict[str, Any]:
-        """The final metrics. Raises CheckpointError for a run that has not finished."""
-        if not self.result_file.exists():
-            raise CheckpointError(
-                f"{self.path} is {self.status}: it has no result.json; run its recipe again"
+        """The final metrics. Raises CheckpointError for a run that has not finished, or whose result was changed."""
+        wrong = self.damage()
+        if wrong is not None:
+            cure = (
+                "run its recipe again"
+                if not self.result_file.exists()
+                else "run its recipe again with --fresh"
             )
-        result: dict[str, Any] = json.loads(self.result_file.read_text())
-        return result
+            raise CheckpointError(f"{self.path} is {self.status}: {wrong}; {cure}")
+        return read_json(self.result_file)
+
+    def verification(self) -> dict[str, Any] | None:
+        """What ``headgate verify`` found last, or else the run itself at its end; None where nobody looked."""
+        if self.verification_file.exists():
+            return read_json(self.verification_file)
+        verified: dict[str, Any] | None = self.result().get("verification")
+        return verified
+
+    @property
+    def verification_file(self) -> Path:
+        return self.path / "verification.json"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The telemetry rows so far; a line that is still being written is left out."""
+        """The telemetry rows so far; a line that is torn or still being written is left out."""
+        return list(self.iterate_metrics())
+
+    def iterate_metrics(self) -> Iterator[dict[str, Any]]:
+        """As ``metrics``, one row at a time."""
         if not self.metrics_file.exists():
-            return []
-        text = self.metrics_file.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+            return
+        with self.metrics_file.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    yield row
 
     def open(self, recipe: Recipe, *, fresh: bool = False) -> None:
         """Create or reopen for this recipe. Raises CheckpointError if the folder holds another recipe's run."""
-        if self.recipe_file.exists() and not fresh and self.recipe().identity() != recipe.identity():
+        try:
+            other = self.recipe_file.exists() and not fresh and self.recipe().identity() != recipe.identity()
+        except DamagedFile:
+            other = (
+                False  # torn by a crash: the folder's name says which recipe it is, and it is written again
+            )
+        if other:
             raise CheckpointError(
                 f"{self.path} holds a run of another recipe: choose another output_dir or name, or --fresh to replace it"
             )
+        now = input_digests(recipe)
+        if not fresh:
+            self.require_same_inputs(now)
         if fresh and self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "failed.json").unlink(missing_ok=True)
+        for leftover in self.path.rglob(".*.[0-9]*"):
+            leftover.unlink(missing_ok=True)  # what a kill left beside the file that it was to become
+        for stale in ("failed.json", "result.json", "verification.json"):
+            (self.path / stale).unlink(missing_ok=True)  # a whole result is never opened again
         write_atomically(self.recipe_file, dump_recipe(recipe))
-        write_atomically(self.path / "env.json", json.dumps(environment(), indent=1))
+        write_json(self.path / "env.json", environment())
+        write_json(self.inputs_file, now)
+
+    @property
+    def inputs_file(self) -> Path:
+        """Digests of what the run reads."""
+        return self.path / "inputs.json"
+
+    def require_same_inputs(self, now: Mapping[str, str]) -> None:
+        """Raise CheckpointError where the run was made from other inputs than ``now`` (see ``experiments.inputs``)."""
+        if self.inputs_file.exists():  # a run of an earlier version has none
+            try:
+                before = read_json(self.inputs_file)
+            except DamagedFile as error:
+                if self.status == "complete" or self.resumable:
+                    raise DamagedFile(
+                        f"{error}: nobody can tell whether the run's inputs are the same; start over with --fresh"
+                    ) from None
+                return
+            require_same_inputs(before, now, self.path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -123,17 +213,26 @@ class RunDirectory:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last and whole; what was only needed to resume is deleted."""
-        write_atomically(self.result_file, json.dumps(result, indent=1))
+        sync_tree(self.path)  # before the manifest speaks of them
+        text = json.dumps(result, indent=1)
+        names = ["recipe.yaml", "inputs.json", "metrics.jsonl"]
+        files = {name: digest(self.path / name) for name in names if (self.path / name).exists()}
+        for path in sorted(self.predictions.glob("*.jsonl")):
+            files[str(path.relative_to(self.path))] = digest(path)
+        files["result.json"] = hashlib.sha256(text.encode()).hexdigest()
+        write_json(self.manifest_file, {"files": files})
+        write_atomically(self.result_file, text)
         shutil.rmtree(self.trainer_dir, ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:
         """Record why the run ended; its checkpoints stay, so running again resumes."""
         if self.path.exists():
             text = "".join(traceback.format_exception(error))
-            write_atomically(
-                self.path / "failed.json",
-                json.dumps({"error": f"{type(error).__name__}: {error}", "traceback": text}),
-            )
+            with suppress(OSError):  # a full disk is often why: the error itself must come through
+                write_json(
+                    self.path / "failed.json",
+                    {"error": f"{type(error).__name__}: {error}", "traceback": text},
+                )
 
 
 def find_runs(root: str | Path) -> Iterator[RunDirectory]:

@@ -25,7 +25,7 @@ from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import dump_recipe, recipe_from, set_dotted
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep_table import describe, sweep_table, write_table
-from headgate.training.checkpoint import write_atomically
+from headgate.files import write_atomically
 
 
 @dataclass(frozen=True)

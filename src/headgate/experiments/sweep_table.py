@@ -12,7 +12,7 @@ from typing import Any
 
 from headgate.experiments.listing import run_row
 from headgate.experiments.run_directory import RunDirectory
-from headgate.training.checkpoint import write_atomically
+from headgate.files import write_atomically
 
 COST = ("seconds", "memory_peak", "tokens_per_second")
 """Last parts of the columns that differ between two executions of the same run."""

@@ -49,6 +49,11 @@ class Method(nn.Module):
     observes_head: ClassVar[bool] = False
     """True where ``head_observer`` reads the head's errors: ``loss: auto`` is then chunked."""
 
+    @property
+    def reads_hidden(self) -> bool:
+        """True where the method reads ``step.hidden``, what enters the head; some trainers' losses never show it."""
+        return False
+
     def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
         super().__init__()
         if config is not None and options:

@@ -13,6 +13,11 @@ from torch import nn
 
 from headgate.errors import ModelError
 
+MODEL_INPUTS = frozenset(
+    {"input_ids", "attention_mask", "position_ids", "labels", "inputs_embeds", "token_type_ids"}
+)
+"""The columns of a batch that a causal LM itself takes; what methods add is left out of its call."""
+
 
 @dataclass(frozen=True)
 class Family:

@@ -31,21 +31,24 @@ def direction(down_rI: Tensor, up_rO: Tensor) -> Tensor:
 
 
 class ArrowRouter:
-    """Gates of one linear from its input. The directions are found once and again when an expert has changed."""
+    """Gates of one linear from its input. A direction is kept beside the factors that it was computed from, and
+    computed again when they differ in any value."""
 
     def __init__(self) -> None:
-        self._made: tuple[object, ...] = ()
-        self._directions_NI = torch.zeros(0, 0)
+        self._sources: list[tuple[Tensor, Tensor]] = []
+        self._directions: list[Tensor] = []
 
     @torch.no_grad()
     def directions(self, experts: Sequence[LowRankExpert]) -> Tensor:
         """``[N, I]``."""
-        factors = [(e.down, e.up) for e in experts]
-        state = tuple((id(t), t._version) for pair in factors for t in pair)
-        if state != self._made:
-            self._directions_NI = torch.stack([direction(*pair) for pair in factors])
-            self._made = state
-        return self._directions_NI
+        del self._sources[len(experts) :], self._directions[len(experts) :]
+        for place, expert in enumerate(experts):
+            factors = (expert.down, expert.up)
+            if place < len(self._sources) and all(map(_equal, factors, self._sources[place])):
+                continue
+            self._sources[place : place + 1] = [(expert.down.clone(), expert.up.clone())]
+            self._directions[place : place + 1] = [direction(*factors)]
+        return torch.stack(self._directions)
 
     def __call__(self, x_BTI: Tensor, experts: Sequence[LowRankExpert], k: int) -> Gates:
         """``[B, T, N]`` of which ``k`` are not zero."""
@@ -55,3 +58,7 @@ class ArrowRouter:
         return gates._replace(
             weight=gates.weight / gates.weight.sum(-1, keepdim=True)
         )  # also of the best alone
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)

@@ -2,19 +2,21 @@
 
     y = W x + ((x A^T) * repeat(g * alpha / r, ranks)) B^T
 
-The factors of the experts that take part are concatenated in the forward. Each expert keeps tensors of its own,
-because a live expert is Parameters and a frozen one is buffers: rows of one stacked Parameter whose gradient is
-zeroed would still move, through AdamW's momentum and weight decay.
+Each expert keeps tensors of its own, because a live expert is Parameters and a frozen one is buffers: rows of one
+stacked Parameter whose gradient is zeroed would still move, through AdamW's momentum and weight decay. Those tensors
+are views of two matrices that hold all experts of the linear, so a forward without gradients reads the matrices as they
+are: there is no copy that could be out of date, and no second one in memory. (A copy kept until a tensor's version
+rises would be: fused optimizers write without raising it.)
 
 Legend: B batch, T tokens, I inputs, O outputs, N experts taking part, r one expert's rank, R their sum.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,18 +104,12 @@ class LowRankExpert(nn.Module):
         return LowRankExpert(torch.cat([self.down, more.down]), torch.cat([self.up, more.up]))
 
 
-_version = attrgetter("_version")
+class _Packed(NamedTuple):
+    """All experts of a linear end to end: ``down`` [R, I], ``up`` [R, O], and the first row of each expert."""
 
-
-@dataclass
-class _Cast:
-    """The experts of one mixture, and their factors as they were last packed; looked up on every forward."""
-
-    members: list[LowRankExpert]
-    ranks: tuple[int, ...]
-    seen: list[Tensor]
-    versions: list[int]
-    packed: tuple[Tensor, Tensor] | None = None
+    down: Tensor
+    up: Tensor
+    starts: tuple[int, ...]
 
 
 class ExpertBank(nn.Module):
@@ -123,68 +119,102 @@ class ExpertBank(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.experts = nn.ModuleDict()
-        self._casts: dict[tuple[str, ...], _Cast] = {}
+        self._packed: _Packed | None = None
+        self._members: dict[tuple[str, ...], list[LowRankExpert]] = {}
 
     def expert(self, name: str) -> LowRankExpert:
-        found = self.experts[name]
-        assert isinstance(found, LowRankExpert)
-        return found
+        expert = self.experts[name]
+        assert isinstance(expert, LowRankExpert)
+        return expert
 
     def add(self, name: str, expert: LowRankExpert) -> None:
         self.experts[name] = expert
-        self._casts.clear()
+        self._forget_packing()
 
     def remove(self, name: str) -> None:
         del self.experts[name]
-        self._casts.clear()
+        self._forget_packing()
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExpertBank:
-        self._casts.clear()  # tensors move to another device or type
+        self._forget_packing()  # every tensor moves to another device or type on its own
         return super()._apply(fn, recurse)
 
-    def _cast(self, names: tuple[str, ...]) -> _Cast:
-        cast = self._casts.get(names)
-        if cast is None:
-            members = [self.expert(name) for name in names]
-            cast = _Cast(members, tuple(member.rank for member in members), [], [])
-            self._casts = {names: cast}
-        return cast
+    def _forget_packing(self) -> None:
+        self._packed = None
+        self._members.clear()
+
+    def members(self, names: tuple[str, ...]) -> list[LowRankExpert]:
+        """The named experts, in that order; the list is remembered, since every forward asks for the same one."""
+        if names not in self._members:
+            self._members = {names: [self.expert(name) for name in names]}
+        return self._members[names]
+
+    def _is_packed(self) -> bool:
+        """Whether every expert still is the view that packing made of it; assigning ``.data`` ends that."""
+        packed = self._packed
+        if packed is None:
+            return False
+        down, up = packed.down.data_ptr(), packed.up.data_ptr()
+        width, height = (
+            self.in_features * packed.down.element_size(),
+            self.out_features * packed.up.element_size(),
+        )
+        return all(
+            e.down.data_ptr() == down + start * width and e.up.data_ptr() == up + start * height
+            for e, start in zip(self.experts.values(), packed.starts, strict=True)
+        )
+
+    @torch.no_grad()
+    def _pack(self) -> _Packed:
+        """Turn every expert's tensors into views of two common matrices; no value and no Parameter's identity changes."""
+        with torch.inference_mode(False):  # an inference tensor could not be trained later
+            experts = [self.expert(name) for name in self.experts]
+            down_RI = torch.cat([e.down.detach() for e in experts])
+            up_RO = torch.cat([e.up.detach() for e in experts])
+            ranks = [e.rank for e in experts]
+            starts = tuple(itertools.accumulate(ranks[:-1], initial=0))
+            for expert, start, rank in zip(experts, starts, ranks, strict=True):
+                expert.down.data = down_RI[start : start + rank]
+                expert.up.data = up_RO[start : start + rank]
+        self._packed = _Packed(down_RI, up_RO, starts)
+        return self._packed
 
     def packed(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """``[R, I]`` and ``[R, O]`` of the named experts; kept from call to call where no gradient is wanted.
-
-        What is kept is made anew when a factor's version says that it was written to.
-        """
-        cast = self._cast(names)
-        if len(names) == 1:
-            return cast.members[0].down, cast.members[0].up
-        if torch.is_grad_enabled():
-            return torch.cat([m.down for m in cast.members]), torch.cat([m.up for m in cast.members])
-        if cast.packed is None or list(map(_version, cast.seen)) != cast.versions:
-            downs, ups = [m.down for m in cast.members], [m.up for m in cast.members]
-            cast.packed = torch.cat(downs), torch.cat(ups)
-            cast.seen = downs + ups
-            cast.versions = list(map(_version, cast.seen))
-        return cast.packed
+        """``[R, I]`` and ``[R, O]`` of the named experts: the live values, without a copy where they lie in order."""
+        members = self.members(names)
+        if len(members) == 1:
+            return members[0].down, members[0].up
+        whole = self._packed if self._is_packed() else self._pack()
+        assert whole is not None
+        order = list(self.experts)
+        first = order.index(names[0])
+        if torch.is_grad_enabled() or order[first : first + len(names)] != list(names):
+            return torch.cat([m.down for m in members]), torch.cat([m.up for m in members])
+        start = whole.starts[first]
+        rows = slice(start, start + sum(m.rank for m in members))
+        return whole.down[rows], whole.up[rows]
 
     def forward(self, x_BTI: Tensor, mixture: Mixture) -> Tensor:
         """The experts' sum ``[B, T, O]``, to be added to the linear layer's own output."""
-        cast, chosen, device = self._cast(mixture.experts), mixture.gates.chosen, x_BTI.device.type
+        members, chosen, device = self.members(mixture.experts), mixture.gates.chosen, x_BTI.device.type
+        ranks = tuple(member.rank for member in members)
+        if self._packed is None:
+            self._pack()  # before any product: where factors lie must not depend on what ran before
         if chosen is not None and device == "cpu" and torch.is_grad_enabled():
             tokens, width = x_BTI.shape[:-1].numel(), self.in_features + self.out_features
-            if grouped_is_faster(tokens, cast.ranks, chosen.shape[-1], width):
-                downs, ups = [m.down for m in cast.members], [m.up for m in cast.members]
+            if grouped_is_faster(tokens, ranks, chosen.shape[-1], width):
+                downs, ups = [m.down for m in members], [m.up for m in members]
                 return grouped_experts(x_BTI, downs, ups, mixture.scaled, chosen)
         leading, few = x_BTI.shape[:-1], chosen is not None and not torch.is_grad_enabled()
         few = few and not torch.is_autocast_enabled(device)
         if few and device == "cpu" and leading.numel() == 1:
-            taken = [(cast.members[place], gate) for place, gate in mixture.of_one_token()]
+            taken = [(members[place], gate) for place, gate in mixture.of_one_token()]
             return one_token_low_rank(x_BTI, [(m.down, m.up, gate) for m, gate in taken])
         down_RI, up_RO = self.packed(mixture.experts)
         if few:
             assert chosen is not None
-            if gathered_is_faster(leading.numel(), cast.ranks, chosen.shape[-1]):
-                if cast.ranks not in mixture.rows:
-                    mixture.rows[cast.ranks] = chosen_rows(mixture.scaled, chosen, cast.ranks, leading)
-                return gathered_low_rank(x_BTI, down_RI, up_RO, mixture.rows[cast.ranks])
-        return low_rank_bank(x_BTI, down_RI, up_RO, mixture.scaled, cast.ranks, chosen)
+            if gathered_is_faster(leading.numel(), ranks, chosen.shape[-1]):
+                if ranks not in mixture.rows:
+                    mixture.rows[ranks] = chosen_rows(mixture.scaled, chosen, ranks, leading)
+                return gathered_low_rank(x_BTI, down_RI, up_RO, mixture.rows[ranks])
+        return low_rank_bank(x_BTI, down_RI, up_RO, mixture.scaled, ranks, chosen)

@@ -1,39 +1,36 @@
 """Checkpoints: the adapter as plain PEFT, the methods' state beside it, and a manifest written last.
 
-A folder without a manifest, or whose files do not match it, is never resumed from.
+A folder without a manifest, or whose files do not match it, is never resumed from and never loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import headgate
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, DamagedFile
+from headgate.files import digest, read_json, sync_tree, write_json
 from headgate.methods.compose import MethodStack
 from headgate.methods.registry import method_class
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SEALED_SINCE = 2
+"""From this format on every saved folder has a manifest; before, only checkpoints had one."""
 STATE_FILE = "headgate.safetensors"
 STRUCTURE_FILE = "headgate.json"
 MANIFEST = "manifest.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """All of the text or none of it, whatever happens in between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+CARD = "README.md"
+"""A model card is the user's to edit: the manifest leaves it out."""
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 
 
 def save_methods(folder: Path, methods: MethodStack, extra: Mapping[str, Any]) -> None:
@@ -48,22 +45,24 @@ def save_methods(folder: Path, methods: MethodStack, extra: Mapping[str, Any]) -
         "methods": methods.structure(),
         **extra,
     }
-    write_atomically(folder / STRUCTURE_FILE, json.dumps(description, indent=1))
+    write_json(folder / STRUCTURE_FILE, description)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """``headgate.json``. Raises CheckpointError when it is absent, unreadable or of a later format."""
+    """``headgate.json``. Raises CheckpointError when it is absent, unreadable, not what was saved, or of a later format."""
     path = folder / STRUCTURE_FILE
     if not path.exists():
         raise CheckpointError(f"{folder} has no {STRUCTURE_FILE}: it was not saved by Headgate")
-    try:
-        description: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is corrupted ({error}): use another checkpoint") from None
+    description = read_json(path)
+    if not isinstance(description.get("format_version"), int) or "methods" not in description:
+        raise CheckpointError(f"{path} is damaged (it names no format or no methods): use another checkpoint")
     if description["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {description['format_version']}, this Headgate reads up to {FORMAT_VERSION}: upgrade headgate"
         )
+    wrong = damage(folder)
+    if wrong is not None and ((folder / MANIFEST).exists() or description["format_version"] >= SEALED_SINCE):
+        raise CheckpointError(f"{folder} {wrong}: use another checkpoint, or run its recipe again")
     return description
 
 
@@ -99,44 +98,52 @@ def build_methods(description: Mapping[str, Any]) -> MethodStack:
     return MethodStack([method_class(name).from_structure(s) for name, s in description["methods"].items()])
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def seal(folder: Path) -> None:
-    """Write the manifest: from now on the checkpoint is complete."""
+    """Bring every file to the disk, then write the manifest: from now on the folder is complete."""
+    sync_tree(folder)
     files = {
-        str(path.relative_to(folder)): _digest(path)
+        str(path.relative_to(folder)): digest(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name not in (MANIFEST, CARD)
     }
-    write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1))
+    write_json(folder / MANIFEST, {"files": files})
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if it is complete and unharmed."""
-    path = folder / MANIFEST
-    if not path.exists():
+    """What is wrong with a saved folder, or None if it is complete, unharmed and finite."""
+    if not (folder / MANIFEST).exists():
         return "is incomplete (no manifest: the save was cut short)"
-    files = json.loads(path.read_text())["files"]
-    for name, digest in files.items():
-        if not (folder / name).exists():
+    try:
+        files = read_json(folder / MANIFEST).get("files")
+    except DamagedFile:
+        files = None
+    if not isinstance(files, dict) or not files:
+        return "is corrupted: its manifest is torn"
+    for name, written in files.items():
+        if not (folder / name).is_file():
             return f"has lost {name}"
-        if _digest(folder / name) != digest:
+        if digest(folder / name) != written:
             return f"is corrupted: {name} has changed since it was saved"
+    for name in WEIGHTS:
+        if name in files and not _is_finite(folder / name):
+            return f"holds weights in {name} that are not finite"
     return None
+
+
+def _is_finite(path: Path) -> bool:
+    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        return all(bool(torch.isfinite(file.get_tensor(name)).all()) for name in file.keys())  # noqa: SIM118
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    found = [
-        path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
-    ]
-    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
+    folders = Path(output_dir).glob("checkpoint-*")
+    numbered = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(numbered, key=lambda path: -int(path.name.split("-")[1]))
 
 
-def last_valid(output_dir: str | Path, tell: Any = None) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are named through ``tell`` and passed over."""
+def last_valid(output_dir: str | Path, tell: Callable[[str], None] | None = None) -> Path | None:
+    """The newest checkpoint that is whole and finite; others are named through ``tell`` and passed over."""
     for folder in checkpoints(output_dir):
         wrong = damage(folder)
         if wrong is None:

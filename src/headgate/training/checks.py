@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import TrainingError
+from headgate.files import write_json
 
 
 def require_gradients(named: Mapping[str, nn.Parameter], stage: str) -> None:
@@ -26,33 +26,80 @@ def require_gradients(named: Mapping[str, nn.Parameter], stage: str) -> None:
         )
 
 
-class NanWatch:
-    """Remembers recent losses with their batch ids; on a GPU they are read at logging steps only."""
+class FiniteWatch:
+    """Stops a run before a loss or gradient that is not finite reaches the weights, and says which rows it came from.
+
+    On a CPU every value is read as it comes. On an accelerator reading would wait for the device at every step: there
+    the values are read at logging steps and before a checkpoint is written.
+    """
 
     def __init__(self, output_dir: str) -> None:
-        self._output_dir, self._recent = Path(output_dir), []
+        self._output_dir = Path(output_dir)
+        self._losses: list[tuple[Tensor, dict[str, Any]]] = []
+        self._norms: list[tuple[Tensor, list[dict[str, Any]]]] = []
+        self._window: list[dict[str, Any]] = []
 
-    def add(self, loss: Tensor, step: int, batch: Mapping[str, Any]) -> None:
+    def add_loss(self, loss: Tensor, step: int, batch: Mapping[str, Any]) -> None:
+        """The loss of a micro-batch of optimizer step ``step``."""
         ids = batch.get("example_id")
         fallback = {"input_ids_first_tokens": batch["input_ids"][:, :16].tolist()} if ids is None else {}
-        self._recent.append((loss.detach(), {"step": step, "example_id": _plain(ids), **fallback}))
+        rows = {"step": step, "example_id": _plain(ids), **fallback}
+        self._window = [*(one for one in self._window if one["step"] == step), rows]
+        self._losses.append((loss.detach(), rows))
         if loss.device.type == "cpu":
             self.check()
 
+    def add_gradient_norm(self, norm: Tensor | float) -> None:
+        """The norm of all gradients, before the optimizer's step on them."""
+        self._norms.append((torch.as_tensor(norm).detach(), self._window))
+        if self._norms[-1][0].device.type == "cpu":
+            self.check()
+
     def check(self) -> None:
-        """Raise TrainingError, with the offending batches saved, if any recent loss is NaN or infinite."""
-        if not self._recent:
-            return
-        finite = torch.stack([torch.isfinite(loss).all() for loss, _ in self._recent]).tolist()
-        bad = [batch for (_, batch), good in zip(self._recent, finite, strict=True) if not good]
-        self._recent.clear()
+        """Raise TrainingError, with the offending batches saved, if any value since the last check is not finite."""
+        losses, norms, self._losses, self._norms = self._losses, self._norms, [], []
+        bad = [
+            rows for rows, finite in zip([r for _, r in losses], _finite(losses), strict=True) if not finite
+        ]
         if bad:
-            self._output_dir.mkdir(parents=True, exist_ok=True)
-            path = self._output_dir / "nan_batches.json"
-            path.write_text(json.dumps(bad, indent=1))
-            raise TrainingError(
-                f"the loss is not finite at step {bad[0]['step']}: the batch ids are in {path}. Lower the learning rate, or look at these rows"
-            )
+            raise TrainingError(f"the loss is not finite at step {bad[0]['step']}: {self._saved(bad)}")
+        for (_, rows), finite in zip(norms, _finite(norms), strict=True):
+            if not finite:
+                step = rows[0]["step"] if rows else "?"
+                raise TrainingError(
+                    f"the gradient is not finite at step {step}, so no optimizer step was taken on it: {self._saved(rows)}"
+                )
+
+    def _saved(self, batches: Sequence[Mapping[str, Any]]) -> str:
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        path = self._output_dir / "nan_batches.json"
+        write_json(path, {"batches": list(batches)})
+        return f"the batch ids are in {path}. Lower the learning rate, or look at these rows"
+
+
+def _finite(values: Sequence[tuple[Tensor, Any]]) -> list[bool]:
+    if not values:
+        return []
+    flags: list[bool] = torch.stack([torch.isfinite(value).all() for value, _ in values]).tolist()
+    return flags
+
+
+def require_finite_state(named: Mapping[str, nn.Parameter], optimizer: Any, step: int) -> None:
+    """Before a checkpoint is written: weights and optimizer moments are finite. Raises TrainingError naming the first
+    that is not; a checkpoint of it would be the one that every restart begins from."""
+    tensors = {f"weight {name}": parameter.detach() for name, parameter in named.items()}
+    names = {id(parameter): name for name, parameter in named.items()}
+    for parameter, state in (optimizer.state if optimizer is not None else {}).items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                tensors[f"optimizer {key} of {names.get(id(parameter), 'a parameter')}"] = value
+    finite = _finite([(tensor, name) for name, tensor in tensors.items()])
+    bad = [name for name, good in zip(tensors, finite, strict=True) if not good]
+    if bad:
+        raise TrainingError(
+            f"{bad[0]} is not finite at step {step} ({len(bad)} of {len(tensors)} tensors): no checkpoint of it is "
+            "written, run again to go on from the one before; lower the learning rate if it happens again"
+        )
 
 
 def _plain(ids: Any) -> Sequence[Any] | None:

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headgate.errors import ConfigError
 from headgate.methods.step import ForwardStopped, Step
-from headgate.models.surgery import on_block_output
+from headgate.models.anatomy import MODEL_INPUTS
+from headgate.models.surgery import head_input_captured, on_block_output
 from headgate.ops.randomness import derive_seed, seed_device
 from headgate.training import replicas
 from headgate.training.accounting import backward_flops, forward_flops
 from headgate.training.checks import require_gradients
 from headgate.training.loss import TaskLoss, chunked_loss, plain_loss, trained_tokens
 from headgate.training.telemetry import gradient_norms
-
-MODEL_INPUTS = frozenset(
-    {"input_ids", "attention_mask", "position_ids", "labels", "inputs_embeds", "token_type_ids"}
-)
 
 
 @dataclass
@@ -98,7 +96,7 @@ class GatedTraining:
             step.hidden, step.logits, step.outputs = task.hidden, task.logits, task.outputs
             step.raw_loss = task.loss.detach()
             step.task_loss = self._mean_loss(step.raw_loss, step)
-            self.nan_watch.add(step.task_loss, self.state.global_step, inputs)
+            self.finite_watch.add_loss(step.task_loss, self.state.global_step, inputs)
             step.phase = "forward"
             step.accepted = self._decide(step)
         if task is not None and step.accepted:
@@ -115,7 +113,9 @@ class GatedTraining:
         self.micro_step += 1
         loss = step.task_loss if step.task_loss is not None else torch.zeros((), device=self.args.device)
         step.hidden = step.logits = step.outputs = None
-        return loss / step.window_size
+        loss = loss / step.window_size
+        self.summed_loss = self.summed_loss + loss.detach()
+        return loss
 
     def _decide(self, step: Step) -> bool:
         vote = self.methods.vote(step)
@@ -143,6 +143,8 @@ class GatedTraining:
         return task
 
     def _task_loss(self, step: Step, inputs: dict[str, Any], num_items: Any) -> TaskLoss:
+        if self.override is not None:
+            return self._overridden_loss(step, num_items)
         if self.loss_choice == "plain":
             task = plain_loss(step.model, self.anatomy, inputs)
         else:
@@ -161,6 +163,28 @@ class GatedTraining:
         elif self.args.average_tokens_across_devices:
             task.loss = task.loss * replicas.world_size()
         return task
+
+    def _overridden_loss(self, step: Step, num_items: Any) -> TaskLoss:
+        """The loss of a trainer that computes its own, scaled as transformers.Trainer.training_step scales it."""
+        own = {*self.methods.columns(), "segment_ids", "example_id"}
+        inputs = {name: value for name, value in step.batch.items() if name not in own}
+        with head_input_captured(self.anatomy.head) as captured:
+            loss = self.compute_loss(step.model, inputs, num_items_in_batch=num_items)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ConfigError(
+                f"{self.override} returned {type(loss).__name__}, not one loss: return a scalar tensor"
+            )
+        if not captured:
+            reading = [method.name for method in self.methods if method.reads_hidden]
+            if reading:
+                raise ConfigError(
+                    f"{reading[0]} reads what enters the language-model head, and {self.override} computes its loss "
+                    "without calling the head: use HeadgateTrainer, or switch off what reads it (kd)"
+                )
+        by_tokens = num_items is not None and self.model_accepts_loss_kwargs
+        if not by_tokens and self.compute_loss_func is None:
+            loss = loss / step.window_size
+        return TaskLoss(loss.reshape(()), captured[-1] if captured else None, None, None)
 
     def _partial_vote(self, step: Step) -> Any:
         def observe(hidden: Tensor) -> Tensor:
@@ -283,8 +307,23 @@ class GatedTraining:
         return (self.state.global_step + 1) % every == 0 or self.state.global_step == 0
 
     def _clip_grad_norm(self, model: Any) -> Any:
+        return self._clipped(model, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called once before every optimizer step: a gradient that is not finite goes no further."""
+        if grad_norm is None:
+            grad_norm = self._clipped(model, float("inf"))
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaler = getattr(self.accelerator, "scaler", None)
+        if norm is not None and (
+            scaler is None or not scaler.is_enabled()
+        ):  # fp16's scaler skips such steps itself
+            self.finite_watch.add_gradient_norm(norm)
+        return norm
+
+    def _clipped(self, model: Any, most: float) -> Any:
         parameters = [*model.parameters(), *self.methods.parameters()]
-        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+        return self.accelerator.clip_grad_norm_(parameters, most)
 
     def floating_point_ops(self, inputs: Any) -> float:
         """FLOPs executed since the last call: skipped forwards, backwards and blocks are not counted."""

@@ -25,7 +25,7 @@ class TaskLoss:
     """
 
     loss: Tensor
-    hidden: Tensor
+    hidden: Tensor | None
     logits: Tensor | None
     outputs: Any
     recomputes: bool = False

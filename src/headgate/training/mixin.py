@@ -20,11 +20,12 @@ from headgate.methods.stage import Stage
 from headgate.models.anatomy import describe
 from headgate.training import replicas
 from headgate.training.accounting import Stopwatch
-from headgate.training.checks import NanWatch
+from headgate.training.checks import FiniteWatch
 from headgate.training.config import LossChoice, ScheduleClock
 from headgate.training.curriculum import Curriculum
 from headgate.training.gated import GatedTraining, Window
 from headgate.training.loss import choose_loss
+from headgate.training.objective import check_override, objective_override
 from headgate.training.saving import SavedTraining
 from headgate.training.staged import StagedTraining
 from headgate.training.telemetry import Telemetry
@@ -37,7 +38,8 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining, ViewedTraining)
     Args (besides the trainer's own):
         methods: what routes and gates; attached here, detached by ``detach_methods``.
         stages: a curriculum; None takes the methods' own, or one stage over ``args.learning_rate``.
-        loss: ``auto``, ``plain`` (the model's own) or ``chunked`` (no [B, T, V] logits).
+        loss: ``auto``, ``plain`` (the model's own) or ``chunked`` (no [B, T, V] logits). A trainer that overrides
+            ``compute_loss``, or has a ``compute_loss_func``, trains that loss instead.
         label_smoothing: of the chunked loss.
         schedule_clock: whether a window in which nothing was accepted advances the schedule (``offered``).
     """
@@ -70,6 +72,10 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining, ViewedTraining)
         if trainer_args.label_smoothing_factor:
             raise ConfigError("use HeadgateTrainer(label_smoothing=...) instead of label_smoothing_factor")
         self.methods.to(trainer_args.device)
+        self.override = objective_override(self, (MethodsMixin, GatedTraining))
+        if self.override is not None:
+            check_override(self.override, self.methods.methods, loss, label_smoothing)
+            loss = "plain"
         self.loss_choice = choose_loss(
             loss, self.anatomy, label_smoothing, any(method.observes_head for method in self.methods)
         )
@@ -78,8 +84,8 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining, ViewedTraining)
         self.base_model: dict[str, Any] | None = None  # the recipe's model block, to load it again
         self.curriculum: Curriculum | None = None
         self.telemetry, self.stopwatch = Telemetry(), Stopwatch()
-        self.nan_watch = NanWatch(trainer_args.output_dir)
-        self.micro_step, self.trained_tokens, self.flops = 0, 0.0, 0.0
+        self.finite_watch = FiniteWatch(trainer_args.output_dir)
+        self.micro_step, self.trained_tokens, self.flops, self.summed_loss = 0, 0.0, 0.0, 0.0
         self.window = Window()
         self._checked_stage = -1
         self._resume_stage = 0

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
+from transformers.trainer_callback import ExportableState
 
 from headgate.errors import TrainingError
 from headgate.training import checkpoint
 from headgate.training.accounting import peak_memory_bytes
+from headgate.training.checks import require_finite_state
 
 
 class SavedTraining:
@@ -21,7 +23,7 @@ class SavedTraining:
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         if "loss" in logs and self.curriculum is not None:
             seconds = self.stopwatch.read()
-            self.nan_watch.check()
+            self.finite_watch.check()
             mine = self.telemetry.flush()
             logs = {**logs, **mine}
             if "loss" not in mine:
@@ -35,6 +37,8 @@ class SavedTraining:
                 "flops": float(self.flops),
                 "memory_peak": peak_memory_bytes(),
             }
+        if "train_loss" in logs:  # the trainer's own counts only what this process did
+            logs = {**logs, "train_loss": float(self.summed_loss) / max(self.state.global_step, 1)}
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,6 +75,12 @@ class SavedTraining:
         if self.batches is not None:
             self.batches.save(folder)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers.Trainer.save_model; the folder is sealed, so that a later change of a file is noticed."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and not _internal_call:  # a checkpoint is sealed when all of it is there
+            checkpoint.seal(Path(output_dir if output_dir is not None else self.args.output_dir))
+
     def _description(self) -> dict[str, Any]:
         return {
             "model": self.base_model or {"name_or_path": self.anatomy.model.config._name_or_path},
@@ -82,14 +92,21 @@ class SavedTraining:
                 "trained_tokens": float(self.trained_tokens),
                 "flops": float(self.flops),
                 "seconds": self.stopwatch.read(),
+                "summed_loss": float(self.summed_loss),
             },
+            "telemetry": self.telemetry.state(),
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.stopwatch.stop()
+        self.finite_watch.check()
+        require_finite_state(self.named_trainable, self.optimizer, self.state.global_step)
         keep, self.args.save_total_limit = self.args.save_total_limit, None
+        run_dir = Path(self._get_output_dir(trial=trial))
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                checkpoint.seal(run_dir / f"checkpoint-{self.state.global_step}")
         except (OSError, RuntimeError, SafetensorError) as error:
             raise TrainingError(
                 f"checkpoint-{self.state.global_step} in {self.args.output_dir} could not be written ({error}): "
@@ -98,23 +115,51 @@ class SavedTraining:
         finally:
             self.args.save_total_limit = keep
         if self.args.should_save:
-            run_dir = Path(self._get_output_dir(trial=trial))
-            checkpoint.seal(run_dir / f"checkpoint-{self.state.global_step}")
             checkpoint.rotate(run_dir, keep, self.state.best_model_checkpoint)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """As transformers.Trainer.train; ``True`` resumes from the newest checkpoint that is whole."""
+        """As transformers.Trainer.train; ``True`` resumes from the newest checkpoint that is whole.
+
+        A checkpoint of the run's last step is loaded and not trained any further.
+        """
         if resume_from_checkpoint is True:
             found = checkpoint.last_valid(self.args.output_dir, tell=self._tell)
             resume_from_checkpoint = str(found) if found is not None else None
         elif resume_from_checkpoint:
             checkpoint.require_valid(resume_from_checkpoint)
         set_seed(self.args.seed)  # the data order follows from the seed, whatever drew random numbers before
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return output._replace(training_loss=float(self.summed_loss) / max(self.state.global_step, 1))
 
     def _tell(self, message: str) -> None:
-
         warnings.warn(message, stacklevel=3)
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        position = super()._init_training_state(max_steps, *args, **kwargs)
+        self._restore_callbacks()
+        return position
+
+    def _restore_callbacks(self) -> None:
+        """Counters of early stopping and the like as the checkpoint holds them.
+
+        Not through transformers' ``restore_callback_states_from_checkpoint``: that also restores the order to stop
+        which an interrupted run saved, and makes the callbacks anew.
+        """
+        for callback in self.callback_handler.callbacks:
+            saved = self.state.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, ExportableState) and isinstance(saved, dict):
+                for name, value in saved.get("attributes", {}).items():
+                    setattr(callback, name, value)
+
+    @property
+    def _is_finished(self) -> bool:
+        """Whether the run stands where it ends: at its last step, or where early stopping ended it."""
+        stopped = any(
+            isinstance(callback, EarlyStoppingCallback)
+            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+        )
+        return self.state.global_step >= self.state.max_steps or stopped
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.base_is_frozen:
@@ -125,6 +170,8 @@ class SavedTraining:
         self.micro_step = counters["micro_step"]
         self.trained_tokens, self.flops = counters["trained_tokens"], counters["flops"]
         self._flops_reported = self.flops
+        self.summed_loss = counters.get("summed_loss", 0.0)
+        self.telemetry.restore(description.get("telemetry", {}))
         self.stopwatch.seconds = counters["seconds"]
         self._resume_folder = Path(resume_from_checkpoint)
 

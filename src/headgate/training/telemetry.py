@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from headgate.files import write_lines_atomically
+
 NAMES = [
     "loss",
     "loss_all",
@@ -102,13 +104,34 @@ class Telemetry:
         self._latest.clear()
         return out
 
+    def state(self) -> dict[str, Any]:
+        """What the next ``flush`` would average and show, as JSON: a resumed run logs what an undisturbed one does."""
+        sums = {name: [_number(total), self._counts[name]] for name, total in self._sums.items()}
+        return {"sums": sums, "latest": {name: _plain(value) for name, value in self._latest.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+        for name, (total, count) in state.get("sums", {}).items():
+            # as the fp32 scalar that it was: a Python float would be added to with more digits
+            self._sums[name] = total if isinstance(total, float) else torch.tensor(total["fp32"])
+            self._counts[name] = count
+        self._latest.update(state.get("latest", {}))
+
+
+def _number(total: Tensor | float) -> float | dict[str, float]:
+    return {"fp32": float(total)} if isinstance(total, Tensor) else float(total)
+
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
 class JsonlCallback(TrainerCallback):
-    """Every log as one line of ``metrics.jsonl``; lines after a resumed step are cut, never repeated."""
+    """Every log as one line of ``metrics.jsonl``.
+
+    A resumed run writes the file again from the log history of its checkpoint: whatever a kill, a second log at the
+    same step or a torn line left there, the file is that of an undisturbed run.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -117,22 +140,17 @@ class JsonlCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept: list[str] = []
-        if self.path.exists() and state.global_step > 0:
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the line that a kill cut short
-                if row["step"] <= state.global_step:
-                    kept.append(line)
-        self.path.write_text("".join(line + "\n" for line in kept))
+        write_lines_atomically(self.path, (_line(row) for row in state.log_history))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            file.write(_line({**logs, "step": state.global_step}))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({"step": row["step"], **row}) + "\n"
 
 
 def gradient_norms(groups: Mapping[str, list[torch.nn.Parameter]]) -> dict[str, Tensor]:

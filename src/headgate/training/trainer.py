@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from headgate.methods.stage import ScheduledStage
 from headgate.training.mixin import MethodsMixin
 from headgate.training.order import LengthGroupedOrder, Replay, StreamOrder
+from headgate.training.validation import validation_metrics, validation_order, validation_sums
 
 
 class HeadgateTrainer(MethodsMixin, Trainer):
@@ -77,6 +78,11 @@ class HeadgateTrainer(MethodsMixin, Trainer):
             return LengthGroupedOrder(lengths, self.args.train_batch_size, self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if eval_dataset is None or not has_length(eval_dataset):
+            return None
+        return validation_order(eval_dataset, self.args.length_column_name)
+
     @torch.no_grad()
     def evaluation_loop(
         self,
@@ -93,27 +99,15 @@ class HeadgateTrainer(MethodsMixin, Trainer):
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
         self.methods.eval()
-        total = torch.zeros(3, dtype=torch.float64)
-        rows = 0
-        for batch in dataloader:
-            batch = self._prepare_inputs(batch)
-            labels = batch["labels"]
-            tokens = labels[..., 1:].ne(-100).sum()
-            loss, outputs = self.compute_loss(
-                model, batch, return_outputs=True, num_items_in_batch=tokens.clamp(min=1)
-            )
-            hits = (outputs["logits"][..., :-1, :].argmax(-1) == labels[..., 1:]).sum()
-            count = float(tokens)
-            total += torch.tensor([float(loss) * count, count, float(hits)], dtype=torch.float64)
-            rows += labels.shape[0]
+
+        def forward(batch: Mapping[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            loss, outputs = self.compute_loss(model, batch, return_outputs=True, num_items_in_batch=tokens)
+            return loss, outputs["logits"]
+
+        sums, rows = validation_sums(forward, (self._prepare_inputs(batch) for batch in dataloader))
         if self.args.world_size > 1:
-            total = self.accelerator.reduce(total.to(self.args.device), reduction="sum").cpu()
-        loss_sum, count, hits = total.tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss_sum / max(count, 1),
-            f"{metric_key_prefix}_accuracy": hits / max(count, 1),
-            f"{metric_key_prefix}_tokens": count,
-        }
+            sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
+        metrics = validation_metrics(sums, metric_key_prefix)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
 
 

@@ -49,6 +49,11 @@ class ViewedBatches:
         """Passes over the offered data before the batch taken last, a fraction of the current one included."""
         return self.turn + max(0, self.taken - 1) / self._per_turn
 
+    @property
+    def passes(self) -> float:
+        """Passes over the offered data, what was taken so far included."""
+        return self.turn + self.taken / self._per_turn
+
     def _raw(self) -> Iterator[Any]:
         while True:
             if hasattr(self.loader, "set_epoch"):
@@ -88,6 +93,7 @@ class ViewedTraining:
 
     batches: ViewedBatches | None = None
     _resume_folder: Path | None = None
+    _is_finished: bool
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()  # type: ignore[misc]
@@ -116,8 +122,17 @@ class ViewedTraining:
             self.batches.load(self._resume_folder, args.device)
         return self.batches
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """``epoch`` counts passes over the offered data: the trainer's own count would begin anew at a resume."""
+        if self.batches is not None:
+            self.state.epoch = self.batches.passes  # type: ignore[attr-defined]
+        return super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """A view that was restored stands where it should: the trainer must not skip its batches again."""
+        if self._is_finished:  # resumed at the end: transformers would take one more step before it looks
+            self.control.should_training_stop = True  # type: ignore[attr-defined]
+            return None
         trainer_args: Any = self.args  # type: ignore[attr-defined]
         keep = trainer_args.ignore_data_skip
         trainer_args.ignore_data_skip = keep or self.batches is not None

@@ -31,7 +31,7 @@ from headgate.experiments.report.sections.varied import varied
 from headgate.experiments.report.study import Study
 from headgate.experiments.report.style import house_style, inline, save, shade
 from headgate.experiments.report.tables import arms_table, write_csv
-from headgate.training.checkpoint import write_atomically
+from headgate.files import write_atomically
 
 
 @dataclass(frozen=True)
