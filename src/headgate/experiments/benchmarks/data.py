@@ -17,26 +17,36 @@ from headgate.data import wordmath
 from headgate.experiments.benchmarks.frame import Check, Report, Say, at_least, at_most, not_measured
 
 TOKENS = 230
-_HEADGATE = """
+_PROCESSOR = """
+import resource
+def processor():
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+"""
+_HEADGATE = (
+    _PROCESSOR
+    + """
 import json, sys, time
 from transformers import AutoTokenizer
 from headgate.models.load import EMBEDDED
 import headgate.data.prepare
-start = time.perf_counter()
+start, used = time.perf_counter(), processor()
 from headgate.data import DataConfig, SourceConfig, load_data, prepare
 config = DataConfig(train=SourceConfig(source="prompt_completion", path=sys.argv[1]), validation=None, max_length=1024)
 rows, _ = load_data(config)
 prepared = prepare(rows, AutoTokenizer.from_pretrained(EMBEDDED), config)
 prepared.dataset[len(prepared.dataset) - 1]
-print(json.dumps([time.perf_counter() - start, prepared.report.rows, prepared.report.tokens]))
+print(json.dumps([time.perf_counter() - start, processor() - used, prepared.report.rows, prepared.report.tokens]))
 """
-_DATASETS = """
+)
+_DATASETS = (
+    _PROCESSOR
+    + """
 import json, sys, time
 import datasets
 from transformers import AutoTokenizer
 from headgate.models.load import EMBEDDED
 datasets.disable_progress_bars()
-start = time.perf_counter()
+start, used = time.perf_counter(), processor()
 tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
 def encode(batch):
     out = tokenizer([p + c for p, c in zip(batch["prompt"], batch["completion"])], truncation=True, max_length=1024)
@@ -46,8 +56,9 @@ def encode(batch):
 rows = datasets.load_dataset("json", data_files=sys.argv[1], split="train")
 made = rows.map(encode, batched=True, num_proc=int(sys.argv[2]), remove_columns=rows.column_names)
 made[len(made) - 1]
-print(json.dumps([time.perf_counter() - start, len(made), sum(map(len, made[:1000]["input_ids"])) * len(made) // 1000]))
+print(json.dumps([time.perf_counter() - start, processor() - used, len(made), sum(map(len, made[:1000]["input_ids"])) * len(made) // 1000]))
 """
+)
 
 
 def write_problems(path: Path, rows: int) -> None:
@@ -69,23 +80,23 @@ def measured(code: str, arguments: list[str], environment: dict[str, str]) -> di
         text=True,
         env={**os.environ, **environment},
     )
-    peak, processor = 0.0, 0.0
+    peak = 0.0
     process = psutil.Process(child.pid)
     while child.poll() is None:
         try:
             family = [process, *process.children(recursive=True)]
             held = [member.memory_full_info() for member in family]
             peak = max(peak, sum(getattr(m, "pss", m.rss) for m in held) / 2**20)
-            processor = max(processor, sum(sum(m.cpu_times()[:2]) for m in family))
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             pass
         time.sleep(0.2)
     output = child.stdout.read() if child.stdout is not None else ""
     if child.returncode:
         raise RuntimeError(f"the benchmark's process ended with code {child.returncode}")
-    seconds, rows, tokens = json.loads(output.strip().splitlines()[-1])
+    seconds, processor, rows, tokens = json.loads(output.strip().splitlines()[-1])
     return {
         "seconds": seconds,
+        "processor_seconds": processor,
         "rows": rows,
         "tokens": tokens,
         "rows_per_second": rows / seconds,
@@ -115,11 +126,12 @@ def run(*, quick: bool, say: Say) -> Report:
                 for turn in ("first", "second"):
                     arm = measured(code, [str(file), processes], environment)
                     report.arms[f"{name}, {size} rows, {turn} time"] = arm
-                    say(f"{name}, {size} rows, {turn} time: {arm['seconds']:.1f} s, {arm['rows_per_second']:.0f} rows/s, {arm['peak_mib']:.0f} MiB")  # fmt: skip
+                    say(f"{name}, {size} rows, {turn} time: {arm['seconds']:.1f} s, {arm['processor_seconds']:.1f} processor seconds, {arm['rows_per_second']:.0f} rows/s, {arm['peak_mib']:.0f} MiB")  # fmt: skip
     first = report.arms[f"headgate, {sizes[0]} rows, first time"]
     second = report.arms[f"headgate, {sizes[0]} rows, second time"]
     peer = report.arms[f"datasets.map, {sizes[0]} rows, first time"]
     report.ratios = {"headgate/datasets.map, first time": first["seconds"] / peer["seconds"]}
+    report.ratios["the same in processor time"] = first["processor_seconds"] / peer["processor_seconds"]
     scale = sizes[0] / 100_000
     report.checks = [
         at_most(f"seconds for {sizes[0]} rows, first time", first["seconds"], 40 * scale + 5 * quick),
