@@ -7,12 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headgate.errors import ConfigError, DataError
+from headgate.errors import ConfigError, DataError, ModelError
 
 from .config import DataConfig, SourceConfig
 from .identity import hub_like, hub_place
 from .rendering import NO_TEMPLATE
 from .sources import check_source, divided, iterate
+from .tokenizers import tokenizer_of
 
 FIRST = 100
 
@@ -95,14 +96,9 @@ def summary(source: SourceConfig, rows: list[dict[str, Any]]) -> str:
 
 def check_template(model: str, revision: str | None) -> None:
     """Raise DataError where the model's tokenizer is here and has no chat template."""
-    from transformers import AutoTokenizer
-
-    from headgate.models.load import EMBEDDED
-
-    path = str(EMBEDDED) if model == "embedded" or model.startswith("random:") else model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, local_files_only=True)
-    except Exception:  # it is not here: what is wrong with it is said when it is loaded
+        tokenizer = tokenizer_of(model, revision, local=True)
+    except ModelError:  # it is not here: what is wrong with it is said when it is loaded
         return
     if not tokenizer.chat_template:
         raise DataError(NO_TEMPLATE)
