@@ -52,6 +52,8 @@ _BY_COLUMNS: list[tuple[set[str], Reader]] = [
     ({"context", "input", "answers"}, texts.longbench),
     ({"document", "question", "answers"}, texts.narrativeqa),
     ({"Body", "Question", "Answer"}, mathematics.arithmetic),
+    ({"body", "question", "answer"}, mathematics.arithmetic),
+    ({"question", "result"}, mathematics.arithmetic),
     ({"question", "answer"}, mathematics.gsm8k),
     ({"question", "solutions", "input_output"}, programs.apps),
     ({"description", "solutions"}, programs.code_contests),
