@@ -64,7 +64,7 @@ def test_a_list_of_sources_is_prepared_source_by_source(tmp_path, word_tokenizer
     prepared = prepare(rows, word_tokenizer, config)
     assert prepared.dataset.mixture == Mixture([1.0, 3.0], [30, 10])
     assert list(prepared.report.mix.values()) == [0.25, 0.75] and prepared.report.rows == 40
-    assert len({name for name in prepared.dataset["example_id"]}) == 40
+    assert len(set(prepared.dataset["example_id"])) == 40
 
 
 @pytest.mark.parametrize(

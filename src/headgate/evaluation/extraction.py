@@ -15,6 +15,8 @@ _MARKER = re.compile(
 _SOLE = re.compile(r"^\W*(?P<letter>[A-Za-z])\W*$")
 _LEADING = re.compile(r"^[\s*(\[]*(?P<letter>[A-Z])(?:\s*[.):\]*,]|\s*$|\s*\n)")
 
+_TOLD = re.compile(r"^[\s*(\[]*(?P<letter>[B-HJ-Z]|A(?=\s+(?:because|since|as|for|and)\b))(?![\w'])")
+
 
 def boxed(output: str) -> str | None:
     """The content of the last complete ``\\boxed{...}``, braces balanced."""
@@ -61,10 +63,10 @@ def mathematics(output: str) -> list[str]:
 def choice(output: str, choices: Sequence[str] = ()) -> str | None:
     """The letter that an output chooses, or None: boxed, stated, leading, alone; or one option's whole text."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices) or 26]
-    for place in (boxed(output), stated(output), output):
+    for place, told in ((boxed(output), True), (stated(output), True), (output, False)):
         if place is None:
             continue
-        found = _letter(place, letters)
+        found = _letter(place, letters, told)
         if found is None:
             texts = [letters[i] for i, option in enumerate(choices) if plain(option) == plain(place)]
             found = texts[0] if len(texts) == 1 else None
@@ -74,10 +76,11 @@ def choice(output: str, choices: Sequence[str] = ()) -> str | None:
     return _letter(last, letters)
 
 
-def _letter(text: str, letters: str) -> str | None:
+def _letter(text: str, letters: str, told: bool = False) -> str | None:
+    """``told``: the text is what an output states as its answer, so a letter may go on into a sentence."""
     text = re.sub(r"\\text(?:bf|rm)?\{([^{}]*)\}", r"\1", text.strip())
     text = re.sub(r"^(?:option|choice|answer)\s+", "", text, flags=re.IGNORECASE)
-    for pattern in (_SOLE, _LEADING):
+    for pattern in (_SOLE, _LEADING, *([_TOLD] if told else [])):
         match = pattern.match(text)
         if match and match.group("letter").upper() in letters:
             return match.group("letter").upper()
@@ -89,6 +92,7 @@ def marked_number(output: str) -> str | None:
     """The number in the box or stated as the answer; else the last one anywhere."""
     content = boxed(output)
     if content is not None:
+        content = content.replace("{,}", ",")
         return normalise(re.sub(r"\\text\{[^{}]*\}|\\[!,; %$]|\^\{?\\circ\}?|[%°]", "", content)) or next(
             iter(numbers(content)), None
         )
@@ -107,6 +111,7 @@ _PUNCTUATION = re.compile(r"[^\w\s%+\-*/=<>.]|(?<!\d)\.|\.(?!\d)|(?<!\w)-(?!\d)|
 def plain(text: str) -> str:
     """Text without case, punctuation, articles and extra space (as SQuAD compares it); numbers in one spelling."""
     text = re.sub(r"\\text(?:bf|rm)?\{([^{}]*)\}", r"\1", text).translate(MINUS)
+    text = re.sub(r"(?<![\w*])\*+(?=\w)|(?<=[\w.])\*+(?![\w*])", "", text)  # Markdown's emphasis
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.casefold())
     bare = " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text)).split())
     return normalise(bare) or bare or text.strip()

@@ -48,7 +48,7 @@ def latex_form(answer: str) -> str:
     text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*=\s*(?=[^=]+$)", "", text)
     text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
     text = re.sub(r"\s+", "", text)
-    return normalise(text) or text
+    return text if "," in text else normalise(text) or text  # a comma that is left makes a list
 
 
 _LIST = re.compile(r"[(\[{]\s*-?\d+\s*,|\d,\s")
@@ -68,6 +68,6 @@ def latex_equal(gold: str, answer: str) -> bool:
     left, right = latex_form(gold), latex_form(answer)
     if left == right or left.casefold() == right.casefold() != "":
         return True
-    if normalise(left) is not None and normalise(right) is not None:
-        return False
+    if normalise(left) is not None and (normalise(right) is not None or re.fullmatch(r"[\d,]+", right)):
+        return False  # two numbers, or a number and a list: math-verify reads 100,80 as 10080
     return math_verify_equal(gold, f"${answer.strip().strip('$')}$")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import re
 import select
@@ -103,6 +104,7 @@ _verifier = _Verifier()
 atexit.register(_verifier.stop)
 
 
+@functools.lru_cache(maxsize=4096)
 def math_verify_equal(gold: str, output: str) -> bool:
     """Whether math-verify takes the output's answer for the gold one; within a few seconds, whatever they are.
 

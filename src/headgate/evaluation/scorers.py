@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from headgate.errors import DataError
-from headgate.evaluation.extraction import boxed, choice, marked_number, mathematics, plain, texts
+from headgate.evaluation.extraction import boxed, choice, marked_number, mathematics, plain, stated, texts
 from headgate.evaluation.latex import latex_equal
 from headgate.evaluation.math_verifier import math_verify_equal
 from headgate.evaluation.numbers import DIGITS, MINUS, normalise, numbers
@@ -53,10 +53,11 @@ def boxed_equal(gold: str, output: str) -> bool:
 
 
 def math_equal(gold: str, output: str) -> bool:
-    """Whether the output's answer is the gold one; without a box, math-verify may look for it too."""
+    """Whether the output's answer is the gold one; where it is marked in no way, math-verify looks for it."""
     if any(latex_equal(gold, candidate) for candidate in mathematics(output)):
         return True
-    return boxed(output) is None and math_verify_equal(gold, output)
+    marked = boxed(output) is not None or stated(output) is not None or "$" in output or "\\(" in output
+    return not marked and math_verify_equal(gold, output)
 
 
 def _numeric(parser: Callable[[str], str | None]) -> Callable[[str, str, Sequence[str]], bool]:
