@@ -211,6 +211,12 @@ def details(metrics: dict[str, Any]) -> list[str]:
     lengths = [name for name in metrics if name.isdigit()]
     if len(lengths) > 1:
         lines.append("  ".join(f"{name} tokens: {metrics[name]['perplexity']:.3f}" for name in lengths))
+    if "delta" in metrics:
+        change = metrics["delta"]
+        lost = ", ".join(metrics["forgotten"]) or "nothing"
+        lines.append(
+            f"against before training: accuracy {change['accuracy']:+.1%}, loss {change['loss']:+.4f}; worse: {lost}"
+        )
     if "harness" in metrics:
         lines += [f"{name} {value:.4f}" for name, value in metrics["harness"].items()]
     return lines

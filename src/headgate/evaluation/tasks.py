@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from headgate.data.sources import load_rows
 from headgate.errors import ConfigError, DataError
+from headgate.evaluation.abilities import abilities_task
 from headgate.evaluation.code_tasks import code_task, pass_at_k
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.extraction import choice, mathematics, texts
@@ -197,6 +198,12 @@ def code(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) 
     return TaskResult({**accuracy([item["correct"] for item in items]), **rates(items), **metrics}, items)
 
 
+def abilities(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+    """General abilities beside what was trained: what the model could do before, and can do now."""
+    metrics, items = abilities_task(model, tokenizer, task, progress)
+    return TaskResult({**metrics, **accuracy([item["correct"] for item in items]), **rates(items)}, items)
+
+
 TASKS: dict[str, Callable[[Any, Any, EvalTask, Progress | None], TaskResult]] = {
     "exact_match": exact_match,
     "gsm8k": exact_match,
@@ -204,6 +211,7 @@ TASKS: dict[str, Callable[[Any, Any, EvalTask, Progress | None], TaskResult]] = 
     "arc_challenge": exact_match,
     "arc_easy": exact_match,
     "mmlu": exact_match,
+    "abilities": abilities,
     "perplexity": perplexity_task,
     "mbpp": code,
     "humaneval": code,

@@ -16,6 +16,7 @@ from headgate.data.problem_texts import Texts
 from headgate.data.sources import load_data, load_rows
 from headgate.data.streams import load_stream
 from headgate.errors import ConfigError
+from headgate.evaluation.abilities import remember_abilities
 from headgate.evaluation.checks import check_task
 from headgate.experiments.continual import as_one_stage, segment_ends
 from headgate.experiments.recipe import Recipe
@@ -66,6 +67,7 @@ def prepare_run(recipe: Recipe) -> Prepared:
         method.check_model(describe(base))
     train, validation, stages, reports, segments = _data(recipe, base, tokenizer, methods)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
+    remember_abilities(recipe.evaluation, model, tokenizer)
     return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports, segments)
 
 
