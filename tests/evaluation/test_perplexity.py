@@ -52,6 +52,41 @@ def test_text_perplexity_is_the_token_weighted_loss_of_its_windows(
     assert math.isclose(metrics["bits_per_byte"] * len(TEXT.encode()) * math.log(2), nats, rel_tol=1e-4)
 
 
+@pytest.mark.shared
+@pytest.mark.parametrize(("length", "stride"), [(64, 64), (64, 16), (200, 200), (256, 128)])
+def test_a_whole_files_perplexity_is_an_independent_scripts(
+    shared: Any, tmp_path: Any, length: int, stride: int
+) -> None:
+    """The sliding windows of transformers' documentation, one at a time, over a file as it is."""
+    from headgate.data.config import SourceConfig
+    from headgate.data.sources import load_rows
+    from headgate.models.load import load_model
+
+    model, tokenizer = load_model(str(shared / "models/stories260K"), device="cpu")
+    text = "    indented\n\n" + (shared / "data/tinystories/tinystories_sample.txt").read_text()[
+        :6000
+    ].replace("<|endoftext|>", "")
+    (tmp_path / "test.txt").write_text(text)
+    rows = load_rows(SourceConfig(source="text", path=str(tmp_path / "test.txt"), split="test"))
+    metrics, _ = text_perplexity(model, tokenizer, rows, length=length, stride=stride, batch_size=7)
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    nats, count, scored = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + length, ids.shape[1])
+        targets = ids[:, begin:end].clone()
+        targets[:, : max(scored - begin, 0)] = -100
+        with torch.no_grad():
+            logits = model(input_ids=ids[:, begin:end]).logits[0, :-1].double()
+        wanted = targets[0, 1:]
+        kept = wanted != -100
+        nats -= float(logits.log_softmax(-1)[kept].gather(-1, wanted[kept, None]).sum())
+        count, scored = count + int(kept.sum()), end
+        if end == ids.shape[1]:
+            break
+    assert metrics["tokens"] == count
+    assert math.isclose(metrics["loss"], nats / count, rel_tol=1e-6)
+
+
 def test_masked_rows_count_completions_only_whatever_the_batch(tiny: tuple[Any, Any]) -> None:
     rows = [
         {"example_id": str(i), "prompt": "Tom has " * (i + 1), "completion": "two apples"} for i in range(5)

@@ -119,8 +119,7 @@ def test_prefixes_fade_over_the_time_of_training_and_not_over_the_file(tmp_path)
     rows = prepared.train[first.stage.data]
     marked = [
         prepared.tokenizer.decode(rows[i - views[first.stage.data].start]["input_ids"])
-        .lstrip()
-        .startswith("[Schema")
+        .startswith("<bos>[Schema")
         for i in order
     ]
     quarter = len(marked) // 4

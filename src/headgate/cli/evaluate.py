@@ -20,8 +20,6 @@ from headgate.experiments.paired import paired_lines, paired_report
 from headgate.files import write_atomically
 from headgate.methods.base import build_config
 
-DEFAULT_SOURCES = {"gsm8k": "gsm8k", "mbpp": "mbpp", "humaneval": "humaneval"}
-
 
 def evaluate(
     target: Annotated[
@@ -34,7 +32,8 @@ def evaluate(
         list[str],
         typer.Option(
             "--task",
-            help="exact_match, gsm8k, perplexity, mbpp, humaneval, a task of lm-evaluation-harness, or a local task's "
+            help="exact_match, gsm8k, math500, arc_challenge, mmlu, perplexity, mbpp, humaneval, abilities, a task of "
+            "lm-evaluation-harness (lm_eval:NAME where the name is Headgate's too), or a local task's "
             "YAML file or folder (repeatable, or separated by commas).",
         ),
     ],
@@ -48,7 +47,7 @@ def evaluate(
     prompt_template: Annotated[
         str | None, typer.Option(help="Another prompt, with {question} or {text} and {tests}.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Default: 256, math500: 1024.")] = None,
     batch_size: Annotated[int, typer.Option()] = 32,
     length: Annotated[list[int] | None, typer.Option(help="Perplexity context lengths.")] = None,
     windows: Annotated[
@@ -56,10 +55,15 @@ def evaluate(
     ] = "rows",
     stride: Annotated[int | None, typer.Option(help="Of sliding windows; default: half the length.")] = None,
     few_shot: Annotated[int, typer.Option(help="Worked examples before each prompt.")] = 0,
+    few_shot_by: Annotated[
+        str | None, typer.Option(help="Examples of the question's own field: a column such as family.")
+    ] = None,
+    chat: Annotated[str, typer.Option(help="Prompts through the chat template: auto, on, off.")] = "auto",
+    mode: Annotated[str | None, typer.Option(help="Of multiple choice: generation or likelihood.")] = None,
     scorer: Annotated[
         str | None,
         typer.Option(
-            help="What `accuracy` means: strict, flexible, first_number, last_integer, boxed, math_verify."
+            help="What `accuracy` means: strict, flexible, number, math, boxed, choice, text, math_verify, ..."
         ),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
@@ -90,7 +94,7 @@ def evaluate(
     for name in (part.strip() for listed in task for part in listed.split(",")):
         options: dict[str, Any] = {
             "task": name,
-            "source": source or DEFAULT_SOURCES.get(name, "wordmath"),
+            "source": source,
             "path": path,
             "split": split,
             "limit": limit,
@@ -98,6 +102,9 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "few_shot": few_shot,
+            "few_shot_by": few_shot_by,
+            "chat": chat,
+            "mode": mode,
             "scorer": scorer,
             "do_sample": sample,
             "temperature": temperature,
@@ -119,7 +126,8 @@ def evaluate(
             options["lengths"] = length
         if name not in TASKS:
             options["label"] = Path(name).stem if "/" in name or name.endswith((".yaml", ".yml")) else name
-        configs.append(build_config(EvalTask, options))
+        given = {key: value for key, value in options.items() if value is not None}
+        configs.append(build_config(EvalTask, given))
     if any(config.task in CODE_TASKS for config in configs):
         out.print(f"sandbox: {describe_isolation()}")
     found = [
@@ -203,6 +211,12 @@ def details(metrics: dict[str, Any]) -> list[str]:
     lengths = [name for name in metrics if name.isdigit()]
     if len(lengths) > 1:
         lines.append("  ".join(f"{name} tokens: {metrics[name]['perplexity']:.3f}" for name in lengths))
+    if "delta" in metrics:
+        change = metrics["delta"]
+        lost = ", ".join(metrics["forgotten"]) or "nothing"
+        lines.append(
+            f"against before training: accuracy {change['accuracy']:+.1%}, loss {change['loss']:+.4f}; worse: {lost}"
+        )
     if "harness" in metrics:
         lines += [f"{name} {value:.4f}" for name, value in metrics["harness"].items()]
     return lines

@@ -16,6 +16,7 @@ import typer
 
 from headgate.cli.bench import bench
 from headgate.cli.compare import compare
+from headgate.cli.data import data
 from headgate.cli.evaluate import evaluate
 from headgate.cli.export import export
 from headgate.cli.generate import generate
@@ -23,6 +24,7 @@ from headgate.cli.info import env, schema
 from headgate.cli.inspect import inspect
 from headgate.cli.report import report
 from headgate.cli.runs import cite, diff, runs
+from headgate.cli.sources import sources
 from headgate.cli.sweep import sweep
 from headgate.cli.train import train
 from headgate.cli.validate import validate
@@ -49,6 +51,8 @@ app.command()(diff)
 app.command()(cite)
 app.command()(bench)
 app.command()(validate)
+app.command()(sources)
+app.command()(data)
 app.command()(schema)
 app.command()(env)
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from headgate.cli.console import out
 from headgate.cli.options import RecipeArgument, SetOption
+from headgate.data.checks import check_data
+from headgate.errors import ConfigError
+from headgate.evaluation.checks import check_task
+from headgate.experiments.paths import with_paths
 from headgate.experiments.plan import plan
-from headgate.experiments.recipe_file import aliases_used, load_recipe
+from headgate.experiments.recipe_file import aliases_used, load_recipe, parse_yaml
 
 
 def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Check a recipe without loading a model, and print what it would do."""
+    """Check a recipe and the first rows of its data without loading a model, and print what it would do."""
+    if recipe.is_file() and not parse_yaml(recipe.read_text(), str(recipe)):
+        raise ConfigError(f"recipe {recipe} is empty: give it at least a name, a model or data")
     loaded = load_recipe(recipe, overrides or [])
+    read = with_paths(loaded)
+    lines = check_data(read.data, read.model.name_or_path, read.model.revision)
+    for task in read.evaluation:
+        check_task(task, whole=False)
     out.print(plan(loaded, aliases_used(recipe)))
+    for line in lines:
+        out.print(f"  data       {line.removeprefix('data.')}", markup=False)
     out.print("valid")

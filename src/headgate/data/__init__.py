@@ -3,21 +3,26 @@
 from .collation import Collator
 from .config import DataConfig, SkillConfig, SourceConfig
 from .contamination import check_disjoint
+from .identity import content_digest
 from .packing import pack
 from .prepare import DataReport, PreparedDataset, prepare
+from .readers import SOURCES, Source, register_source
 from .sources import load_data, load_rows, split_rows
 from .streams import SkillData, load_stream
 from .templates import encode, prompt_ids
 
 __all__ = [
+    "SOURCES",
     "Collator",
     "DataConfig",
     "DataReport",
     "PreparedDataset",
     "SkillConfig",
     "SkillData",
+    "Source",
     "SourceConfig",
     "check_disjoint",
+    "content_digest",
     "encode",
     "load_data",
     "load_rows",
@@ -25,5 +30,6 @@ __all__ = [
     "pack",
     "prepare",
     "prompt_ids",
+    "register_source",
     "split_rows",
 ]

@@ -12,14 +12,16 @@ from headgate.errors import ConfigError
 
 Style = Literal["rationale", "answer"]
 LossOn = Literal["completion", "assistant", "all"]
+MIXTURE = "mixture"
 
 
 class SourceConfig(StrictConfig):
     """Where rows come from and how they are read.
 
-    ``source`` names a reader (``wordmath``, ``gsm8k``, ``alpaca``, ...; ``auto`` looks at the columns) or a data
-    set on the Hugging Face hub; ``path`` is a local file, a folder searched for ``<split>.jsonl|parquet|...``, or
-    a hub name read with ``source``'s reader. ``split`` may carry a hub slice (``train[:1000]``).
+    ``source`` names a reader (``wordmath``, ``gsm8k``, ``alpaca``, ...: `headgate sources` lists them; ``auto`` looks
+    at the columns) or a data set on the Hugging Face hub. ``path`` is a file, a glob, a folder with splits or shards,
+    a saved data set, a hub cache's folder, or a hub name read with ``source``'s reader. ``split`` may carry a slice
+    (``train[:1000]``).
     """
 
     source: str = "wordmath"
@@ -30,10 +32,42 @@ class SourceConfig(StrictConfig):
     limit: int | None = Field(default=None, gt=0)
     seed: int = 0
     revision: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the reader calls a column -> what the file calls it, or a template over the file's columns:
+    ``{prompt: question, completion: "{answer} ({unit})"}``."""
+    filter: dict[str, Any] = Field(default_factory=dict)
+    """Only rows whose columns (as the file calls them) have this value, or one of these."""
+    streaming: bool = False
+    """Of the hub: read rows as they arrive instead of downloading the data set first; give a ``limit``."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Per reader. All: ``prompt_template``, ``validation_share``, ``sample_seed`` (a random ``limit`` instead of the
     first rows). wordmath: ``families``, ``difficulty``, ``redundancy``, ``count``. text: ``separator``,
-    ``chunk_characters``."""
+    ``chunk_characters`` (documents stay whole without it)."""
+    mix: list[WeightedSource] = Field(default_factory=list)
+    """Several sources, each row drawn from one with a chance in proportion to its weight. A list in place of a
+    source means the same: ``train: [{source: gsm8k, weight: 3}, {source: text, path: a.txt, weight: 1}]``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_of_sources(cls, given: Any) -> Any:
+        return {"source": MIXTURE, "mix": given} if isinstance(given, list) else given
+
+    @model_validator(mode="after")
+    def _mixture(self) -> SourceConfig:
+        if (self.source == MIXTURE) != bool(self.mix):
+            raise ValueError("a mixture is a list of sources with weights: name at least one")
+        if any(part.mix for part in self.mix):
+            raise ValueError("a mixture inside a mixture: list the sources side by side")
+        return self
+
+
+class WeightedSource(SourceConfig):
+    """One source of a mixture. ``weight``: its share of the rows that are drawn, relative to the others'."""
+
+    weight: float = Field(1.0, gt=0)
+
+
+SourceConfig.model_rebuild()
 
 
 class SkillConfig(SourceConfig):
@@ -76,6 +110,7 @@ class DataConfig(StrictConfig):
     """All of a recipe's ``data`` block."""
 
     train: SourceConfig = SourceConfig()
+    """A source, or a list of them with weights."""
     validation: SourceConfig | None = SourceConfig(split="validation", limit=500)
     max_length: int = Field(512, ge=8)
     packing: bool = False

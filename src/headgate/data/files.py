@@ -1,108 +1,181 @@
-"""Local files as raw rows, each with the place it came from: JSONL, JSON, parquet, CSV, text, all also gzipped."""
+"""Which files a path means: one file, a glob, a folder with splits or shards, a saved data set, a hub snapshot.
+
+Names follow the hub's conventions: a file belongs to a split where a part of its path says so (``train.jsonl``,
+``data/train-00000-of-00002.parquet``, ``validation/part.csv``); files that name no split are training data.
+"""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-from collections.abc import Iterator
+import difflib
+import glob
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from headgate.errors import DataError
 
-Located = tuple[dict[str, Any], str]  # a raw row and its place, "file:line"
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".jsonl.gz", ".json.gz", ".txt.gz", ".csv.gz")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".arrow": "arrow", ".txt": "text", ".text": "text", ".md": "text",
+}  # fmt: skip
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SHARD = re.compile(r"(.*?)-(\d{5})-of-(\d{5})")
+_SLICE = re.compile(r"([^\[\]]+)\[(\d*):(\d*)\]")
 
 
-def find_file(path: Path, split: str) -> Path:
-    """``path`` itself, or ``<split>.<suffix>`` in a folder. Raises DataError where there is none."""
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise DataError(f"data path '{path}' does not exist: give a file, a folder or a hub data set's name")
-    base = split.split("[")[0]
-    aliases = {"validation": ["validation", "valid", "val", "dev"]}.get(base, [base])
-    for stem in aliases:
-        for suffix in SUFFIXES:
-            if (path / (stem + suffix)).is_file():
-                return path / (stem + suffix)
-    found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-    raise DataError(
-        f"folder '{path}' has no file for split '{base}' (looked for {base}.jsonl, .json, ...; found {found})"
-    )
+@dataclass(frozen=True)
+class DataFiles:
+    """Files to read in order, or the folder of a saved data set."""
+
+    files: tuple[Path, ...] = ()
+    saved: Path | None = None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file whose content matters."""
+        if self.saved is None:
+            return self.files
+        return tuple(sorted(self.saved.glob("*.arrow")))
 
 
-def read_file(path: Path) -> Iterator[Located]:
-    """Raw rows of one file. Text files are one row ``{"text": <whole file>}``. Raises DataError naming file and line."""
-    kind = next((s for s in path.suffixes[::-1] if s != ".gz"), "")
-    if kind == ".parquet":
-        yield from _parquet(path)
-        return
-    text = _text(path)
-    if not text.strip():
-        raise DataError(f"data file '{path}' is empty")
-    if kind == ".jsonl" or (kind == ".json" and not text.lstrip().startswith(("[", "{\n", "{\r"))):
-        yield from _json_lines(path, text)
-    elif kind == ".json":
-        yield from _json(path, text)
-    elif kind == ".csv":
-        for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
-            yield dict(row), f"{path}:{number}"
-    else:
-        yield {"text": text}, str(path)
+def kind_of(path: Path) -> str | None:
+    """The format that a file's name says, compression aside; None for what is no data."""
+    suffixes = [s for s in path.suffixes if s not in COMPRESSED]
+    return KINDS.get(suffixes[-1].lower()) if suffixes else None
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"data file '{path}' cannot be read as UTF-8 text: {error}") from error
+def base_split(split: str) -> str:
+    """``train`` of ``train[:1000]``."""
+    return split.split("[")[0]
 
 
-def _json_lines(path: Path, text: str) -> Iterator[Located]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+def split_slice(split: str) -> slice:
+    """The rows that ``train[10:20]`` asks for. Raises DataError for what is no such slice."""
+    if "[" not in split:
+        return slice(None)
+    match = _SLICE.fullmatch(split)
+    if match is None:
+        raise DataError(f"split '{split}': write a slice of rows as {base_split(split)}[start:stop]")
+    return slice(*(int(part) if part else None for part in match.groups()[1:]))
+
+
+def find_files(path: str, split: str, name: str | None = None) -> DataFiles:
+    """The files of ``split`` at ``path``. Raises DataError where there are none, saying what there is."""
+    place = Path(path).expanduser()
+    if any(letter in path for letter in "*?[") and not place.exists():
+        found = sorted(Path(match) for match in glob.glob(str(place), recursive=True))
+        files = [file for file in found if file.is_file()]
+        if not files:
+            raise DataError(f"data path '{path}' matches no file: check the pattern and where it starts from")
+        return DataFiles(tuple(_readable(file) for file in files))
+    if place.is_file():
+        return DataFiles((_readable(place),))
+    if not place.exists():
+        raise DataError(
+            f"data path '{path}' does not exist: give a file, a glob, a folder or a hub data set's name"
+            + _near(place)
+        )
+    return _folder(place, split, name)
+
+
+def _folder(place: Path, split: str, name: str | None) -> DataFiles:
+    base = base_split(split)
+    if (place / "refs").is_dir() and (place / "snapshots").is_dir():  # a hub cache's folder of one data set
+        return _folder(_snapshot(place), split, name)
+    if (place / "dataset_dict.json").exists():
+        splits = sorted(p.name for p in place.iterdir() if (p / "state.json").exists())
+        wanted = next((alias for alias in _aliases(base) if alias in splits), None)
+        if wanted is None:
+            raise DataError(f"saved data set '{place}' has no split '{base}': it has {', '.join(splits)}")
+        return DataFiles(saved=place / wanted)
+    if (place / "state.json").exists() and (place / "dataset_info.json").exists():
+        return DataFiles(saved=place)
+    every = [p for p in sorted(place.rglob("*")) if p.is_file() and not _hidden(p.relative_to(place))]
+    files = [p for p in every if kind_of(p) is not None and p.name not in ("README.md", "dataset_infos.json")]
+    if name is not None:
+        files = [p for p in files if name in _words(p.relative_to(place))] or _no_name(place, files, name)
+    named = [(p, _split_of(p.relative_to(place))) for p in files]
+    chosen = [p for p, of in named if of == base] or [
+        p for p, of in named if base in _words(p.relative_to(place))
+    ]
+    if not chosen and base == "train" and not any(of for _, of in named):
+        chosen = files
+    if not chosen:
+        shown = ", ".join(str(p.relative_to(place)) for p in files[:8]) or "nothing that can be read"
+        raise DataError(
+            f"folder '{place}' has no file for split '{base}' (looked for {base}.jsonl, .json, ...; found {shown})"
+        )
+    top = [p for p in chosen if p.parent == place and p.name.split(".")[0] in _aliases(base)]
+    if top:
+        chosen = top[:1]
+    folders = {p.parent for p in chosen}
+    if len(folders) > 1 and name is None and not any(_split_of(f.relative_to(place)) for f in folders):
+        options = ", ".join(sorted(str(f.relative_to(place)) for f in folders))
+        raise DataError(f"folder '{place}' has several data sets ({options}): choose one with name")
+    _check_shards(chosen)
+    return DataFiles(tuple(chosen))
+
+
+def _snapshot(place: Path) -> Path:
+    reference = place / "refs" / "main"
+    if reference.exists():
+        return place / "snapshots" / reference.read_text().strip()
+    snapshots = sorted((place / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime)
+    if not snapshots:
+        raise DataError(f"hub cache '{place}' holds no snapshot: download the data set first")
+    return snapshots[-1]
+
+
+def _check_shards(files: list[Path]) -> None:
+    for file in files:
+        match = _SHARD.match(file.name)
+        if match is None:
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a JSON object is needed, not {type(row).__name__}")
-        yield row, f"{path}:{number}"
+        beside = {p.name for p in files if p.parent == file.parent}
+        for number in range(int(match.group(3))):
+            wanted = file.name.replace(f"-{match.group(2)}-of-", f"-{number:05d}-of-")
+            if wanted not in beside:
+                raise DataError(f"shard '{file.parent / wanted}' is missing: {file.name} says there are {int(match.group(3))}")  # fmt: skip
 
 
-def _json(path: Path, text: str) -> Iterator[Located]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
-    if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        if len(lists) != 1:
-            raise DataError(f"{path}: a JSON list of rows (or an object holding one list) is needed")
-        content = lists[0]
-    if not content:
-        raise DataError(f"data file '{path}' is empty: its list has no rows")
-    for number, row in enumerate(content, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: row {number} is {type(row).__name__}, a JSON object is needed")
-        yield row, f"{path}: row {number}"
+def _readable(file: Path) -> Path:
+    if kind_of(file) is None and file.suffix not in ("", *COMPRESSED):
+        raise DataError(
+            f"data file '{file}' has no known format ({file.suffix}): use {', '.join(KINDS)}, also compressed "
+            f"({', '.join(COMPRESSED)})"
+        )
+    return file
 
 
-def _parquet(path: Path) -> Iterator[Located]:
-    import pyarrow.parquet
+def _words(path: Path) -> list[str]:
+    return [word for word in re.split(r"[/_.\- ]+", str(path)) if word]
 
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"data file '{path}' is no readable parquet file: {error}") from error
-    if not rows:
-        raise DataError(f"data file '{path}' is empty")
-    for number, row in enumerate(rows, start=1):
-        yield row, f"{path}: row {number}"
+
+def _split_of(path: Path) -> str | None:
+    words = [word.lower() for word in _words(path)]
+    return next((split for split, aliases in SPLITS.items() if any(a in words for a in aliases)), None)
+
+
+def _aliases(split: str) -> tuple[str, ...]:
+    return SPLITS.get(split, (split,))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _no_name(place: Path, files: list[Path], name: str) -> list[Path]:
+    shown = ", ".join(str(p.relative_to(place)) for p in files[:8]) or "nothing"
+    raise DataError(f"folder '{place}' has nothing named '{name}' (found {shown})")
+
+
+def _near(place: Path) -> str:
+    if not place.parent.is_dir():
+        return ""
+    close = difflib.get_close_matches(place.name, [p.name for p in place.parent.iterdir()], n=1)
+    return f" (did you mean '{place.parent / close[0]}'?)" if close else ""

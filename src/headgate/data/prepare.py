@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
+import pyarrow
 
 from headgate.errors import DataError
 
 from .config import DataConfig
+from .mixing import Mixture
 from .packing import pack
-from .templates import IGNORED, PromptTooLong, encode
+from .report import DataReport, column, padding_estimate, report_of
+from .row_store import as_table, pyarrow_table
+from .sources import MIX
+from .token_store import BatchEncoder, check_sample, tokens_of
 
 Transform = Callable[[Mapping[str, Any]], Any]
-_INTERNAL = {"prompt", "completion", "messages", "text"}
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What preparation did. ``padding_estimate`` is the share of pad tokens that batches of 8 would have."""
-
-    rows: int
-    tokens: int
-    trained_tokens: int
-    truncated: int
-    dropped: int
-    max_length: int
-    padding_estimate: float
-    length_histogram: dict[int, int]
-    """Number of rows by length, in bins of 64 tokens named by their upper end."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        cut = f", {self.truncated} truncated to {self.max_length}" if self.truncated else ""
-        dropped = f", {self.dropped} dropped (no completion within it)" if self.dropped else ""
-        return (
-            f"{self.rows} rows, {self.tokens} tokens{cut}{dropped}, padding about {self.padding_estimate:.0%}"
-        )
+_BOOKKEEPING = ("row", "trained", "truncated")
+__all__ = ["DataReport", "PreparedDataset", "effective_max_length", "padding_estimate", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -75,65 +54,116 @@ def prepare(
     """Tokenise every row; pack where asked. ``columns`` computes a method's extra columns from normalised rows.
 
     Rows of ``text`` longer than ``max_length`` go on in the next row, nothing is cut. Other rows are truncated on
-    the right and counted. A row whose labels are all cut away is dropped and counted. Raises DataError naming the
-    row whose prompt alone fills ``max_length``, unless ``data.long_prompts`` is ``drop``.
+    the right and counted. A row whose labels are all cut away is dropped and counted. A ``datasets.Dataset`` is
+    tokenised once and kept on disk (see ``token_store``); other rows are tokenised in memory. Raises DataError naming
+    the row whose prompt alone fills ``max_length`` (unless ``data.long_prompts`` is ``drop``) or whose trained tokens
+    do not read as their source.
     """
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    max_length = effective_max_length(config, context_length)
-    encoded: list[dict[str, Any]] = []
-    truncated = dropped = 0
-    for row in rows:
-        extra = {name: make(row) for name, make in (columns or {}).items()}
-        kept = {name: value for name, value in row.items() if name not in _INTERNAL and name not in extra}
-        try:
-            pieces = _pieces(row, tokenizer, max_length, config.loss_on)
-        except PromptTooLong:
-            if config.long_prompts == "error":
-                raise
-            dropped += 1
-            continue
-        for piece in pieces:
-            truncated += piece.pop("truncated")
-            if all(label == IGNORED for label in piece["labels"]):
-                dropped += 1
-                continue
-            encoded.append({**kept, **extra, **piece})
-    if not encoded:
-        raise DataError("no row has a token to train on: check max_length, loss_on and the completions")
-    lengths = [row["length"] for row in encoded]
-    report = DataReport(
-        rows=len(encoded),
-        tokens=sum(lengths),
-        trained_tokens=sum(sum(label != IGNORED for label in row["labels"]) for row in encoded),
-        truncated=truncated,
-        dropped=dropped,
-        max_length=max_length,
-        padding_estimate=padding_estimate(lengths, 8, config.group_by_length),
-        length_histogram=dict(sorted(Counter(-(-length // 64) * 64 for length in lengths).items())),
+    encoder = BatchEncoder(
+        tokenizer, effective_max_length(config, context_length), config.loss_on, config.long_prompts
     )
-    if packing if packing is not None else config.packing:
-        return PreparedDataset(pack(encoded, max_length), report)
-    return PreparedDataset(datasets.Dataset.from_list(encoded), report)
+    packed = config.packing if packing is None else packing
+    if isinstance(rows, datasets.Dataset) and MIX in rows.column_names and config.train.mix:
+        return _mixture(rows, encoder, config, columns or {}, packed)
+    return _prepare(rows, encoder, config, columns or {}, packed)
 
 
-def padding_estimate(lengths: list[int], batch_size: int, grouped: bool) -> float:
-    """Share of pad tokens in right-padded batches of shuffled (or length-grouped) rows."""
-    order = sorted(lengths) if grouped else random.Random(0).sample(lengths, len(lengths))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+def _prepare(
+    rows: Iterable[Mapping[str, Any]],
+    encoder: BatchEncoder,
+    config: DataConfig,
+    columns: Mapping[str, Transform],
+    packed: bool,
+) -> PreparedDataset:
+    if isinstance(rows, datasets.Dataset):
+        tokens, summary = tokens_of(rows, encoder)
+    else:
+        rows = datasets.Dataset(pyarrow_table(as_table([dict(row) for row in rows])))
+        summary = check_sample(rows, encoder) if len(rows) else {"checked": 0, "notes": []}
+        made = encoder(rows.data.table, list(range(len(rows)))) if len(rows) else pyarrow.table({"row": []})
+        tokens = datasets.Dataset(pyarrow_table(made))
+    if not len(tokens):
+        raise DataError("no row has a token to train on: check max_length, loss_on and the completions")
+    report = report_of(tokens, len(rows), encoder.max_length, config.group_by_length, summary)
+    for note in report.notes:
+        warnings.warn(note, stacklevel=3)
+    dataset = _with_columns(tokens, rows, columns)
+    return PreparedDataset(pack(dataset, encoder.max_length) if packed else dataset, report)
 
 
-def _pieces(row: Mapping[str, Any], tokenizer: Any, max_length: int, loss_on: str) -> list[dict[str, Any]]:
-    if row.get("text") is None:
-        return [encode(row, tokenizer, max_length, loss_on)]
-    whole = encode(row, tokenizer, None, loss_on)
-    pieces = []
-    for start in range(0, whole["length"], max_length):
-        ids, labels = (whole[name][start : start + max_length] for name in ("input_ids", "labels"))
-        pieces.append(
-            {"input_ids": ids, "labels": labels, "length": len(ids), "prompt_length": 0, "truncated": False}
-        )
-    if len(pieces) > 1 and pieces[-1]["length"] < 2:  # a lone token has no successor to predict
-        pieces.pop()
-    return pieces
+def _with_columns(
+    tokens: datasets.Dataset, rows: datasets.Dataset, columns: Mapping[str, Transform]
+) -> datasets.Dataset:
+    """Token rows with the methods' columns, which follow from the rows they were made of."""
+    dataset = tokens.select_columns(
+        [name for name in tokens.column_names if name not in _BOOKKEEPING and name not in columns]
+    )
+    if not columns:
+        return dataset
+    numbers = column(tokens, "row")
+    made: dict[str, list[Any]] = {name: [] for name in columns}
+    last, values = -1, dict[str, Any]()
+    for number in numbers.tolist():
+        if number != last:
+            row = rows[number]
+            last, values = number, {name: make(row) for name, make in columns.items()}
+        for name, value in values.items():
+            made[name].append(value)
+    for name, list_of_values in made.items():
+        dataset = dataset.add_column(name, list_of_values)  # type: ignore[call-arg]
+    return dataset
+
+
+def _mixture(
+    rows: datasets.Dataset,
+    encoder: BatchEncoder,
+    config: DataConfig,
+    columns: Mapping[str, Transform],
+    packed: bool,
+) -> PreparedDataset:
+    """Every source by itself, end to end; the trainer draws from them by weight (``mixing``)."""
+    of_source = column(rows, MIX)
+    parts = []
+    for number in range(len(config.train.mix)):
+        members = (of_source == number).nonzero()[0]
+        part = rows.select(range(int(members[0]), int(members[-1]) + 1))
+        parts.append(_prepare(part, encoder, config, columns, packed))
+    mixture = Mixture([part.weight for part in config.train.mix], [len(part.dataset) for part in parts])
+    dataset = datasets.concatenate_datasets(_shared_columns([part.dataset for part in parts]))
+    dataset.mixture = mixture
+    reports = [part.report for part in parts]
+    histogram: dict[int, int] = {}
+    for report in reports:
+        for end, count in report.length_histogram.items():
+            histogram[end] = histogram.get(end, 0) + count
+    total = replace(
+        reports[0],
+        rows=sum(r.rows for r in reports),
+        tokens=sum(r.tokens for r in reports),
+        trained_tokens=sum(r.trained_tokens for r in reports),
+        truncated=sum(r.truncated for r in reports),
+        dropped=sum(r.dropped for r in reports),
+        padding_estimate=sum(
+            s * r.padding_estimate for s, r in zip(mixture.shares, reports)
+        ),  # of batches from one source
+        length_histogram=dict(sorted(histogram.items())),
+        masks_checked=sum(r.masks_checked for r in reports),
+        notes=sorted({note for r in reports for note in r.notes}),
+        mix={
+            f"{number + 1}:{part.path or part.source}": share
+            for number, (part, share) in enumerate(zip(config.train.mix, mixture.shares))
+        },
+    )
+    return PreparedDataset(dataset, total)
+
+
+def _shared_columns(parts: list[datasets.Dataset]) -> list[datasets.Dataset]:
+    """Parts with the columns that all of them have, of one type: what one source alone has is left out."""
+    names = [
+        name
+        for name in parts[0].column_names
+        if all(name in p.column_names and p.features[name] == parts[0].features[name] for p in parts)
+    ]
+    return [part.select_columns(names) for part in parts]

@@ -1,4 +1,4 @@
-"""From a source's configuration to normalised rows."""
+"""From a source's configuration to normalised rows, read once and kept by content."""
 
 from __future__ import annotations
 
@@ -6,48 +6,106 @@ import difflib
 import hashlib
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 
 from headgate.errors import DataError
 
 from . import wordmath
+from .cache import code_version, digest, entry
+from .columns import kept, mapped
 from .config import DataConfig, SourceConfig
-from .contamination import check_disjoint
-from .files import Located, find_file, read_file
-from .readers import HUB, READERS, Row, field
+from .contamination import asked, check_disjoint
+from .files import base_split, find_files, split_slice
+from .formats import Located, read_files
+from .identity import content_digest, hub_like, hub_place
+from .readers import Row, source_named
+from .readers.catalogue import FORMATS, unknown_source
+from .readers.programs import mbpp_split
+from .row_store import read_rows, with_fingerprint, write_rows
 
 WORDMATH_ROWS = {"train": 10_000, "validation": 500, "test": 500}
 WORDMATH_OPTIONS = {"families", "difficulty", "redundancy", "count"}
-OPTIONS = {"prompt_template", "validation_share", "sample_seed", "separator", "chunk_characters"}
+OPTIONS = {"prompt_template", "validation_share", "sample_seed"}
+TEXT_OPTIONS = {"separator", "chunk_characters"}
+MIX = "mix"
+"""Of a mixture's rows: the number of the source they came from."""
 
 
 def load_rows(config: SourceConfig) -> datasets.Dataset:
-    """Normalised rows (see ``readers``) of one source and split.
+    """Normalised rows (see ``readers``) of one source and split, mapped from the cache where they were read before.
 
-    Raises DataError for an unknown source or option, a missing or empty file, a row without a needed field
-    (file and line named) and a split that is empty after filtering.
+    Rows of a mixture stand source after source, with their source's number in column ``mix``. Raises DataError
+    for an unknown source or option, a missing or empty file, a row without a needed field (file and line named)
+    and a split that is empty after filtering.
     """
-    allowed = OPTIONS | WORDMATH_OPTIONS if config.source == "wordmath" and not config.path else OPTIONS
+    if config.mix:
+        parts = [load_rows(part) for part in config.mix]
+        numbered = [
+            part.add_column(MIX, numpy.full(len(part), number, dtype=numpy.int32))  # type: ignore[call-arg]
+            for number, part in enumerate(parts)
+        ]
+        together = datasets.concatenate_datasets(numbered)
+        return with_fingerprint(together, digest("mix", [part._fingerprint for part in parts]))
+    check_source(config)
+    seed = config.options.get("sample_seed")
+    reading = config if seed is None else config.model_copy(update={"limit": None})
+    key = digest(content_digest(config), reading.model_dump(mode="json"), code_version())
+
+    def fill(folder: Path) -> dict[str, Any]:
+        count = write_rows(iterate(reading), folder)
+        if not count:
+            raise DataError(_empty(config))
+        return {"rows": count}
+
+    folder, _ = entry("rows", key, fill)
+    rows = read_rows(folder, key)
+    if seed is not None and config.limit is not None and len(rows) > config.limit:
+        chosen = sorted(random.Random(int(seed)).sample(range(len(rows)), config.limit))
+        rows = with_fingerprint(rows.select(chosen), digest(key, config.limit, seed))
+    return rows
+
+
+def iterate(config: SourceConfig) -> Iterator[Row]:
+    """Normalised rows as they are read, filtered and limited, each with its ``example_id``."""
+    source = source_named(config.source) or source_named("auto")
+    assert source is not None
+    share = config.options.get("validation_share")
+    held_out = base_split(config.split) != "train"
+    rows = (
+        {"example_id": _identity(raw, config, index, part), **row}
+        for index, (raw, where) in enumerate(_raw_rows(config))
+        if kept(raw, where, config)
+        for part, row in enumerate(source.reader(mapped(raw, where, config), where, config))
+    )
+    if share is not None:
+        rows = (row for row in rows if (_fraction(row) < float(share)) is held_out)
+    return islice(rows, config.limit) if config.limit is not None else rows
+
+
+def check_source(config: SourceConfig) -> None:
+    """Raise DataError for a source or option that does not exist, and for a source without its path."""
+    if source_named(config.source) is None and not (config.path is None and hub_like(config.source)):
+        raise unknown_source(config.source)
+    allowed = OPTIONS | TEXT_OPTIONS
+    if config.source == "wordmath" and not config.path:
+        allowed = OPTIONS | WORDMATH_OPTIONS
     for option in config.options:
         if option not in allowed:
             close = difflib.get_close_matches(option, allowed, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(allowed))}"
             raise DataError(f"options.{option} is unknown for source '{config.source}': {hint}")
-    reader = READERS.get(config.source) or READERS["auto"]
-    rows: list[Row] = []
-    for index, (raw, where) in enumerate(_raw_rows(config)):
-        for part, row in enumerate(reader(raw, where, config)):
-            rows.append({"example_id": _identity(raw, config, index, part), **row})
-    rows = _select(rows, config)
-    if not rows:
+    chunk = config.options.get("chunk_characters")
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+        raise DataError(f"options.chunk_characters={chunk!r}: give a number of characters, or leave documents whole")  # fmt: skip
+    if config.path is None and config.source != "wordmath" and hub_place(config) is None:
         raise DataError(
-            f"split '{config.split}' of {_name(config)} is empty after filtering: check split and options"
+            f"source '{config.source}' needs a path: a file, a glob, a folder or a hub data set's name"
         )
-    columns = {name for row in rows for name in row}
-    return datasets.Dataset.from_list([{name: row.get(name) for name in sorted(columns)} for row in rows])
 
 
 def load_data(config: DataConfig) -> tuple[datasets.Dataset, datasets.Dataset | None]:
@@ -56,19 +114,34 @@ def load_data(config: DataConfig) -> tuple[datasets.Dataset, datasets.Dataset | 
     Where both come from the same file or the same split, a hash of each row gives 5% to validation
     (``options.validation_share`` says how much), so that neither run nor order moves a row across.
     """
-    train, validation = config.train, config.validation
-    if validation is not None and _same_rows(train, validation):
-        share = train.options.get("validation_share", validation.options.get("validation_share", 0.05))
-        train = train.model_copy(update={"options": {**train.options, "validation_share": share}})
-        validation = validation.model_copy(
-            update={"split": "validation", "options": {**validation.options, "validation_share": share}}
-        )
+    train, validation = divided(config.train, config.validation)
     train_rows = load_rows(train)
     if validation is None:
         return train_rows, None
     validation_rows = load_rows(validation)
     check_disjoint(train_rows, validation_rows, overlap=config.overlap)
     return train_rows, validation_rows
+
+
+def divided(train: SourceConfig, validation: SourceConfig | None) -> tuple[SourceConfig, SourceConfig | None]:
+    """The two sources, with a share of the rows held out where they name the same rows."""
+    if validation is None:
+        return train, None
+    share = validation.options.get("validation_share")
+    parts = []
+    for part in train.mix or [train]:
+        if _same_rows(part, validation):
+            share = part.options.get("validation_share", 0.05 if share is None else share)
+            part = part.model_copy(update={"options": {**part.options, "validation_share": share}})
+            options = {**validation.options, "validation_share": share}
+            validation = validation.model_copy(update={"split": _held_out(validation.split), "options": options})  # fmt: skip
+        parts.append(part)
+    return (train.model_copy(update={"mix": parts}) if train.mix else parts[0]), validation
+
+
+def _held_out(split: str) -> str:
+    """``validation``, with the slice that was asked for."""
+    return split if base_split(split) != "train" else split.replace("train", "validation", 1)
 
 
 def split_rows(rows: datasets.Dataset, share: float) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -86,39 +159,23 @@ def split_rows(rows: datasets.Dataset, share: float) -> tuple[datasets.Dataset, 
 def _same_rows(train: SourceConfig, validation: SourceConfig) -> bool:
     if train.source != validation.source or train.path != validation.path:
         return False
-    return (train.path is not None and Path(train.path).is_file()) or (
-        train.split == validation.split and train.name == validation.name
-    )
+    if train.path is not None and (Path(train.path).is_file() or "*" in train.path):
+        return True
+    if train.path is not None and (Path(train.path) / "state.json").exists():
+        return True
+    return train.split == validation.split and train.name == validation.name
 
 
 def _raw_rows(config: SourceConfig) -> Iterator[Located]:
-    if config.path is not None and (Path(config.path).exists() or not _hub_like(config.path)):
-        file = find_file(Path(config.path), config.split)
-        official = config.source == "mbpp" and Path(config.path).is_file()
-        return (item for item in read_file(file) if not official or _mbpp_split(*item) == config.split)
-    if config.path is not None:
-        return _hub(config.path, config)
-    if config.source == "wordmath":
-        return _wordmath(config)
-    if config.source in HUB:
-        path, name = HUB[config.source]
-        return _hub(path, config.model_copy(update={"name": config.name or name}))
-    if _hub_like(config.source):
-        return _hub(config.source, config)
-    if config.source in READERS:
-        raise DataError(f"source '{config.source}' needs a path: a file, a folder or a hub data set's name")
-    close = difflib.get_close_matches(config.source, READERS, n=1)
-    hint = (
-        f"did you mean '{close[0]}'?"
-        if close
-        else f"the sources are {', '.join(READERS)}, or owner/name on the hub"
-    )
-    raise DataError(f"unknown source '{config.source}': {hint}")
-
-
-def _hub_like(text: str) -> bool:
-    parts = text.split("/")
-    return len(parts) == 2 and all(parts) and not text.startswith(".") and not Path(text).suffix
+    if config.path is not None and (Path(config.path).expanduser().exists() or not hub_like(config.path)):
+        found = find_files(config.path, config.split, config.name)
+        rows = read_files(found)
+        if config.source == "mbpp" and Path(config.path).is_file():
+            rows = (item for item in rows if mbpp_split(*item) == base_split(config.split))
+        part = split_slice(config.split)
+        return rows if part == slice(None) else islice(rows, part.start, part.stop)
+    place = hub_place(config)
+    return _wordmath(config) if place is None else _hub(*place, config)
 
 
 def _wordmath(config: SourceConfig) -> Iterator[Located]:
@@ -130,22 +187,18 @@ def _wordmath(config: SourceConfig) -> Iterator[Located]:
         yield row, f"wordmath {config.split} row {number}"
 
 
-def _hub(path: str, config: SourceConfig) -> Iterator[Located]:
+def _hub(path: str, name: str | None, config: SourceConfig) -> Iterator[Located]:
     try:
-        rows = datasets.load_dataset(path, config.name, split=config.split, revision=config.revision)
+        rows = datasets.load_dataset(
+            path, name, split=config.split, revision=config.revision, streaming=config.streaming
+        )
     except Exception as error:  # the hub client raises anything from OSError to its own types
         raise DataError(
-            f"data set '{path}' (name={config.name}, split={config.split}) cannot be loaded: "
+            f"data set '{path}' (name={name}, split={config.split}) cannot be loaded: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; give a local path if offline"
         ) from error
     for number, row in enumerate(rows):
-        yield row, f"{path}[{config.split}] row {number}"
-
-
-def _mbpp_split(raw: dict[str, Any], where: str) -> str:
-    """The official division of the one-file MBPP by task id."""
-    task = int(field(raw, where, "task_id"))
-    return "prompt" if task <= 10 else "test" if task <= 510 else "validation" if task <= 600 else "train"
+        yield dict(row), f"{path}[{config.split}] row {number}"
 
 
 def _identity(raw: dict[str, Any], config: SourceConfig, index: int, part: int) -> str:
@@ -155,24 +208,23 @@ def _identity(raw: dict[str, Any], config: SourceConfig, index: int, part: int) 
     return identity if part == 0 else f"{identity}.{part}"
 
 
-def _select(rows: list[Row], config: SourceConfig) -> list[Row]:
-    share = config.options.get("validation_share")
-    if share is not None:
-        held_out = config.split.split("[")[0] != "train"
-        rows = [row for row in rows if (_fraction(row) < float(share)) is held_out]
-    if config.limit is not None and len(rows) > config.limit:
-        seed = config.options.get("sample_seed")
-        if seed is None:
-            return rows[: config.limit]
-        rows = [rows[i] for i in sorted(random.Random(int(seed)).sample(range(len(rows)), config.limit))]
-    return rows
-
-
 def _fraction(row: Row) -> float:
     """A row's place in [0, 1), from what it asks and not from where it stands."""
-    content = row.get("text") or row.get("prompt") or str(row.get("messages"))
+    content = asked(row) if row.get("messages") is None else str(row["messages"])
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=7).digest(), "big") / 2**56
 
 
-def _name(config: SourceConfig) -> str:
-    return f"'{config.path or config.source}'"
+def _empty(config: SourceConfig) -> str:
+    place = f"'{config.path or config.source}'"
+    advice = "check split and options"
+    if config.options.get("validation_share") is not None:
+        advice += (
+            "; where a file is one document, it cannot be held out in part: options.chunk_characters divides it, "
+            "or give another file"
+        )
+    if config.filter:
+        advice = f"no row has {config.filter}"
+    return f"split '{config.split}' of {place} is empty after filtering: {advice}"
+
+
+__all__ = ["FORMATS", "MIX", "check_source", "divided", "iterate", "load_data", "load_rows", "split_rows"]

@@ -10,7 +10,7 @@ import datasets
 from headgate.errors import ConfigError
 
 from .config import SkillConfig, SourceConfig, check_returning_skills
-from .contamination import check_disjoint
+from .contamination import Overlap, check_disjoint
 from .sources import load_rows, split_rows
 
 
@@ -26,7 +26,9 @@ class SkillData:
     labelled: bool
 
 
-def load_stream(skills: Sequence[SkillConfig], max_steps: int | None = None) -> list[SkillData]:
+def load_stream(
+    skills: Sequence[SkillConfig], max_steps: int | None = None, overlap: Overlap = "error"
+) -> list[SkillData]:
     """The segments in order. Without steps of their own they share ``max_steps`` equally.
 
     A skill without ``validation`` holds out ``validation_share`` of its rows by a hash of the row. A skill that
@@ -38,7 +40,7 @@ def load_stream(skills: Sequence[SkillConfig], max_steps: int | None = None) -> 
         occurrence = 1 + sum(segment.skill == config.skill for segment in segments)
         name = config.skill if occurrence == 1 else f"{config.skill}#{occurrence}"
         if occurrence == 1:
-            train, validation = _rows(config)
+            train, validation = _rows(config, overlap)
         else:
             earlier = next(segment for segment in segments if segment.skill == config.skill)
             train, validation = earlier.train, earlier.validation
@@ -57,11 +59,11 @@ def load_stream(skills: Sequence[SkillConfig], max_steps: int | None = None) -> 
     return segments
 
 
-def _rows(config: SkillConfig) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _rows(config: SkillConfig, overlap: Overlap) -> tuple[datasets.Dataset, datasets.Dataset]:
     source = SourceConfig(**{key: getattr(config, key) for key in SourceConfig.model_fields})
     if config.validation is not None:
         train, validation = load_rows(source), load_rows(config.validation)
     else:
         train, validation = split_rows(load_rows(source), config.validation_share)
-    check_disjoint(train, validation, name=f"{config.skill} validation")
+    check_disjoint(train, validation, overlap=overlap, name=f"{config.skill} validation")
     return train, validation

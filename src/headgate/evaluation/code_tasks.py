@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from headgate.data.sources import load_rows
+from headgate.evaluation.code_extraction import extract_code
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.generation import generate
 from headgate.evaluation.predictions import prompt_hash
@@ -25,7 +26,6 @@ STOPS = {
     "mbpp": ["\n[DONE]", "\nassert ", "\nprint(", "\nif __name__", '\n"""', "\n\n\n\n"],
     "humaneval": ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ", "\n```"],
 }
-_FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\r?\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -33,24 +33,6 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 1 <= k <= samples or not 0 <= correct <= samples:
         raise ValueError(f"pass@{k} of {correct} correct among {samples} samples is not defined")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def extract_code(output: str, entry_point: str | None = None) -> str:
-    """The program in a model's answer: a fenced block (the one that defines ``entry_point``, else the first), or
-    the text up to what is no longer code. Tabs are kept, carriage returns are not.
-    """
-    output = output.replace("\r\n", "\n")
-    before, _, after = output.partition("```")
-    closing = "```" not in after and re.search(r"^\s*(def|class|import|from|@)\b", before, re.MULTILINE)
-    blocks: list[str] = [] if closing else _FENCE.findall(output)
-    if blocks:
-        wanted = [b for b in blocks if entry_point and re.search(rf"def\s+{re.escape(entry_point)}\b", b)]
-        return (wanted or blocks)[0].strip("\n")
-    for marker in ("[BEGIN]", "[PYTHON]"):
-        output = output.split(marker, 1)[-1]
-    for marker in ("[DONE]", "[/PYTHON]", "```"):
-        output = output.split(marker, 1)[0]
-    return output.strip("\n")
 
 
 def pieces(row: Mapping[str, Any], output: str) -> list[tuple[str, str]]:
@@ -64,7 +46,7 @@ def pieces(row: Mapping[str, Any], output: str) -> list[tuple[str, str]]:
     preamble = row["prompt"].split(f"def {entry}")[0]  # imports and helpers that the prompt brings
     if re.search(rf"^def\s+{re.escape(entry)}\b", code, re.MULTILINE):
         code = preamble + code
-    elif "```" in output:
+    elif "```" in output or "~~~" in output:
         code = row["prompt"] + code + "\n"
     else:
         code = row["prompt"] + output.rstrip() + "\n"

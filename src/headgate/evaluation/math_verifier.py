@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
+import re
 import select
 import subprocess
 import sys
@@ -102,9 +104,13 @@ _verifier = _Verifier()
 atexit.register(_verifier.stop)
 
 
+@functools.lru_cache(maxsize=4096)
 def math_verify_equal(gold: str, output: str) -> bool:
-    """Whether math-verify takes the output's answer for the gold one; within a few seconds, whatever they are."""
-    if not output.strip():
+    """Whether math-verify takes the output's answer for the gold one; within a few seconds, whatever they are.
+
+    The gold is marked as LaTeX: bare, math-verify reads ``2k+2`` as 2 and ``6 - 5i`` not at all.
+    """
+    if not output.strip() or not gold.strip():
         return False
-    marked = gold if "$" in gold or "\\boxed" in gold or "\\" not in gold else f"${gold}$"
+    marked = gold if re.search(r"(?<!\\)\$", gold) or "\\boxed" in gold else f"${gold}$"
     return _verifier.equal(marked, output[-LONGEST:])

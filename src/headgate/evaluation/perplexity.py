@@ -10,7 +10,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from headgate.data.config import DataConfig
+from headgate.data.long_text import LONG, tokenise_long
 from headgate.data.prepare import prepare
+from headgate.data.spans import encoder
 from headgate.errors import ConfigError, DataError
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import describe
@@ -113,7 +115,7 @@ def text_perplexity(
     texts = [_text_of(row) for row in rows]
     pieces, owners = [], []
     for index, text in enumerate(texts):
-        ids = tokenizer(text, verbose=False)["input_ids"]
+        ids = document_ids(text, tokenizer)
         for begin, end, first in windows_over(len(ids), length, stride):
             labels = [IGNORE_INDEX] * (first - begin) + ids[first:end]
             pieces.append({"input_ids": ids[begin:end], "labels": labels})
@@ -141,6 +143,14 @@ def text_perplexity(
         "rows": len(items),
         "stride": stride,
     }, items
+
+
+def document_ids(text: str, tokenizer: Any) -> list[int]:
+    """The ids of a whole document, however long, with what the tokenizer puts around one."""
+    if len(text) <= LONG:
+        return list(tokenizer(text, verbose=False)["input_ids"])
+    ids, _, _ = tokenise_long(text, [(0, len(text))], encoder(tokenizer), add_special_tokens=True)
+    return [int(token) for token in ids]
 
 
 def _text_of(row: Mapping[str, Any]) -> str:

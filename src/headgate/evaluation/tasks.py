@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
 
 from headgate.data.sources import load_rows
 from headgate.errors import ConfigError, DataError
-from headgate.evaluation.code_tasks import code_task
+from headgate.evaluation.abilities import abilities_task
+from headgate.evaluation.code_tasks import code_task, pass_at_k
 from headgate.evaluation.config import EvalTask
+from headgate.evaluation.extraction import choice, mathematics, texts
 from headgate.evaluation.generation import generate
+from headgate.evaluation.likelihood import likelihood_task
 from headgate.evaluation.lm_eval_bridge import harness_task
 from headgate.evaluation.perplexity import perplexity, text_perplexity
 from headgate.evaluation.predictions import prompt_hash
-from headgate.evaluation.scorers import flexible, score
+from headgate.evaluation.prompts import SHOT_SEPARATOR, few_shot_prefix, prompts_of
+from headgate.evaluation.scorers import PARSERS, check_golds, score, suited
 
 Progress = Callable[[int, int], None]
 
@@ -38,62 +41,121 @@ def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
 
 
 def exact_match(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
-    """Greedy (or sampled) answers to worked problems under every scorer; ``accuracy`` is the strict one's."""
-    rows = load_rows(task.source_config())
-    if "prompt" not in rows.column_names or "answer" not in rows.column_names:
-        raise DataError(
-            f"task {task.task} needs rows with a prompt and an answer; source {task.source!r} has {rows.column_names}"
-        )
-    prefix = few_shot_prefix(task)
-    prompts = [prefix + row["prompt"] for row in rows]
+    """Greedy (or sampled) answers under every scorer; ``accuracy`` is that of the first sample, under one of them.
+
+    Raises DataError for rows without a gold answer, and for a gold that the scorer could never match.
+    """
+    if task.mode == "likelihood":
+        return likelihood(model, tokenizer, task, progress)
+    rows = list(load_rows(task.source_config()))
+    golds, options = gold_answers(rows, task), [row.get("choices") or () for row in rows]
+    primary = task.scorer or suited(
+        [several[0] for several in golds],
+        [str(row.get("completion") or "") for row in rows],
+        choices=all(options),
+        rationale=task.style == "rationale",
+    )
+    check_golds(primary, golds, options, [row["example_id"] for row in rows])
+    asked, prompts, chat = prompts_of(task, rows, model, tokenizer)
+    n = task.samples_per_item
     outputs = generate(
         model,
         tokenizer,
-        prompts,
+        [prompt for prompt in asked for _ in range(n)],
         max_new_tokens=task.max_new_tokens,
         batch_size=task.batch_size,
         do_sample=task.do_sample,
         temperature=task.temperature,
         top_p=task.top_p,
         seed=task.seed,
-        stop=[SHOT_SEPARATOR] if task.few_shot else [],
+        stop=[SHOT_SEPARATOR] if task.few_shot and not chat else [],
         progress=progress,
     )
-    primary = task.scorer or ("strict" if task.style == "rationale" else "flexible")
     items = []
-    for row, prompt, output in zip(rows, prompts, outputs, strict=True):
-        verdicts = score(output.text, row["answer"])
-        items.append(
-            {
-                "id": row["example_id"],
-                "prompt_hash": prompt_hash(prompt),
-                "prompt": row["prompt"],
-                "gold": row["answer"],
-                "output": output.text,
-                "parsed": flexible(output.text),
-                "correct": verdicts[primary],
-                "scores": verdicts,
-                "truncated": output.truncated,
-                "prompt_truncated": output.prompt_truncated,
-                "ended": output.ended,
-                "family": row.get("family"),
-            }
-        )
+    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        samples = outputs[index * n : (index + 1) * n]
+        verdicts = [score(output.text, golds[index], options[index]) for output in samples]
+        first = samples[0]
+        item = {
+            "id": row["example_id"],
+            "prompt_hash": prompt_hash(prompt),
+            "prompt": row.get("prompt") or prompt,
+            "gold": golds[index][0],
+            "output": first.text,
+            "parsed": parsed(primary, first.text, options[index]),
+            "correct": verdicts[0][primary],
+            "scores": verdicts[0],
+            "truncated": any(output.truncated for output in samples),
+            "prompt_truncated": first.prompt_truncated,
+            "ended": all(output.ended for output in samples),
+            "family": row.get("family"),
+        }
+        if n > 1:
+            passed = sum(verdict[primary] for verdict in verdicts)
+            item |= {"outputs": [output.text for output in samples], "passed": passed, "samples": n}
+        if len(golds[index]) > 1:
+            item["golds"] = golds[index]
+        items.append(item)
     metrics: dict[str, Any] = {
         **accuracy([item["correct"] for item in items]),
         "scorer": primary,
+        "chat": chat,
         **rates(items),
         "scorers": {
             name: sum(item["scores"][name] for item in items) / len(items) for name in items[0]["scores"]
         },
     }
+    if n > 1:
+        for k in sorted({1, *task.k}):
+            metrics[f"pass@{k}"] = sum(pass_at_k(n, item["passed"], k) for item in items) / len(items)
+    return TaskResult(metrics | by_family(items), items)
+
+
+def gold_answers(rows: Sequence[Mapping[str, Any]], task: EvalTask) -> list[list[str]]:
+    """Every row's gold answers: ``answers``, ``answer``, or a short completion. Raises DataError for a row without."""
+    golds = []
+    for row in rows:
+        several = row.get("answers") or ([row["answer"]] if row.get("answer") is not None else None)
+        if several is None and row.get("messages") is not None and row["messages"][-1]["role"] == "assistant":
+            several = [row["messages"][-1]["content"]]
+        if several is None or not (row.get("prompt") is not None or row.get("messages") is not None):
+            raise DataError(
+                f"task {task.task} needs rows with a prompt and an answer; row '{row['example_id']}' of source "
+                f"{task.source!r} has {', '.join(name for name, value in row.items() if value is not None)}: map them with "
+                "columns: {prompt: ..., completion: ..., answer: ...}"
+            )
+        golds.append([str(gold) for gold in several])
+    return golds
+
+
+def parsed(scorer: str, output: str, options: Sequence[str]) -> str | None:
+    """What the scorer took for the answer, for the records."""
+    if scorer == "choice":
+        return choice(output, options)
+    if scorer in PARSERS:
+        return PARSERS[scorer](output)
+    candidates = texts(output) if scorer == "text" else mathematics(output)
+    return candidates[-1] if candidates else None
+
+
+def by_family(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     families = sorted({item["family"] for item in items if item["family"]})
-    if families:
-        metrics["by_family"] = {
-            family: accuracy([i["correct"] for i in items if i["family"] == family])["accuracy"]
-            for family in families
-        }
-    return TaskResult(metrics, items)
+    if not families:
+        return {}
+    shares = {
+        family: accuracy([i["correct"] for i in items if i["family"] == family])["accuracy"]
+        for family in families
+    }
+    return {"by_family": shares}
+
+
+def likelihood(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+    """Multiple choice by likelihood."""
+    metrics, items = likelihood_task(model, tokenizer, task, progress)
+    return TaskResult(
+        {**accuracy([item["correct"] for item in items]), **rates(items), **metrics, **by_family(items)},
+        items,
+    )
 
 
 def rates(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -106,27 +168,6 @@ def rates(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-SHOT_SEPARATOR = "\n\n"
-
-
-def few_shot_prefix(task: EvalTask) -> str:
-    """Worked examples from the training split, always the same ones for a seed."""
-    if not task.few_shot:
-        return ""
-    source = task.source_config()
-    options = {name: value for name, value in source.options.items() if name != "sample_seed"}
-    if source.path is not None and Path(source.path).is_file() and source.source != "mbpp":
-        sibling = Path(source.path).with_name(Path(source.path).name.replace(source.split, "train", 1))
-        if not sibling.exists() or sibling == Path(source.path):
-            raise ConfigError(
-                f"few_shot={task.few_shot} takes its examples from the training split, and there is none beside "
-                f"{source.path}: give the folder that holds train and {source.split}"
-            )
-        source = source.model_copy(update={"path": str(sibling)})
-    shots = source.model_copy(update={"split": "train", "limit": task.few_shot, "options": options})
-    return "".join(f"{row['prompt']}{row['completion']}{SHOT_SEPARATOR}" for row in load_rows(shots))
-
-
 def perplexity_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
     """Loss and perplexity at every asked length; the first length's loss is ``loss``."""
     rows = load_rows(task.source_config())
@@ -134,15 +175,17 @@ def perplexity_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progre
     items: list[dict[str, Any]] = []
     for index, length in enumerate(task.lengths):
         if task.windows == "rows":
-            found, per_row = perplexity(model, tokenizer, rows, length=length, batch_size=task.batch_size)
+            measured, per_row = perplexity(model, tokenizer, rows, length=length, batch_size=task.batch_size)
         else:
             stride = length if task.windows == "disjoint" else task.stride or max(1, length // 2)
-            found, per_row = text_perplexity(
+            measured, per_row = text_perplexity(
                 model, tokenizer, rows, length=length, stride=stride, batch_size=task.batch_size
             )
-        metrics[str(length)] = found
+        metrics[str(length)] = measured
         if index == 0:
-            metrics.update({"loss": found["loss"], "perplexity": found["perplexity"], "items": found["rows"]})
+            metrics.update(
+                {"loss": measured["loss"], "perplexity": measured["perplexity"], "items": measured["rows"]}
+            )
             items = per_row
         if progress is not None:
             progress(index + 1, len(task.lengths))
@@ -155,9 +198,20 @@ def code(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) 
     return TaskResult({**accuracy([item["correct"] for item in items]), **rates(items), **metrics}, items)
 
 
+def abilities(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+    """General abilities beside what was trained: what the model could do before, and can do now."""
+    metrics, items = abilities_task(model, tokenizer, task, progress)
+    return TaskResult({**metrics, **accuracy([item["correct"] for item in items]), **rates(items)}, items)
+
+
 TASKS: dict[str, Callable[[Any, Any, EvalTask, Progress | None], TaskResult]] = {
     "exact_match": exact_match,
     "gsm8k": exact_match,
+    "math500": exact_match,
+    "arc_challenge": exact_match,
+    "arc_easy": exact_match,
+    "mmlu": exact_match,
+    "abilities": abilities,
     "perplexity": perplexity_task,
     "mbpp": code,
     "humaneval": code,
@@ -172,7 +226,14 @@ def run_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | No
     with routing(model, task.routing):
         if task.task in TASKS:
             return TASKS[task.task](model, tokenizer, task, progress)
-        metrics, items = harness_task(model, tokenizer, task, known=TASKS, progress=progress)
+        name = task.task.removeprefix("lm_eval:")
+        metrics, items = harness_task(
+            model,
+            tokenizer,
+            task.model_copy(update={"task": name}),
+            known=TASKS if name == task.task else (),
+            progress=progress,
+        )
         if all(isinstance(item["correct"], bool) for item in items):
             metrics = {**accuracy([item["correct"] for item in items]), **metrics}
         return TaskResult(metrics, items)

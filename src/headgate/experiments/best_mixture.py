@@ -68,7 +68,7 @@ def best_mixture(
 def validation_rows(recipe: Recipe) -> dict[str, Any]:
     """Up to ``ROWS`` validation rows by skill; under one name where there is no stream; none where there are none."""
     if recipe.data.stream:
-        segments = load_stream(recipe.data.stream, recipe.training.max_steps)
+        segments = load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap)
         found = {segment.skill: segment.validation for segment in segments}
     else:
         found = {"validation": load_data(recipe.data)[1]}

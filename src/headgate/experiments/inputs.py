@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 import headgate
 from headgate.data.config import SourceConfig
+from headgate.data.identity import content_digest
 from headgate.errors import CheckpointError
 from headgate.experiments.recipe import Recipe
 from headgate.files import digest
@@ -93,6 +94,8 @@ def _run_references(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def _source_digest(source: SourceConfig) -> str:
+    if source.path is not None and any(letter in source.path for letter in "*?["):
+        return content_digest(source)
     if source.path is not None:
         return _path_digest(Path(source.path), "dataset", source.revision)
     if source.source == "wordmath":

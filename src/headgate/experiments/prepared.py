@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from headgate.data.checks import check_data
 from headgate.data.prepare import prepare
+from headgate.data.problem_texts import Texts
 from headgate.data.sources import load_data, load_rows
 from headgate.data.streams import load_stream
 from headgate.errors import ConfigError
+from headgate.evaluation.abilities import remember_abilities
+from headgate.evaluation.checks import check_task
 from headgate.experiments.continual import as_one_stage, segment_ends
 from headgate.experiments.recipe import Recipe
 from headgate.methods.base import Method
@@ -57,14 +61,15 @@ def prepare_run(recipe: Recipe) -> Prepared:
     set_seed(recipe.seed)
     methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
     check_replay(recipe, methods)
+    check_data(recipe.data, recipe.model.name_or_path, recipe.model.revision)
     for task in recipe.evaluation:
-        if task.task in ("exact_match", "gsm8k", "perplexity"):
-            load_rows(task.source_config())
+        check_task(task)
     base, tokenizer = load_base(recipe.model, seed=recipe.seed)
     for method in methods:
         method.check_model(describe(base))
     train, validation, stages, reports, segments = _data(recipe, base, tokenizer, methods)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
+    remember_abilities(recipe.evaluation, model, tokenizer)
     return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports, segments)
 
 
@@ -90,9 +95,8 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
         return prepare(rows, tokenizer, recipe.data, context_length=context, packing=False)
 
     if recipe.data.stream:
-        segments = load_stream(recipe.data.stream, recipe.training.max_steps)
-        texts = [text_of(row) for segment in segments for row in segment.train]
-        makers.update(_makers(methods, model, tokenizer, texts))
+        segments = load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap)
+        makers.update(_makers(methods, model, tokenizer, Texts([segment.train for segment in segments])))
         made = {s.name: training(s.train, s.skill) for s in segments}
         held = {s.skill: held_out(s.validation) for s in segments}
         held |= {name: held_out(load_rows(source)) for name, source in recipe.data.watch.items()}
@@ -104,7 +108,7 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
             parts, stages = as_one_stage(recipe, parts, stages)
         return parts, {n: p.dataset for n, p in held.items()}, stages, reports, ends
     train_rows, validation_rows = load_data(recipe.data)
-    makers.update(_makers(methods, model, tokenizer, [text_of(row) for row in train_rows]))
+    makers.update(_makers(methods, model, tokenizer, Texts([train_rows])))
     reports, validation = {}, None
     if validation_rows is not None:
         part = held_out(validation_rows)
@@ -171,12 +175,7 @@ def _transformed(
     return made, ordered
 
 
-def text_of(row: Any) -> str:
-    """The problem text of a normalised row: what tags and novelty look at."""
-    return str(row.get("prompt") or row.get("text") or row.get("messages"))
-
-
-def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: list[str]) -> dict[str, Any]:
+def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: Any) -> dict[str, Any]:
     makers: dict[str, Any] = {}
     for method in methods:
         method.fit_columns(lambda wanted: pooled_embeddings(model, tokenizer, wanted), texts)

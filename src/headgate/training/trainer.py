@@ -63,7 +63,12 @@ class HeadgateTrainer(MethodsMixin, Trainer):
         if self.views:
             scheduled = self.plan_stages(self.args.max_steps).scheduled
             return StreamOrder(scheduled, self.views, per_step, self.args.seed, self.replay)
-        if self.args.train_sampling_strategy == "group_by_length":
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        mixture = getattr(dataset, "mixture", None)
+        if mixture is not None:
+            lengths = list(dataset[self.args.length_column_name]) if grouped else None
+            return mixture.order(self.args.train_batch_size, self.args.seed, lengths)
+        if grouped:
             column = self.args.length_column_name
             lengths = (
                 dataset[column]

@@ -46,7 +46,7 @@ CORPORA: dict[str, dict[str, Any]] = {
     "shakespeare": {"source": "text", "path": "tinyshakespeare/input.txt", "options": {"chunk_characters": 500}},
     "gsm8k": {"source": "gsm8k", "path": "gsm8k/train.jsonl"},
     "code": {"source": "codealpaca", "path": "codealpaca/new_codealpaca.json"},
-    "encyclopedia": {"source": "text", "path": "wikitext-2/wiki.train.raw.5k.txt", "options": {"chunk_characters": 500}},
+    "encyclopedia": {"source": "wikitext", "path": "wikitext-2/wiki.train.raw.5k.txt"},
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from headgate.experiments.report.figures.pareto import pareto
 from headgate.experiments.report.flips import flip_blocks
 from headgate.experiments.report.reading import read_study
 from headgate.experiments.report.sections import FIGURES, SECTIONS
+from headgate.experiments.report.sections.abilities import abilities
 from headgate.experiments.report.sections.continual import continual
 from headgate.experiments.report.sections.evidence import shipped_evidence
 from headgate.experiments.report.sections.varied import varied
@@ -94,6 +95,7 @@ def build(study: Study) -> list[Section]:
         ("paired", "Seed by seed", [paired(study)]),
         ("curves", "Learning", [learning_curves(study)]),
         ("continual", "Skill by skill", list(continual(study))),
+        ("abilities", "What was forgotten", list(abilities(study))),
         ("pareto", "Quality against compute", [pareto(study)]),
         ("cost", "Cost", [cost_bars(study)]),
         ("flips", "What changed, item by item", list(flip_blocks(study))),
