@@ -118,8 +118,9 @@ def test_prefixes_fade_over_the_time_of_training_and_not_over_the_file(tmp_path)
     order = list(StreamOrder(scheduled, views, 8, recipe.seed))[: first.steps * 8]
     rows = prepared.train[first.stage.data]
     marked = [
-        prepared.tokenizer.decode(rows[i - views[first.stage.data].start]["input_ids"])
-        .startswith("<bos>[Schema")
+        prepared.tokenizer.decode(rows[i - views[first.stage.data].start]["input_ids"]).startswith(
+            "<bos>[Schema"
+        )
         for i in order
     ]
     quarter = len(marked) // 4
