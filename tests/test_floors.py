@@ -12,6 +12,7 @@ FLOORS = {
     "errors": -1,
     "config": -1,
     "files": -1,
+    "plugins": -1,
     "ops": 0,
     "modules": 1,
     "models": 2,
@@ -20,6 +21,7 @@ FLOORS = {
     "training": 4,
     "evaluation": 5,
     "experiments": 6,
+    "testing": 7,
     "cli": 7,
 }
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem in FLOORS)

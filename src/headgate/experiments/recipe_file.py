@@ -194,12 +194,12 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, with the methods' own blocks."""
-    from headgate.methods.registry import LOCATIONS, method_class
+    from headgate.methods.registry import METHODS, method_class
 
     schema = Recipe.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     blocks = {}
-    for name in LOCATIONS:
+    for name in METHODS.names():
         config = method_class(name).Config
         own = config.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(own.pop("$defs", {}))

@@ -46,6 +46,12 @@ class Method(nn.Module):
     """True where some trained tensors may see no gradient in a given step because their block did not run."""
     is_adapter: ClassVar[bool] = False
     """True where the method is what is trained: a base without a PEFT adapter is then frozen, not fine-tuned."""
+    adapter_alone: ClassVar[bool] = False
+    """True where a trained run is its base and its adapter: the method only decided what to learn from, or when."""
+    telemetry_names: ClassVar[Sequence[str]] = ()
+    """Names that it logs besides ``loss/<its losses>``; ``<part>`` stands for any word without spaces."""
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    """Options under which training is bitwise that of the adapter alone; None where there are none."""
     observes_head: ClassVar[bool] = False
     """True where ``head_observer`` reads the head's errors: ``loss: auto`` is then chunked."""
 
@@ -83,6 +89,11 @@ class Method(nn.Module):
     def claims(self) -> Sequence[str]:
         """What this method replaces in the model; two methods with a claim in common cannot be composed."""
         return ()
+
+    @property
+    def lowest_block(self) -> int:
+        """The lowest block through which the gradient of its parameters flows: below it a backward ends."""
+        return 0
 
     # -- what is trained, on what, from what ------------------------------------------------------------
     def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:

@@ -18,7 +18,7 @@ Cost: a few vector operations per step on the trained parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -64,6 +64,9 @@ class EWC(Method):
     name = "ewc"
     Config = EWCConfig
     attach_order = 50
+    adapter_alone = True
+    neutral: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+    telemetry_names = ("ewc/<part>",)
     citation = (
         "@article{kirkpatrick2017ewc,\n"
         "  title={Overcoming catastrophic forgetting in neural networks}, author={Kirkpatrick, James and others},\n"
@@ -74,6 +77,13 @@ class EWC(Method):
         super().__init__(config, **options)
         self.trained: list[nn.Parameter] = []
         self.memory = FisherMemory(0)
+
+    def check_run(self, max_steps: int) -> None:
+        if not self.trained:
+            raise ConfigError(
+                "ewc: nothing trains that it could hold in place (lora: null, and another method is the adapter): train a "
+                "LoRA or the model, or leave ewc out"
+            )
 
     # -- installation and state -------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:

@@ -1,33 +1,49 @@
-"""The methods by the name that recipes and checkpoints use."""
+"""The methods by the name that recipes and checkpoints use: Headgate's own and anybody's."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from headgate.errors import ConfigError
 from headgate.methods.base import Method, build_config
+from headgate.plugins import Registry
 
-LOCATIONS = {
-    "layer_routing": "headgate.methods.layer_routing:LayerRouting",
-    "schema_bank": "headgate.methods.schema_bank:SchemaBank",
-    "lora_experts": "headgate.methods.lora_experts:LoraExperts",
-    "backward_gate": "headgate.methods.backward_gate:BackwardGate",
-    "ewc": "headgate.methods.ewc:EWC",  # a baseline of continual learning, not one of the four
-}
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "headgate.methods",
+    {
+        "layer_routing": "headgate.methods.layer_routing:LayerRouting",
+        "schema_bank": "headgate.methods.schema_bank:SchemaBank",
+        "lora_experts": "headgate.methods.lora_experts:LoraExperts",
+        "backward_gate": "headgate.methods.backward_gate:BackwardGate",
+        "ewc": "headgate.methods.ewc:EWC",  # a baseline of continual learning, not one of the four
+    },
+)
+Kind = TypeVar("Kind", bound=type[Method])
+
+
+def register_method(kind: Kind) -> Kind:
+    """Class decorator: recipes and saved runs may name ``kind.name``, in this process.
+
+    For every process, the command line included, let the package declare an entry point in ``headgate.methods``.
+    Raises ConfigError for a class without ``name`` or ``Config``, and for a name that is taken.
+    """
+    for attribute in ("name", "Config"):
+        if not hasattr(kind, attribute):
+            raise ConfigError(
+                f"{kind.__name__} has no {attribute}: a method sets the class attributes name and Config"
+            )
+    METHODS.register(kind.name, kind)
+    return kind
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method. Raises ConfigError with a did-you-mean for an unknown name."""
-    if name not in LOCATIONS:
-        close = difflib.get_close_matches(name, LOCATIONS, n=1)
-        hint = f": did you mean {close[0]!r}?" if close else f": known are {', '.join(LOCATIONS)}"
-        raise ConfigError(f"unknown method {name!r}{hint}")
-    module, attribute = LOCATIONS[name].split(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
-    return found
+    kind = METHODS.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise ConfigError(f"method {name!r} is {kind!r}, which is no subclass of headgate.Method")
+    return kind
 
 
 def build_method(name: str, options: Mapping[str, Any], seed: int = 0) -> Method:

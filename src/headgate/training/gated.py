@@ -260,7 +260,7 @@ class GatedTraining:
         if not step.accepted:
             return run
         trainable, frozen_base = self.sizes
-        forward = forward_flops(self.anatomy, tokens, pairs, share)
+        forward = forward_flops(self.anatomy, tokens, pairs, share * self.backward_share)
         return run + backward_flops(forward, tokens, trainable, frozen_base)
 
     def _end_window(self, step: Step) -> None:

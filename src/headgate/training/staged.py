@@ -34,7 +34,17 @@ class StagedTraining:
         assert self.curriculum is not None
         self.curriculum.apply(self.groups)
         trainable = sum(p.numel() for p in self.named_trainable.values() if p.requires_grad)
+        self.backward_share = self._backward_share()
         self.sizes = trainable, trainable < sum(p.numel() for p in self.anatomy.model.parameters()) / 2
+
+    def _backward_share(self) -> float:
+        """Share of the blocks that this stage's backward passes: it ends below the lowest tensor that trains."""
+        place = {
+            id(p): block for block, module in enumerate(self.anatomy.blocks) for p in module.parameters()
+        }
+        lowest = [place.get(id(p), 0) for p in self._adapter_parameters.values() if p.requires_grad]
+        lowest += [m.lowest_block for m in self.methods if any(p.requires_grad for p in m.parameters())]
+        return (self.anatomy.num_blocks - min(lowest, default=0)) / self.anatomy.num_blocks
 
     def plan_stages(self, max_steps: int) -> Curriculum:
         """The curriculum of this run, checked: groups, lengths, and what each method needs of the run."""

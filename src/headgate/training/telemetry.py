@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,18 @@ NAMES = [
     "train_loss",
 ]
 
-_PATTERNS = [
-    re.compile(re.sub(r"<\w+>", r"[^\\s]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")))
-    for name in NAMES
-]
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"<\w+>", r"[^\\s]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")))
 
 
-def is_known(name: str) -> bool:
-    """Whether ``name`` is one of the fixed telemetry names."""
-    return any(pattern.fullmatch(name) for pattern in _PATTERNS)
+_PATTERNS = [_pattern(name) for name in NAMES]
+
+
+def is_known(name: str, methods: Iterable[Any] = ()) -> bool:
+    """Whether ``name`` is one of the trainer's telemetry names, or one that any of ``methods`` declares."""
+    own = [_pattern(given) for method in methods for given in method.telemetry_names]
+    return any(pattern.fullmatch(name) for pattern in (*_PATTERNS, *own))
 
 
 class Telemetry:

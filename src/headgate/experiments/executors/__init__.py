@@ -6,15 +6,13 @@ achieved is read from its run directory, so an executor that loses a worker lose
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from headgate.errors import ConfigError
-
-LOCATIONS = {"local": "LocalExecutor", "ray": "RayExecutor", "slurm": "SlurmExecutor"}
+from headgate.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,24 @@ class Executor(Protocol):
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]: ...
 
 
+EXECUTORS: Registry[Callable[[int | None, Mapping[str, Any]], Executor]] = Registry(
+    "executor",
+    "headgate.executors",
+    {
+        "local": "headgate.experiments.executors.local:LocalExecutor",
+        "ray": "headgate.experiments.executors.ray:RayExecutor",
+        "slurm": "headgate.experiments.executors.slurm:SlurmExecutor",
+    },
+)
+"""An executor is made from the number of workers (None: as many as fit) and its ``--option key=value``."""
+
+
 def make_executor(name: str, workers: int | None, options: Mapping[str, Any]) -> Executor:
     """The executor called ``name``. Raises ConfigError for an unknown one, or one whose extra is not installed."""
-    if name not in LOCATIONS:
-        raise ConfigError(f"executor {name!r} is unknown: choose from {', '.join(LOCATIONS)}")
     try:
-        module = importlib.import_module(f"headgate.experiments.executors.{name}")
+        made = EXECUTORS.get(name)
     except ImportError as error:
         raise ConfigError(
             f"executor {name!r} needs {error.name}: pip install 'headgate[{name}]', or use --executor local"
         ) from None
-    executor: Executor = getattr(module, LOCATIONS[name])(workers, options)
-    return executor
+    return made(workers, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class BackwardGate(PlainLoop, Method):
     Config = BackwardGateConfig
     attach_order = 40
     observes_head = True
+    adapter_alone = True
+    neutral: ClassVar[Mapping[str, Any]] = {"target_acceptance": 1.0}
+    telemetry_names = ("gate/<part>",)
     citation = (
         "@misc{slora2024, title={SLoRA: Subspace-Gated LoRA for Token-Efficient Fine-Tuning}, "
         "author={Adib Hasan}, year={2024}}"

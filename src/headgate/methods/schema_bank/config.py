@@ -62,10 +62,12 @@ class SchemaBankConfig(StrictConfig):
         layers: ``last_N``, ``all`` or block numbers (negative ones count from the end).
         gating: top-k ``renormalised`` or ``raw`` probabilities; ``dense`` uses every schema.
         combine: ``add`` h + delta (eq. 5), or ``replace`` h by delta (the released code).
-        attributes: ``scalar`` output gate, ``router`` input (section 3.3), or ``off``.
+        attributes: ``scalar`` output gate, ``router`` input (section 3.3), or ``off``; of size attribute_dim, learned where
+            train_attributes says so.
         lambda_tag, lambda_orth, lambda_entropy: weights; the entropy term is mean H(p_t).
         reduction: scale of the orthonormality loss (see ops.low_rank.orthonormality).
         tags: where an example's tag comes from; ``hash_pair`` is the released (h mod S, h div S mod S).
+        tags_per_example, tag_seed: schemas that a tag names, and what the tags are drawn from.
         tag_schedule: share of examples that keep their tag over the stage: ``steps``, ``linear``, or a list of
             shares for equal parts.
         permuted_tags: control: tags go to other examples, their distribution unchanged.
@@ -74,6 +76,7 @@ class SchemaBankConfig(StrictConfig):
         stage_shares, stage_steps: lengths of the stages, as shares or in optimizer steps.
         rate_factors: peak rate of each stage as a multiple of the run's learning rate (10, 1, 0.5).
         router, bank: controls: a ``frozen`` random router or bank, or ``uniform`` gates without a router.
+        init_std: spread of the bank's first factor at the start.
         eval_routing: what runs at evaluation: ``removed`` (the product), ``on``, ``all`` (eq. 6), ``dense``.
     """
 

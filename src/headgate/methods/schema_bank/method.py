@@ -45,6 +45,7 @@ class SchemaBank(Method):
     name = "schema_bank"
     Config = SchemaBankConfig
     attach_order = 30
+    telemetry_names = ("schema/<layer>/<part>", "routing_entropy")
     citation = (
         "@software{schemabank2025,\n"
         "  title={SchemaBank: Sparse Routing as Training Curriculum for Parameter-Efficient Fine-Tuning},\n"
@@ -79,6 +80,11 @@ class SchemaBank(Method):
         for block in blocks:
             stream = generator(self.seed, 0, f"schema_bank.init.{block}")
             self.layers[str(block)] = SchemaLayer(self.config, hidden_size, stream)
+
+    @property
+    def lowest_block(self) -> int:
+        """The bank of block b acts on its output: the gradient passes the blocks above b."""
+        return min(self._blocks()) + 1
 
     def _blocks(self) -> list[int]:
         return [int(key) for key in self.layers]

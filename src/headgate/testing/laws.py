@@ -1,0 +1,374 @@
+"""The laws of a Method. Each is one function of a case; its docstring is the law."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from headgate.config import StrictConfig
+from headgate.errors import ConfigError, HeadgateError
+from headgate.methods.base import Method, build_config
+from headgate.methods.compose import MethodStack
+from headgate.methods.registry import METHODS, build_method, method_class
+from headgate.methods.step import Step
+from headgate.models.anatomy import describe
+from headgate.testing.case import (
+    STEPS,
+    Case,
+    NotApplicable,
+    batch_of,
+    differing,
+    evaluating,
+    logits_of,
+    losses_of,
+    weights_of,
+)
+from headgate.training.saved import load
+
+Law = Callable[[Case], None]
+LAWS: dict[str, Law] = {}
+FLOP_TOLERANCE = 0.05
+SHORTEST = 4
+"""Optimizer steps in which every stage of every curriculum has one."""
+
+
+def law(check: Law) -> Law:
+    """Enter a law under its function's name."""
+    LAWS[check.__name__.replace("_", " ")] = check
+    return check
+
+
+@law
+def settings_survive_a_round_trip(case: Case) -> None:
+    """A configuration dumped as JSON and read again is the same, and an unknown key is an error that names it."""
+    kind = case.kind
+    config = build_config(kind.Config, case.options)
+    again = build_config(kind.Config, json.loads(json.dumps(config.model_dump(mode="json"))))
+    assert again == config, f"{again} is not {config}"
+    try:
+        build_config(kind.Config, {**case.options, "no_such_key": 1})
+    except ConfigError as error:
+        assert "no_such_key" in str(error), f"the error does not name the key: {error}"
+    else:
+        raise AssertionError("an unknown key is taken in silence")
+
+
+@law
+def every_setting_is_documented(case: Case) -> None:
+    """The configuration's docstring, or a string below the field, says what each key means."""
+    config = case.kind.Config
+    documented = config.__doc__ or ""
+    for base in config.__mro__:
+        if isinstance(base, type) and issubclass(base, StrictConfig) and base is not StrictConfig:
+            documented += " " + (base.__doc__ or "") + " " + " ".join(_field_strings(base))
+    missing = [name for name in config.model_fields if name not in documented]
+    assert not missing, f"not documented: {', '.join(missing)}"
+
+
+def _field_strings(config: type) -> list[str]:
+    """Names of the fields that have a string literal below them."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    pairs = zip(body.body, body.body[1:], strict=False)
+    return [
+        one.target.id
+        for one, below in pairs
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    ]  # fmt: skip
+
+
+@law
+def detached_is_as_if_never_attached(case: Case) -> None:
+    """After ``detach`` the model computes bitwise what it did, and has the parameters that it had."""
+    prepared = case.prepared()
+    model = prepared.model.eval()
+    batch = {
+        "input_ids": torch.arange(3, 15).reshape(2, 6),
+        "attention_mask": torch.ones(2, 6, dtype=torch.long),
+    }
+    before, names = logits_of(model, batch), [name for name, _ in model.named_parameters()]
+    stack = MethodStack(prepared.methods)
+    stack.attach(describe(model))
+    stack.eval()
+    logits_of(model, batch)
+    stack.detach()
+    assert torch.equal(logits_of(model, batch), before), "the logits are other ones"
+    assert [name for name, _ in model.named_parameters()] == names, "parameters came or went"
+    assert not any(method.attached for method in prepared.methods), "a method still says that it is attached"
+
+
+@law
+def neutral_settings_change_no_loss(case: Case) -> None:
+    """At its neutral setting, training is bitwise that of the adapter alone."""
+    if case.kind.neutral is None:
+        raise NotApplicable("the method names no neutral setting")
+    neutral = Case(case.name, {**case.options, **case.kind.neutral}, case.folder, case.model)
+    trainer = neutral.trained()
+    same_loss = {
+        "training.loss": trainer.loss_choice
+    }  # a method may ask for the chunked one: other last digits
+    ours, plain = losses_of(trainer), losses_of(neutral.trained(same_loss, alone=True))
+    assert ours == plain, f"losses {ours}, the adapter's alone {plain}"
+
+
+@law
+def what_is_saved_is_what_was_live(case: Case) -> None:
+    """The trained model in memory and the saved one, loaded as anybody would, agree bitwise on every logit."""
+    trainer = case.trained()
+    folder = str(case.folder / f"saved{id(trainer)}")
+    trainer.save_model(folder)
+    batch = batch_of(trainer)
+    with evaluating(trainer) as model:
+        live = logits_of(model, batch)
+    loaded, _ = load(folder, device="cpu")
+    again = logits_of(loaded, batch)
+    assert torch.equal(live, again), f"largest difference {float((live - again).abs().max()):.3g}"
+    wrong = differing(trainer.methods.state_dict(), loaded.headgate_methods.state_dict())
+    assert not wrong, f"state differs: {wrong[:4]}"
+    assert trainer.methods.structure() == loaded.headgate_methods.structure(), "structure() differs"
+
+
+@law
+def killed_and_resumed_is_undisturbed(case: Case) -> None:
+    """Resumed from any step, a run ends bitwise where the undisturbed one ends; at the last step it trains no more."""
+    whole = case.trained()
+    for step in (1, STEPS // 2, STEPS):
+        again = case.trainer()
+        again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
+        wrong = differing(weights_of(whole), weights_of(again))
+        assert not wrong, f"resumed at {step}: {wrong[:4]} differ"
+        assert json.dumps(whole.summary(), default=str) == json.dumps(again.summary(), default=str), (
+            f"resumed at {step}: the summary is {again.summary()}, was {whole.summary()}"
+        )
+
+
+@law
+def a_seed_repeats_a_run(case: Case) -> None:
+    """The same recipe twice gives the same weights, bitwise, whatever drew random numbers in between."""
+    one = weights_of(case.trained())
+    torch.rand(17)
+    wrong = differing(one, weights_of(case.trained()))
+    assert not wrong, f"{wrong[:4]} differ"
+
+
+class Companion(Method):
+    """Rejects every micro-batch after its forward."""
+
+    name = "conform_rejects_all"
+
+    class Config(StrictConfig):
+        """No settings."""
+
+    attach_order = 99
+
+    def vote(self, step: Step) -> Tensor | None:
+        return torch.tensor(False) if step.phase == "forward" else None
+
+
+@law
+def a_rejected_batch_moves_nothing(case: Case) -> None:
+    """Where another method rejects every batch, no parameter and no optimizer step happens, and the run goes on."""
+    trainer = case.trainer()
+    if trainer.batches is not None:
+        raise NotApplicable("the method forms its own batches")
+    before = {name: p.detach().clone() for name, p in trainer.named_trainable.items()}
+    trainer.methods.methods = [*trainer.methods.methods, Companion()]
+    trainer.train()
+    after = {name: p.detach() for name, p in trainer.named_trainable.items() if name in before}
+    wrong = differing({name: before[name] for name in after}, after)
+    assert not wrong, f"moved: {wrong[:4]}"
+    assert float(trainer.trained_tokens) == 0, "rejected tokens are counted as trained"
+
+
+@law
+def groups_cover_what_trains(case: Case) -> None:
+    """Every trainable tensor of the method is in exactly one parameter group."""
+    trainer = case.trainer()
+    for method in trainer.methods:
+        grouped = [id(p) for group in method.parameter_groups().values() for p in group]
+        assert len(grouped) == len(set(grouped)), f"{method.name}: a tensor is in two groups"
+        missing = [
+            name for name, p in method.named_parameters() if p.requires_grad and id(p) not in set(grouped)
+        ]
+        assert not missing, f"{method.name}: in no group: {missing[:4]}"
+
+
+@law
+def a_frozen_group_stays(case: Case) -> None:
+    """A group that a stage does not train is bitwise the same after it."""
+    if any(method.stages(1e-3) for method in case.prepared().methods):
+        raise NotApplicable("the method brings a curriculum of its own")
+    groups = [name for method in case.trainer().methods for name in method.parameter_groups()]
+    if not groups:
+        raise NotApplicable("the method trains nothing of its own")
+    rates = {} if case.kind.is_adapter else {"lora": 1e-2}
+    if not rates:
+        raise NotApplicable("the method is all that trains")
+    stages = [
+        {"name": "one", "share": 0.5, "train": rates},
+        {"name": "two", "share": 0.5, "train": rates | dict.fromkeys(groups, 1e-2)},
+    ]
+    trainer = case.trainer({"training.stages": stages})
+    before = {name: p.detach().clone() for name, p in trainer.methods.named_parameters()}
+
+    from transformers import TrainerCallback
+
+    class Middle(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == STEPS // 2:
+                wrong = differing(before, dict(trainer.methods.named_parameters()))
+                assert not wrong, f"trained while frozen: {wrong[:4]}"
+
+    trainer.add_callback(Middle())
+    trainer.train()
+
+
+@law
+def padding_changes_nothing(case: Case) -> None:
+    """A text among longer ones gives the logits that it gives alone, to rounding."""
+    trainer = case.trained()
+    ids = torch.arange(5, 25).reshape(1, 20)
+    alone = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    longer = torch.randint(5, 200, (1, 33), generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([torch.nn.functional.pad(ids, (0, 13)), longer])
+    mask = torch.ones_like(padded)
+    mask[0, 20:] = 0
+    with evaluating(trainer) as model:
+        expected = logits_of(model, alone)[0]
+        actual = logits_of(model, {"input_ids": padded, "attention_mask": mask})[0, :20]
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-3)
+
+
+@law
+def cached_generation_is_recomputation(case: Case) -> None:
+    """Greedy tokens with a key-value cache are those of computing the whole sequence anew at every token."""
+    trainer = case.trained()
+    ids = torch.arange(7, 19).reshape(1, 12)
+    options: dict[str, Any] = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    with evaluating(trainer) as model, torch.no_grad():
+        cached = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        sequence = ids
+        for _ in range(8):
+            logits = model(
+                input_ids=sequence, attention_mask=torch.ones_like(sequence), use_cache=False
+            ).logits
+            sequence = torch.cat([sequence, logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(cached, sequence), (
+        f"{cached[0, 12:].tolist()} with a cache, {sequence[0, 12:].tolist()} without"
+    )
+
+
+@law
+def activation_checkpointing_changes_nothing(case: Case) -> None:
+    """Losses are the same, to rounding, where activations are computed again in the backward."""
+    plain = losses_of(case.trained())
+    again = losses_of(case.trained({"model.activation_checkpointing": True}))
+    torch.testing.assert_close(torch.tensor(again), torch.tensor(plain), atol=1e-5, rtol=1e-5)
+
+
+@law
+def flops_are_counted(case: Case) -> None:
+    """The account of a run's FLOPs, as a multiple of the adapter's alone, is within 5% of what PyTorch counts: what neither
+    counts (adapters, norms, the mask of attention, padding) cancels."""
+    changes: dict[str, Any] = {
+        "training.eval_every": 1000,
+        "training.save_every": 1000,
+        "data.validation": None,
+    }
+    changes |= {"training.max_steps": 2 * STEPS}
+    charged, executed = [], []
+    for alone in (False, True):
+        trainer = case.trainer(changes, alone=alone)
+        changes["training.loss"] = trainer.loss_choice
+        with FlopCounterMode(display=False) as counter:
+            trainer.train()
+        charged.append(float(trainer.flops))
+        executed.append(counter.get_total_flops())
+    ours, theirs = charged[0] / charged[1], executed[0] / executed[1]
+    assert abs(ours / theirs - 1) <= FLOP_TOLERANCE, (
+        f"{ours:.3f} of the adapter's run charged, {theirs:.3f} executed"
+    )
+
+
+@law
+def telemetry_has_declared_names(case: Case) -> None:
+    """Whatever is logged has a name that the trainer or the method declares."""
+    from headgate.training.telemetry import is_known
+
+    trainer = case.trained()
+    names = {name for row in trainer.state.log_history for name in row if name != "step"}
+    unknown = sorted(name for name in names if not is_known(name, trainer.methods))
+    assert not unknown, f"not declared: {', '.join(unknown[:6])}"
+
+
+@law
+def the_order_of_methods_does_not_matter(case: Case) -> None:
+    """Beside any other method, written in either order, the run ends with the same parameters."""
+    for name, options in PARTNERS.items():
+        if name == case.name or _refusal(case.beside(**{name: options})) is not None:
+            continue
+        written, other = (
+            case.beside(**{name: options}),
+            Case(name, options, case.folder, case.model, {case.name: case.options}),
+        )
+        wrong = differing(weights_of(written.trained()), weights_of(other.trained()))
+        assert not wrong, f"with {name}: {wrong[:4]} differ"
+
+
+@law
+def every_pair_works_or_is_refused_by_name(case: Case) -> None:
+    """Beside each of Headgate's methods: trained, saved, loaded and equal, or refused before training, naming both."""
+    for name, options in PARTNERS.items():
+        if name == case.name:
+            continue
+        pair = case.beside(**{name: options})
+        refusal = _refusal(pair)
+        if refusal is None:
+            what_is_saved_is_what_was_live(pair)
+            continue
+        assert case.name in refusal and name.split("_")[0] in refusal, (
+            f"with {name}: refused, but not by name: {refusal}"
+        )
+
+
+def _refusal(pair: Case) -> str | None:
+    """Why the pair is refused; None where it trains."""
+    try:
+        pair.trained({"training.max_steps": SHORTEST})
+    except HeadgateError as error:
+        return str(error)
+    return None
+
+
+PARTNERS: dict[str, dict[str, Any]] = {
+    "schema_bank": {"num_schemas": 4, "rank": 2, "tags": "hash"},
+    "layer_routing": {"policy": "gumbel", "granularity": "sample", "keep": 1, "kd": False},
+    "lora_experts": {"experts": 2, "r": 2, "alpha": 4, "target_modules": ["q_proj"]},
+    "backward_gate": {"m": 32, "k": 4, "window": 8, "burn_in": 1, "target_acceptance": 0.5},
+    "ewc": {"strength": 1.0},
+}
+"""Settings in which Headgate's own methods do something within a few steps."""
+
+
+def known_methods() -> list[str]:
+    return METHODS.names()
+
+
+def built(case: Case) -> Method:
+    """The method of a case, not attached."""
+    method_class(case.name)
+    return build_method(case.name, case.options)
