@@ -141,3 +141,27 @@ def test_a_tokenizer_without_an_end_trains_the_completion_alone():
     bare = PreTrainedTokenizerFast(tokenizer_object=family("gpt2").backend_tokenizer)
     encoded = encode(ROWS[0], bare)
     assert bare.decode([label for label in encoded["labels"] if label != IGNORED]).strip() == "5"
+
+
+def law_table() -> str:
+    """Tokenizer x template: rows compared, tokens, tokens off. ``python -m tests.data.test_mask_law`` prints it."""
+    lines = ["| tokenizer | template | rows | tokens | off |", "|---|---|---|---|---|"]
+    for name in FAMILIES:
+        tokenizer = family(name)
+        cases = [("none", None, "completion", ROWS)]
+        cases += [
+            (label, template, loss_on, [{"messages": TURNS}])
+            for label, template in (("ChatML", CHATML), ("marked", MARKED))
+            for loss_on in ("assistant", "completion")
+        ]
+        for label, template, loss_on, rows in cases:
+            tokenizer.chat_template = template
+            found = [f for row in rows if (f := tokens_off(tokenizer, row, loss_on)) is not None]
+            tokens, off = sum(count for _, count in found), sum(wrong for wrong, _ in found)
+            lines.append(f"| {name} | {label}, {loss_on} | {len(found)} | {tokens} | {off} |")
+        tokenizer.chat_template = None
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(law_table())
