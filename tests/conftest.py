@@ -18,7 +18,9 @@ settings.register_profile("repeatable", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")  # the same examples every time; elsewhere new ones are tried
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "HEADGATE_CACHE" not in os.environ:  # what tests prepare is kept for this session, their processes included
+if (
+    "HEADGATE_CACHE" not in os.environ
+):  # what tests prepare is kept for this session, their processes included
     os.environ["HEADGATE_CACHE"] = tempfile.mkdtemp(prefix="headgate-tests-")
     atexit.register(shutil.rmtree, os.environ["HEADGATE_CACHE"], ignore_errors=True)
 # The processes that tests start get the same number of threads: sums in another order differ in the last bit.

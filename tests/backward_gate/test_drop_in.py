@@ -13,7 +13,7 @@ from headgate.methods.backward_gate import BackwardGate, BackwardGateConfig
 from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.policies import pays
 
-SIZES = {"d_hidden": 8, "vocab_size": 19, "m": 32, "k": 4, "window": 32}
+SIZES = {"d_hidden": 8, "vocab_size": 19, "m": 32, "k": 4, "window": 32, "total_steps": 100}
 SCORES = [
     "novelty",
     "random",
@@ -90,7 +90,7 @@ def test_replay_accepts_exactly_as_many():
 
 
 def test_infobatch_prunes_below_the_mean_and_rescales():
-    gate = BackwardGate(**SIZES, score="infobatch", prune=0.5, burn_in=0, total_steps=400)
+    gate = BackwardGate(**{**SIZES, "total_steps": 400}, score="infobatch", prune=0.5, burn_in=0)
     weights, kept = set(), []
     for step in range(400):
         z = gate.embed(*forward(step))
@@ -261,3 +261,12 @@ def test_the_worked_example_learns_and_skips(capsys):
     assert 0.25 < result["acceptance"] < 0.5
     assert result["last_loss"] < 0.8 * result["first_loss"]
     assert "accepted" in capsys.readouterr().out
+
+
+def test_a_loop_of_ones_own_says_how_long_it_is() -> None:
+    """Without a length the burn-in would be 2,000 steps: most such loops would never gate, and nothing would say so."""
+    sizes = {key: value for key, value in SIZES.items() if key != "total_steps"}
+    with pytest.raises(ConfigError, match="total_steps="):
+        BackwardGate(**sizes)
+    BackwardGate(**sizes, burn_in=5)
+    BackwardGate(**sizes, target_acceptance=1.0)

@@ -21,7 +21,7 @@ from headgate.models.anatomy import describe
 from headgate.models.load import load_model
 from headgate.ops.subspace import unit
 from headgate.training.telemetry import is_known
-from tests.training.conftest import make_rows, same, trained
+from tests.training.conftest import Toy, make_rows, same, trained
 
 SMALL = {"m": 64, "k": 8, "window": 16, "ema_rate": 0.05}
 ONE = {"arguments": {"gradient_accumulation_steps": 1, "max_steps": 24}}
@@ -357,10 +357,74 @@ def test_it_generates_and_detaches_without_a_trainer() -> None:
 
 
 def test_a_vote_is_none_in_phases_that_are_not_the_gates() -> None:
-    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2)
+    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0)
     step = Step(
         batch={}, scheduled=None, global_step=0, micro_step=0, seed=0, max_steps=9, model=torch.nn.Module()
     )
     for phase in ("batch", "partial"):
         step.phase = phase
         assert gate.vote(step) is None
+
+
+class Drawn(Toy):
+    """Accepts micro-batch i of a window with probability p_i, by a pattern; weighs what it accepts by 1 / p_i."""
+
+    chances = (0.25, 0.7)
+    weighted = True
+
+    def loss_weight(self, step: Step) -> float:
+        return 1 / self.chances[step.window_index] if self.weighted else 1.0
+
+    def losses(self, step: Step) -> dict[str, torch.Tensor]:
+        return {}
+
+    @property
+    def renormalizes(self) -> bool:
+        settings = {"reweight": "ipw"} if self.weighted else {}
+        return BackwardGate(**SMALL, **settings).renormalizes
+
+
+def test_inverse_probability_weights_are_unbiased_over_every_pattern(make_trainer) -> None:
+    """sum over patterns of P(pattern) gradient(pattern) = the gradient of the whole window, to rounding."""
+
+    def gradient(pattern: str, weighted: bool) -> dict[str, torch.Tensor]:
+        method = Drawn(pattern=pattern)
+        method.weighted = weighted
+        options = {
+            "max_steps": 1,
+            "max_grad_norm": 0,
+            "optim": "sgd",
+            "learning_rate": 1.0,
+            "warmup_steps": 0,
+        }
+        trainer = make_trainer(f"{pattern}{weighted}", methods=[method], arguments=options)
+        before = trained(trainer)
+        trainer.train()
+        return {name: before[name] - after for name, after in trained(trainer).items()}
+
+    whole = gradient("11", False)
+    expected = {name: torch.zeros_like(g) for name, g in whole.items()}
+    for pattern in ("00", "01", "10", "11"):
+        chance = math.prod(p if bit == "1" else 1 - p for p, bit in zip(Drawn.chances, pattern, strict=True))
+        for name, g in gradient(pattern, True).items():
+            expected[name] += chance * g
+    for name in whole:
+        torch.testing.assert_close(expected[name], whole[name], atol=2e-6, rtol=1e-4)
+
+
+def test_what_is_weighted_is_not_renormalized_as_well() -> None:
+    assert BackwardGate(**SMALL).renormalizes
+    assert not BackwardGate(**SMALL, reweight="ipw").renormalizes
+    assert not BackwardGate(**SMALL, score="infobatch").renormalizes
+    assert not BackwardGate(**SMALL, renormalize=False).renormalizes
+    for options in ({"reweight": "ipw"}, {"score": "infobatch"}):
+        with pytest.raises(ConfigError, match="corrects twice"):
+            BackwardGate(**SMALL, renormalize=True, **options)
+
+
+def test_a_schedule_that_ends_early_says_so(make_trainer) -> None:
+    trainer = make_trainer(
+        methods=[Toy(pattern="0011")], schedule_clock="accepted", arguments={"warmup_steps": 0}
+    )
+    with pytest.warns(UserWarning, match=r"stands at 6 of 12 steps.*ends at \d+% of the peak"):
+        trainer.train()

@@ -191,7 +191,10 @@ def library_verdict(scorer: str, gold: str, output: str) -> bool | None:
 
 def disagreements() -> str:
     """Every output on which one of the two differs from the label, as a table."""
-    lines = ["| scorer | gold | output | label | lm-evaluation-harness | math-verify |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| scorer | gold | output | label | lm-evaluation-harness | math-verify |",
+        "|---|---|---|---|---|---|",
+    ]
     counts = {"lm-evaluation-harness": [0, 0], "math-verify": [0, 0]}
     for scorer, gold, _, output, label in rows():
         harness, library = harness_verdict(scorer, gold, output), library_verdict(scorer, gold, output)
@@ -202,11 +205,17 @@ def disagreements() -> str:
         if label in (harness, None) and library in (label, None):
             continue
         cells = [repr(part)[1:-1].replace("|", "\\|").replace("`", "'") for part in (gold, output)]
-        marks = ["-" if verdict is None else "right" if verdict else "wrong" for verdict in (label, harness, library)]
+        marks = [
+            "-" if verdict is None else "right" if verdict else "wrong"
+            for verdict in (label, harness, library)
+        ]
         lines.append(f"| {scorer} | `{cells[0]}` | `{cells[1]}` | {' | '.join(marks)} |")
     head = [
         f"{len(rows())} labelled outputs (`tests/evaluation/labelled.py`). Headgate's scorers agree with every label.",
-        *(f"{name} judges {total} of them and differs on {other}." for name, (total, other) in counts.items()),
+        *(
+            f"{name} judges {total} of them and differs on {other}."
+            for name, (total, other) in counts.items()
+        ),
     ]
     return "\n".join(["# Where other scorers differ from the labels", "", " ".join(head), "", *lines, ""])
 

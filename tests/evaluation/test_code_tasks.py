@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
 from pathlib import Path
@@ -20,6 +21,7 @@ from headgate.evaluation.code_tasks import (
     reference_programs,
     replace_returns,
 )
+from headgate.evaluation.jail.judge import subjects
 from headgate.evaluation.sandbox import run_program, run_programs, tally
 from headgate.evaluation.sandbox_watch import Limits
 
@@ -62,6 +64,22 @@ def test_all_references_pass_and_all_mutants_fail(shared: Path) -> None:
     }
     assert "passed" not in tally(run_programs(reference_programs(rows, mutated=True), SLOW))
     assert "passed" not in tally(run_programs(reference_programs(problems, mutated=True), Limits(seconds=5)))
+
+
+@pytest.mark.shared
+def test_tests_ask_the_solution_for_values_and_compare_them_themselves(shared: Path) -> None:
+    """One name stands for the solution, and a class beside it in three problems; no method of a result is called."""
+    several = []
+    for row in [*mbpp(shared), *mbpp(shared, "sanitized-mbpp.json"), *humaneval(shared)]:
+        tests = pieces(row, row["completion"])[1:]
+        ours = subjects(tests)
+        if len(ours) != 1:
+            several.append((row["meta_task_id"], ours))
+        for node in (node for _, source in tests for node in ast.walk(ast.parse(source))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                names = {each.id for each in ast.walk(node.func) if isinstance(each, ast.Name)}
+                assert not names & (ours | {"candidate"}), ast.unparse(node)
+    assert {(number, min(ours)) for number, ours in several} == {(367, "Node"), (601, "Pair"), (927, "Node")}
 
 
 def test_setup_runs_after_the_solution_and_before_the_tests() -> None:
@@ -118,6 +136,20 @@ def test_humaneval_answers_as_body_or_as_whole_function(output: str) -> None:
         "meta_tests": ["def check(candidate):\n    assert candidate([7, 8]) == 7\n"],
     }
     assert run_program(pieces(row, output)).passed
+
+
+def test_a_helper_of_the_prompt_is_not_the_solutions() -> None:
+    """HumanEval 32: a solution that redefines ``poly`` would make every number a root."""
+    row = {
+        "prompt": "def poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\ndef find_zero(xs):\n",
+        "meta_entry_point": "find_zero",
+        "meta_tests": ["def check(candidate):\n    assert abs(poly([6, 2], candidate([6, 2]))) < 1e-4\n"],
+    }
+    assert run_program(pieces(row, "    return -3.0\n")).passed
+    assert run_program(pieces(row, "    return 1.0\n")).status == "assertion"
+    assert (
+        run_program(pieces(row, "    return 1.0\n\ndef poly(xs, x):\n    return 0\n")).status == "assertion"
+    )
 
 
 def test_a_mutant_differs_only_in_what_it_returns() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,21 +55,80 @@ def test_mcnemars_size_with_many_repetitions() -> None:
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_laws(p_values: dict[str, float]) -> None:
-    adjusted = statistics.holm(p_values)
+def test_holm_is_the_largest_of_the_step_down_products(p_values: dict[str, float]) -> None:
+    """adjusted(i) = max over j <= i of min(1, (m - j + 1) p(j)), by a second way of writing it."""
+    adjusted, ordered = statistics.holm(p_values), sorted(p_values.values())
     for name, p in p_values.items():
-        assert p <= adjusted[name] <= min(1.0, p * len(p_values)) + 1e-12 or adjusted[name] <= 1
-        assert adjusted[name] >= p
-    order = sorted(p_values, key=lambda name: p_values[name])
-    assert all(adjusted[a] <= adjusted[b] for a, b in itertools.pairwise(order))
+        products = [(len(ordered) - j) * q for j, q in enumerate(ordered) if q <= p]
+        # equal values share the largest product that any of them has: the one of the first in order
+        assert adjusted[name] == pytest.approx(min(1.0, max(products)))
 
 
-def test_crossed_bootstrap_brackets_the_mean() -> None:
+def test_holm_is_stronger_than_bonferroni() -> None:
+    assert statistics.holm({"a": 0.01, "b": 0.02, "c": 0.03}) == pytest.approx(
+        {"a": 0.03, "b": 0.04, "c": 0.04}
+    )
+
+
+def test_identical_differences_have_no_interval_and_no_p() -> None:
+    """No spread was observed: a zero-width interval and p = 0 would be a claim that nobody measured."""
+    for difference in (0.25, 0.1, -3e-7):
+        same = [difference] * 5
+        assert statistics.paired_t(same) is None and statistics.detectable_over_seeds(same) is None
+        words = statistics.verdict(None, None, higher_is_better=True, differences=same)
+        assert words == "no interval: the same difference at every seed, so no spread was observed"
+    assert "no difference at any seed" in statistics.verdict(
+        None, None, higher_is_better=True, differences=[0.0] * 3
+    )
+    assert statistics.paired_t([0.1, 0.1, 0.1 + 1e-6]) is not None
+    # 0.3 - 0.2 and 0.2 - 0.1 differ in the last bit: still no spread
+    assert statistics.paired_t([0.3 - 0.2, 0.2 - 0.1, 0.1]) is None
+
+
+def test_crossed_bootstrap_resamples_seeds_and_items() -> None:
+    """Spread over seeds alone, and over items alone, each widens the interval as its standard error says."""
     random = np.random.default_rng(1)
-    differences = random.standard_normal((5, 80)) + 0.3
-    interval = statistics.crossed_bootstrap(differences, draws=500)
-    assert interval.low < interval.mean < interval.high
-    assert interval.mean == pytest.approx(differences.mean())
+    seeds, items = 6, 400
+    over_seeds = np.repeat(random.standard_normal((seeds, 1)), items, axis=1)
+    over_items = np.repeat(random.standard_normal((1, items)), seeds, axis=0)
+    for differences, error in (
+        (over_seeds, over_seeds[:, 0].std() / seeds**0.5),
+        (over_items, over_items[0].std() / items**0.5),
+    ):
+        interval = statistics.crossed_bootstrap(differences, draws=3000)
+        assert interval.mean == pytest.approx(differences.mean())
+        assert (interval.high - interval.low) / (2 * 1.96 * error) == pytest.approx(1.0, abs=0.12)
+
+
+@pytest.mark.parametrize("power", [0.8, 0.9])
+def test_a_detectable_difference_is_detected_that_often(power: float) -> None:
+    """Simulated: with the true difference at ``detectable_over_seeds`` of the true spread, ``power`` of tests reject."""
+    random, seeds, spread = np.random.default_rng(0), 6, 1.0
+    template = np.array([-1.0, 1.0] * (seeds // 2)) * spread / np.std([-1.0, 1.0] * (seeds // 2), ddof=1)
+    difference = statistics.detectable_over_seeds(list(template), power=power)
+    assert difference is not None
+    draws = random.standard_normal((20_000, seeds)) * spread + difference
+    t = draws.mean(1) / (draws.std(1, ddof=1) / seeds**0.5)
+    rejected = float((t > stats.t.ppf(0.975, seeds - 1)).mean())
+    assert rejected == pytest.approx(power, abs=0.06)
+    assert statistics.detectable_over_seeds(list(template), power=0.9) > statistics.detectable_over_seeds(
+        list(template), power=0.8
+    )
+
+
+def test_items_that_could_have_shown_a_difference() -> None:
+    """(z(.975) + z(power)) sqrt(discordance / n): 1.96 + 0.84 by hand."""
+    assert statistics.detectable_over_items(0.25, 100) == pytest.approx(
+        (1.959964 + 0.841621) * 0.05, rel=1e-5
+    )
+    assert statistics.detectable_over_items(0.25, 100, power=0.5) == pytest.approx(1.959964 * 0.05, rel=1e-5)
+
+
+def test_a_verdict_listens_to_the_adjusted_p() -> None:
+    interval = statistics.paired_t([0.10, 0.12, 0.11])
+    assert interval is not None and interval.p < 0.05
+    assert statistics.verdict(interval, 0.04, higher_is_better=True).startswith("helps")
+    assert statistics.verdict(interval, 0.06, higher_is_better=True).startswith("no detectable")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ def write_run(run: Recipe, skill: float) -> RunDirectory:
             rows[-1].update(part)
         rows.append({"step": step, "eval_loss": loss})
     directory.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    items, right_ones = [], set(draw.sample(range(ITEMS), round((skill + draw.uniform(0, 0.03)) * ITEMS)))
+    luck = random.Random(f"{run.seed} {sorted(run.methods)}").uniform(
+        0, 0.06
+    )  # differs from arm to arm: a spread
+    items, right_ones = [], set(draw.sample(range(ITEMS), round((skill + luck) * ITEMS)))
     for index in range(ITEMS):
         right, prompt = index in right_ones, f"How many <b>apples</b> are {index} & {index}?"
         items.append(

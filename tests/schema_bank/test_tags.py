@@ -89,3 +89,41 @@ def test_the_released_prefix_marks_the_kept_share_of_rows() -> None:
     assert method.tags_of(transform(row, 0, 0.0)) == [a, b]
     marked = sum(transform(row, i, 0.9)["prompt"].startswith("[Schema") for i in range(2000))
     assert abs(marked - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5
+
+
+def test_prefixes_fade_over_the_time_of_training_and_not_over_the_file(tmp_path) -> None:
+    """The rows that the trainer really reads, in the order in which it reads them: the kept share falls as scheduled."""
+    from headgate.experiments.prepared import prepare_run
+    from headgate.experiments.recipe_file import recipe_from
+    from headgate.methods.stage import schedule_stages
+    from headgate.training.order import StreamOrder
+
+    recipe = recipe_from(
+        {
+            "output_dir": str(tmp_path),
+            "model": {"name_or_path": "embedded"},
+            "data": {"train": {"source": "wordmath", "limit": 300}, "validation": None, "max_length": 256},
+            "training": {"max_steps": 160, "per_device_train_batch_size": 8},
+            "methods": {"schema_bank": {"preset": "released", "num_schemas": 8, "tag_schedule": "steps"}},
+        }
+    )
+    prepared = prepare_run(recipe)
+    assert prepared.stages is not None
+    views, start = {}, 0
+    for name, rows in prepared.train.items():
+        views[name] = range(start, start + len(rows))
+        start += len(rows)
+    scheduled = schedule_stages(prepared.stages, 160)
+    first = scheduled[0]
+    order = list(StreamOrder(scheduled, views, 8, recipe.seed))[: first.steps * 8]
+    rows = prepared.train[first.stage.data]
+    marked = [
+        prepared.tokenizer.decode(rows[i - views[first.stage.data].start]["input_ids"]).startswith(
+            "<bos>[Schema"
+        )
+        for i in order
+    ]
+    quarter = len(marked) // 4
+    shares = [sum(marked[i * quarter : (i + 1) * quarter]) / quarter for i in range(4)]
+    for share, wanted in zip(shares, (1.0, 0.75, 0.5, 0.25), strict=True):
+        assert abs(share - wanted) < 5 * (wanted * (1 - wanted) / quarter) ** 0.5 + 1e-9, shares

@@ -29,13 +29,21 @@ def compare(
     ] = None,
     workers: WorkersOption = None,
     option: ExecutorOption = None,
+    allow_unverified: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unverified", help="Judge runs that are not what they report; the table says so."
+        ),
+    ] = False,
 ) -> None:
     """Run every arm at every seed (complete runs are skipped) and say what the difference is."""
     loaded = load_recipe(recipe, overrides or [])
     parallel = executor is not None or workers is not None
     made = make_executor(executor or "local", workers, executor_options(option or [])) if parallel else None
     with live_console() as console:
-        comparison = Comparison(loaded, say=console.say, console=console, executor=made)
+        comparison = Comparison(
+            loaded, say=console.say, console=console, executor=made, allow_unverified=allow_unverified
+        )
         report = comparison.execute()
     out.print(comparison_table(report))
     for line in verdict_lines(report):
@@ -113,8 +121,12 @@ def _mean(arm: dict[str, Any]) -> str:
 
 
 def verdict_lines(report: dict[str, Any]) -> list[str]:
-    """What could have been seen, beside every null, and the tuned values."""
-    lines = []
+    """What is not verified; what could have been seen, beside every null; and the tuned values."""
+    lines = [
+        f"{name}: NOT VERIFIED: what was saved is not what is reported here (headgate verify)"
+        for name, arm in report["arms"].items()
+        if not arm["verified"]
+    ]
     for name, contrast in report["contrasts"].items():
         if contrast["verdict"].startswith("no detectable") and contrast["detectable"] is not None:
             lines.append(

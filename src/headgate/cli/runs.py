@@ -30,7 +30,16 @@ def runs(
         out.print(f"no run below {root}")
         return
     table = Table()
-    shown = ["run", "status", "seed", "methods", "training.steps", "training.eval_loss", "training.seconds"]
+    shown = [
+        "run",
+        "status",
+        "seed",
+        "methods",
+        "training.steps",
+        "training.eval_loss",
+        "training.seconds",
+        "verified",
+    ]
     shown += sorted(
         {k for row in rows for k in row if k.startswith("evaluation.") and k.endswith((".accuracy", ".loss"))}
     )[:4]

@@ -36,21 +36,23 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def pieces(row: Mapping[str, Any], output: str) -> list[tuple[str, str]]:
-    """What to execute, in order, for one item and one answer."""
+    """What to execute for one item and one answer: the solution, then what judges it, in order."""
     entry = row.get("meta_entry_point")
     if entry is None:
         setup = [("setup", row["meta_setup"])] if row.get("meta_setup") else []
         tests = [(f"test {i}", test) for i, test in enumerate(row["meta_tests"], 1)]
         return [("solution", extract_code(output)), *setup, *tests]
     code = extract_code(output, entry)
+    preamble = row["prompt"].split(f"def {entry}")[0]  # imports and helpers that the prompt brings
     if re.search(rf"^def\s+{re.escape(entry)}\b", code, re.MULTILINE):
-        preamble = row["prompt"].split(f"def {entry}")[0]  # imports and helpers that the prompt brings
         code = preamble + code
     elif "```" in output or "~~~" in output:
         code = row["prompt"] + code + "\n"
     else:
         code = row["prompt"] + output.rstrip() + "\n"
-    return [("solution", code), ("tests", row["meta_tests"][0]), ("check", f"check({entry})")]
+    # The helpers again, for the tests: ``poly`` that judges a root (HumanEval 32) must not be the solution's.
+    helpers = [("prompt", preamble)] if preamble.strip() else []
+    return [("solution", code), *helpers, ("tests", row["meta_tests"][0]), ("check", f"check({entry})")]
 
 
 def replace_returns(code: str) -> str:

@@ -1,15 +1,11 @@
-"""Run model-written code so that it cannot hurt the machine, and say how each failure failed.
+"""Run model-written code so that it cannot hurt the machine or score itself, and say how each failure failed.
 
-Every program is a process of its own in a new session, with limits on CPU time, wall-clock, memory, file size,
-open files, processes and output. Where the kernel lets us (``isolation`` says what was found):
-
-- ``namespaces``: its own process, network, mount and IPC namespaces, an unprivileged user, a file system that
-  holds only the interpreter and system libraries, read-only, beside one small folder in memory. Nothing outlives it.
-- ``bwrap``: the same by bubblewrap, for systems that allow namespaces to it alone.
-- ``limits``: neither is possible. Limits, killing and (on Linux) a system-call filter that refuses sockets and
-  signals; whatever this user may read or write stays open to the code. It is said, with a warning. Never as root.
-
-A program can read its own interpreter's memory: a solution written to attack the scorer could forge success.
+A program is pieces: the solution, which the model wrote, then tests, which it did not. The solution runs in a
+process of its own with one job, to answer calls; the judge, in another, runs the tests and compares plain values of
+its own making, so that nothing the solution does to its interpreter can make a wrong answer right. Both may use only
+the system calls that a computation needs, the files named by ``sandbox_modes`` and the resources named by ``Limits``;
+CPU time decides, so that a verdict does not depend on what else the machine does. What a mode promises is tried
+before the first program runs, and a mode that does not hold here is refused.
 """
 
 from __future__ import annotations
@@ -17,42 +13,39 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
-import secrets
 import shutil
 import signal
-import stat
 import subprocess
-import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 from headgate.errors import ConfigError
+from headgate.evaluation import sandbox_modes as modes
+from headgate.evaluation.jail import landlock
+from headgate.evaluation.sandbox_canary import escapes
+from headgate.evaluation.sandbox_modes import MODES
 from headgate.evaluation.sandbox_watch import Limits, Outcome, Watch
 
-JAIL = Path(__file__).with_name("jail.py")
-MODES = ("namespaces", "bwrap", "limits")
-SYSTEM = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
-DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
-NOBODY = 65534
+JUDGE_MEMORY = 512  # MiB
+PAUSES = (0.5, 2.0)  # seconds before a sandbox that could not be set up is tried again
 REFUSAL = (
     "this task runs code written by a model: pass --allow-code-execution (allow_code_execution: true in a recipe) "
     "to allow it, in a sandbox"
 )
-
-
 Pieces = Sequence[tuple[str, str]]
 
 
 def run_program(pieces: Pieces, limits: Limits | None = None, mode: str | None = None) -> Outcome:
-    """Execute (name, source) pieces one after the other in one module. Never raises for what the code does."""
-    return _run(list(pieces), limits or Limits(), mode or isolation())
+    """Execute the first (name, source) piece, then judge it by the others.
+
+    Never raises for what the code does. Raises ConfigError where the sandbox does not hold, see ``establish``.
+    """
+    return run_programs([pieces], limits, workers=1, mode=mode)[0]
 
 
 def run_programs(
@@ -61,13 +54,17 @@ def run_programs(
     *,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    mode: str | None = None,
 ) -> list[Outcome]:
-    """Every program in parallel workers; outcomes in order."""
+    """Every program in parallel workers; outcomes in order. Raises ConfigError, see ``establish``."""
     programs = list(programs)
-    mode, limits = isolation(), limits or Limits()
+    chosen, limits = mode or isolation(), limits or Limits()
+    establish(chosen)
     outcomes = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for outcome in pool.map(lambda pieces: _run(list(pieces), limits, mode), programs):
+    with modes.memory_kept_private(chosen), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for outcome in pool.map(lambda pieces: _run_patiently(list(pieces), limits, chosen), programs):
+            if outcome.status == "refused":
+                raise ConfigError(f"the sandbox could not be set up ({chosen}): {outcome.detail}")
             outcomes.append(outcome)
             if progress is not None:
                 progress(len(outcomes), len(programs))
@@ -81,148 +78,45 @@ def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
 
 @functools.cache
 def isolation() -> str:
-    """The strongest of MODES that runs a trivial program here."""
+    """The strongest of MODES that holds here. Raises ConfigError, with a reason and a cure for each, if none does."""
+    reasons = []
     for mode in MODES:
-        if _run([("probe", "pass")], Limits(seconds=20), mode).passed:
-            if mode == "limits":
-                warnings.warn(
-                    "neither namespaces nor bwrap work here: model-written code runs under limits only, and can reach "
-                    "this user's files; run it in a container or a virtual machine",
-                    stacklevel=3,
-                )
+        try:
+            establish(mode)
+        except ConfigError as error:
+            reasons.append(str(error))
+        else:
             return mode
-    raise ConfigError(
-        "no sandbox works on this system (namespaces and bwrap are refused, and root does not run such code without "
-        "them): install bubblewrap, or run as an ordinary user"
+    raise ConfigError("no sandbox holds on this system:\n" + "\n".join(f"- {reason}" for reason in reasons))
+
+
+@functools.cache
+def establish(mode: str) -> None:
+    """Try what ``mode`` promises, once. Raises ConfigError with what does not hold, and what to do about it."""
+    if mode not in MODES:
+        raise ConfigError(f"unknown sandbox mode {mode!r}: choose from {', '.join(MODES)}")
+    broken = (
+        [lack]
+        if (lack := modes.missing(mode))
+        else escapes(lambda pieces, limits: _run(pieces, limits, mode))
     )
+    if broken:
+        raise ConfigError(
+            f"sandbox mode {mode} does not hold here: {'; '.join(broken)}. Cure: {modes.CURES[mode]}"
+        )
 
 
 def describe_isolation() -> str:
     """One line for reports."""
-    return {
-        "namespaces": "own process, network and mount namespaces, read-only root, unprivileged user, limits",
-        "bwrap": "bubblewrap --unshare-all, read-only root, limits",
-        "limits": "limits, system-call filter and process-group kill: no file-system isolation on this system",
+    walls = {
+        "namespaces": "own process, network and mount namespaces, read-only root",
+        "bwrap": "bubblewrap's namespaces, read-only root",
+        "limits": "no namespaces: nothing is writable, metadata of files stays visible",
     }[isolation()]
-
-
-def _run(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
-    if mode == "bwrap" and shutil.which("bwrap") is None:
-        return Outcome("error", "", "bwrap is not installed", "", 0.0)
-    if mode == "limits" and os.geteuid() == 0 and not _open_to_others(os.path.realpath(sys.base_prefix)):
-        return Outcome("error", "", "root runs no such code without namespaces", "", 0.0)
-    started = time.monotonic()
-    folder = tempfile.mkdtemp(prefix="headgate-sandbox-")
-    os.chmod(folder, 0o755)
-    report, child_report = os.pipe()
-    word = secrets.token_hex(16)
-    uid = _other_user(folder, mode)
-    config = {
-        "mode": mode,
-        "folder": folder,
-        "readable": _readable(),
-        "report": child_report,
-        "word": word,
-        "uid": uid,
-        "pieces": pieces,
-        "limits": {
-            "cpu": max(1, round(limits.seconds * len(pieces))),
-            "memory": limits.memory << 20,
-            "disk": limits.disk << 20,
-            "processes": limits.processes,
-            "files": limits.files,
-        },
-    }
-    process = subprocess.Popen(
-        [*_wrapper(mode, limits), sys.executable, "-I", str(JAIL)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=(child_report,),
-        start_new_session=True,
-        env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
-        cwd="/",
+    version = landlock.abi()
+    return (
+        f"{walls}; system-call filter, " + (f"Landlock {version}" if version else "no Landlock") + ", limits"
     )
-    os.close(child_report)
-    try:
-        with process.stdin as stdin:  # type: ignore[union-attr]
-            stdin.write(json.dumps(config).encode())
-    except BrokenPipeError:
-        pass
-    watch = Watch(process, report, word, limits, len(pieces))
-    try:
-        watch.until_gone()
-    finally:
-        _end(process, mode)
-        os.close(report)
-        process.stdout.close()  # type: ignore[union-attr]
-        shutil.rmtree(folder, ignore_errors=True)
-    return watch.outcome(pieces, time.monotonic() - started)
-
-
-def _wrapper(mode: str, limits: Limits) -> list[str]:
-    if mode != "bwrap":
-        return []
-    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    for path in [*_readable(), str(JAIL)]:
-        if os.path.islink(path):
-            command += ["--symlink", os.readlink(path), path]
-        elif path not in DEVICES:
-            command += ["--ro-bind", path, path]
-    command += ["--dev", "/dev", "--proc", "/proc", "--remount-ro", "/dev"]
-    return [
-        *command,
-        "--size",
-        str(limits.disk << 20),
-        "--tmpfs",
-        "/box",
-        "--remount-ro",
-        "/",
-        "--chdir",
-        "/box",
-    ]
-
-
-@functools.cache
-def _readable() -> list[str]:
-    paths = [path for path in SYSTEM + DEVICES if os.path.exists(path)]
-    for prefix in dict.fromkeys([sys.base_prefix, os.path.realpath(sys.base_prefix), sys.prefix]):
-        if not any(prefix == path or prefix.startswith(path + "/") for path in paths):
-            paths.append(prefix)
-    return paths
-
-
-def _other_user(folder: str, mode: str) -> int | None:
-    """Root does not run such code as root: a user id of its own, whose processes can all be killed together."""
-    if os.geteuid() != 0 or mode == "bwrap":
-        return None
-    uid = 200_000 + secrets.randbelow(300_000)
-    spans = (
-        [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
-        if os.path.exists("/proc/self/uid_map")
-        else []
-    )
-    if not any(int(first) <= uid < int(first) + int(count) for first, _, count in spans):
-        uid = NOBODY
-    os.chown(folder, uid, uid)
-    return uid
-
-
-def _open_to_others(path: str) -> bool:
-    """Whether any user may enter ``path``."""
-    place = Path(path)
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in [place, *place.parents])
-
-
-def _end(process: subprocess.Popen[bytes], mode: str) -> None:
-    """The guard and everything under it."""
-    if process.poll() is None and mode == "limits":
-        process.send_signal(signal.SIGTERM)  # it kills and sweeps up what the program started
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=6)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def require_permission(allowed: bool) -> None:
@@ -231,6 +125,89 @@ def require_permission(allowed: bool) -> None:
         raise ConfigError(REFUSAL)
 
 
-def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """For a task's metrics: how many ended how, and under what isolation."""
-    return {"outcomes": tally(outcomes), "isolation": describe_isolation()}
+def _run_patiently(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
+    """A machine that is short of processes or memory for a moment gets two more chances: nothing ran yet."""
+    for pause in PAUSES:
+        if (outcome := _run(pieces, limits, mode)).status != "refused":
+            return outcome
+        time.sleep(pause)
+    return _run(pieces, limits, mode)
+
+
+def _run(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> Outcome:
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        root = tempfile.mkdtemp(prefix="headgate-sandbox-")
+        stack.callback(shutil.rmtree, root, ignore_errors=True)
+        source = stack.enter_context(
+            _nameless(pieces[0][1].encode(errors="surrogatepass") if pieces else b"")
+        )
+        tests = stack.enter_context(_nameless(json.dumps(pieces[1:]).encode()))
+        report, guards_report = os.pipe()
+        stack.callback(os.close, report)
+        config = _config(pieces, limits, mode) | {
+            "root": root,
+            "report": guards_report,
+            "source": source,
+            "tests": tests,
+        }
+        process = subprocess.Popen(
+            modes.command(mode),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(guards_report, source, tests),
+            start_new_session=True,
+            env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
+            cwd="/",
+        )
+        os.close(guards_report)
+        stack.callback(_end, process)
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # type: ignore[union-attr]
+            stdin.write(json.dumps(config).encode())
+        watch = Watch(process, report, limits, [name for name, _ in pieces])
+        watch.until_gone()
+    return watch.outcome(time.monotonic() - started)
+
+
+def _config(pieces: list[tuple[str, str]], limits: Limits, mode: str) -> dict[str, object]:
+    users = modes.users()
+    box = modes.box(mode)
+    return {
+        "mode": mode,
+        "box": box,
+        "readable": modes.readable(),
+        "writable": ["/dev/null"] if mode == "limits" else [box, "/dev/null"],
+        "users": users,
+        "limits": {
+            "seconds": limits.seconds,
+            "wall": limits.patience,
+            "cpu": math.ceil(limits.seconds * max(1, len(pieces))) + 1,
+            "memory": limits.memory << 20,
+            "judge_memory": JUDGE_MEMORY << 20,
+            "disk": limits.disk << 20,
+            "files": limits.files,
+            "threads": limits.threads + modes.tasks_beside(mode, users["solution"]),
+        },
+    }
+
+
+@contextlib.contextmanager
+def _nameless(content: bytes) -> Iterator[int]:
+    """A descriptor of a file in memory that holds ``content``."""
+    descriptor = os.memfd_create("headgate")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The guard and everything under it: its children are of its group, and cannot leave it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()  # type: ignore[union-attr]

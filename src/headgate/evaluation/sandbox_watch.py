@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -9,24 +10,35 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+STARTING = 60.0  # seconds of wall-clock for an interpreter to start on a loaded machine
+
 
 @dataclass(frozen=True)
 class Limits:
-    """Per program. ``seconds``: wall-clock and CPU of each piece (the solution, then each test); memory in MiB."""
+    """Per program. ``seconds``: CPU time of each piece (the solution, then each test), which decides; ``wall``: a
+    piece that waits is ended after so many seconds, 10 x ``seconds`` + 30 unless given. ``memory``, ``disk`` in MiB:
+    all that the solution can hold, together with 512 MiB of the judge; ``output`` in bytes.
+    """
 
     seconds: float = 5.0
+    wall: float | None = None
     memory: int = 1024
     disk: int = 16
-    processes: int = 16
+    threads: int = 16
     files: int = 64
     output: int = 1 << 20
+
+    @property
+    def patience(self) -> float:
+        return 10 * self.seconds + 30 if self.wall is None else self.wall
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a program ended. ``status``: passed, syntax, assertion, error, time, memory, output, exit, or killed.
 
-    ``piece``: the part that it ended in; ``detail``: the exception, the signal or the limit.
+    ``piece``: the part that it ended in; ``detail``: the exception, the signal or the limit. ``refused`` is the
+    sandbox's own: it could not be set up, and nothing ran.
     """
 
     status: str
@@ -41,30 +53,28 @@ class Outcome:
 
 
 class Watch:
-    """Reads the report and the output of a program, and notices when its time or its output is used up."""
+    """Reads the report and the output of a program, and notices when its output is used up."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], report: int, word: str, limits: Limits, pieces: int
+        self, process: subprocess.Popen[bytes], report: int, limits: Limits, pieces: list[str]
     ) -> None:
-        self.process, self.report, self.word, self.limits = process, report, word, limits
-        self.output, self.pending = bytearray(), b""
-        self.piece, self.end, self.code = 0, None, None  # type: tuple[int, list[str] | None, int | None]
-        self.stopped: str | None = None
-        now = time.monotonic()
-        # The first piece also pays for starting the interpreter on a loaded machine.
-        self.deadline, self.last = now + limits.seconds + 5, now + limits.seconds * pieces + 10
-        self.noise = 0
+        self.process, self.report, self.limits, self.pieces = process, report, limits, pieces
+        self.output, self.noise = bytearray(), 0
+        self.pending, self.piece = b"", 0
+        self.started = False
+        self.end: tuple[str, str] | None = None  # status, detail
+        # The guard keeps each piece's time; this one is for a guard that does not.
+        self.deadline = time.monotonic() + STARTING + self.limits.patience * (len(pieces) + 1)
 
     def until_gone(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self.report, selectors.EVENT_READ)
             selector.register(self.process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
-            while self.code is None and selector.get_map():
-                wait = min(self.deadline, self.last) - time.monotonic()
-                if wait <= 0:
-                    self.stopped = "time"
+            while (selector.get_map() and self.process.poll() is None) or selector.select(0):
+                if time.monotonic() > self.deadline:
+                    self.end = ("time", f"longer than {self.limits.patience:g} s for each part")
                     return
-                for key, _ in selector.select(min(wait, 0.5)):
+                for key, _ in selector.select(0.2):
                     data = os.read(key.fd, 1 << 16)
                     if not data:
                         selector.unregister(key.fileobj)
@@ -73,43 +83,37 @@ class Watch:
                     else:
                         self.output += data[: self.limits.output - len(self.output)]
                         self.noise += len(data)
-                    if self.noise > self.limits.output:
-                        self.stopped = "output"
-                        return
-                if self.process.poll() is not None and not selector.select(0):
+                if self.noise > self.limits.output:
+                    self.end = ("output", f"more than {self.limits.output} bytes")
                     return
 
     def hear(self, data: bytes) -> None:
-        self.noise += len(data)
         *lines, self.pending = (self.pending + data).split(b"\n")
         for line in lines:
-            parts = line.decode(errors="replace").split(" ")
-            if parts[0] != self.word or len(parts) < 3:
-                continue
-            if parts[1] == "start":
-                self.piece = int(parts[2])
-                self.deadline = time.monotonic() + self.limits.seconds
-            elif parts[1] == "end" and self.end is None:
-                self.end = parts[2:]
-                self.deadline = time.monotonic() + 5
-            elif parts[1] == "gone":
-                self.code = int(parts[2])
+            kind, *rest = json.loads(line)
+            if kind == "start":
+                self.piece, self.started = rest[0], True
+            elif kind == "end":
+                status, piece, detail = rest
+                self.piece = self.piece if piece is None else piece
+                self.end = (status, detail)
+            elif kind == "gone":
+                self.end = _ending(*rest)
 
-    def outcome(self, pieces: list[tuple[str, str]], seconds: float) -> Outcome:
+    def outcome(self, seconds: float) -> Outcome:
         output = self.output.decode(errors="replace")
-        name = pieces[self.piece][0] if pieces else ""
-        if self.end is not None and self.stopped != "output":
-            return Outcome(self.end[0], name, " ".join(self.end[2:]), output, seconds)
-        if self.stopped == "time":
-            status, detail = "time", f"longer than {self.limits.seconds:g} s"
-        elif self.stopped == "output":
-            status, detail = "output", f"more than {self.limits.output} bytes"
-        elif self.code is None:
-            status, detail = "killed", f"the sandbox ended early: {output[-300:]}"
-        elif self.code == -signal.SIGXCPU:
-            status, detail = "time", f"more than {self.limits.seconds:g} s of CPU for each part"
-        elif self.code < 0:
-            status, detail = "killed", f"by {signal.Signals(-self.code).name}"
-        else:
-            status, detail = "exit", f"left with code {self.code} before the tests were done"
-        return Outcome(status, name, detail, output, seconds)
+        status, detail = self.end or ("killed", f"the sandbox ended early: {output[-300:]}")
+        if not self.started and status != "output":
+            status, detail = "refused", detail if self.end else output[-300:] or "the sandbox ended early"
+        return Outcome(status, self.pieces[self.piece] if self.pieces else "", detail, output, seconds)
+
+
+def _ending(solution: int, judge: int) -> tuple[str, str]:
+    """Status and detail where the judge heard nothing more, by the exit codes of both."""
+    if solution == -signal.SIGXCPU:
+        return "time", "more CPU than all parts together may use"
+    if solution == 0 and judge != 0:
+        return "killed", f"the judge left with code {judge}"
+    if solution < 0:
+        return "killed", f"by {signal.Signals(-solution).name}"
+    return "exit", f"left with code {solution} before the tests were done"

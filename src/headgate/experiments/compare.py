@@ -10,11 +10,13 @@ import hashlib
 import json
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headgate.errors import ConfigError, TrainingError
+from headgate.errors import ConfigError, DamagedFile, TrainingError
 from headgate.experiments.executors import Executor, Task
+from headgate.experiments.inputs import input_digests
 from headgate.experiments.markdown import markdown
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
@@ -22,7 +24,7 @@ from headgate.experiments.recipe_file import dump_recipe, merge, recipe_from, se
 from headgate.experiments.run import Console, run
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.summary import Metric, chosen_baseline, chosen_metric, summarise
-from headgate.files import write_atomically
+from headgate.files import read_json, write_atomically
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -50,6 +52,15 @@ def seeded(arm: Recipe, seed: int, first_seed: int) -> Recipe:
     return arm.model_copy(update={"seed": first_seed if arm.steps_given == 0 else seed})
 
 
+def is_done(recipe: Recipe) -> bool:
+    """Whether the recipe's run is complete. Raises CheckpointError where its inputs have changed since."""
+    directory = RunDirectory.of(recipe)
+    if directory.status != "complete":
+        return False
+    directory.require_same_inputs(input_digests(recipe))
+    return True
+
+
 class Comparison:
     """One comparison on disk: the folder, what was tuned, the calibration, the runs, the statistics."""
 
@@ -59,8 +70,10 @@ class Comparison:
         say: Callable[[str], None] = lambda _line: None,
         console: Console | None = None,
         executor: Executor | None = None,
+        allow_unverified: bool = False,
     ) -> None:
         self.recipe, self.say, self.console, self.executor = recipe, say, console, executor
+        self.allow_unverified = allow_unverified
         if recipe.compare is None:
             raise ConfigError("this recipe has no compare: section: list its arms and seeds there")
         self.config = recipe.compare
@@ -76,7 +89,10 @@ class Comparison:
         self.state_file = self.folder / "state.json"
         self.state: dict[str, Any] = {"tuned": {}, "equal_time": {}}
         if self.state_file.exists():
-            self.state = json.loads(self.state_file.read_text())
+            with suppress(
+                DamagedFile
+            ):  # torn: what was tuned and calibrated stands in complete runs, and is read again
+                self.state |= read_json(self.state_file)
 
     def _check(self) -> None:
         """What is wrong with the comparison itself is an error now, not after the runs."""
@@ -106,7 +122,7 @@ class Comparison:
         missing = []
         for keys in sharing.values():
             recipe = jobs[keys[0]][0]
-            if RunDirectory.of(recipe).status == "complete":
+            if is_done(recipe):
                 yield from ((key, RunDirectory.of(recipe)) for key in keys)
             else:
                 missing.append(self._task(recipe))
@@ -123,7 +139,7 @@ class Comparison:
 
     def _run_here(self, recipe: Recipe, label: str) -> RunDirectory:
         directory = RunDirectory.of(recipe)
-        if directory.status != "complete":
+        if not is_done(recipe):
             self.say(f"{label}: {directory.path}")
             return run(recipe, console=self.console)
         return directory
@@ -142,11 +158,26 @@ class Comparison:
         self._run_arms([name for name in self.arms if name not in self._equal_time_arms], runs)
         self._calibrate()
         self._run_arms(list(self._equal_time_arms), runs)
+        self._require_verified(runs)
         report = summarise(self.recipe, runs, self.state)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "comparison.json", json.dumps(report, indent=1))
         write_atomically(self.folder / "comparison.md", markdown(report))
         return report
+
+    def _require_verified(self, runs: Mapping[str, Mapping[int, RunDirectory]]) -> None:
+        """A verdict is about what was saved. Raises TrainingError naming runs that are not what they report."""
+        unverified = [
+            f"{name}, seed {seed} ({directory.path})"
+            for name, by_seed in runs.items()
+            for seed, directory in by_seed.items()
+            if not directory.verified
+        ]
+        if unverified and not self.allow_unverified:
+            raise TrainingError(
+                f"no verdict: {len(unverified)} runs are not verified, {unverified[0]} among them. `headgate verify` "
+                "says what differs; run them again, or judge them all the same with --allow-unverified"
+            )
 
     def _run_arms(self, names: Sequence[str], runs: dict[str, dict[int, RunDirectory]]) -> None:
         """The arms at every seed, all arms of a seed before the next seed."""

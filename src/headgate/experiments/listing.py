@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from headgate.errors import ConfigError
+from headgate.errors import CheckpointError, ConfigError
 from headgate.experiments.run_directory import RunDirectory, find_runs
+from headgate.files import read_json
 from headgate.methods.registry import method_class
 
 HEADGATE_CITATION = "@software{headgate2026,\n  title={Headgate: routed and gated fine-tuning of language models},\n  year={2026},\n  version={VERSION}\n}"
@@ -27,22 +27,33 @@ def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def run_row(directory: RunDirectory) -> dict[str, Any]:
-    """One flat row a run: where, status, name, seed, methods, and every number of its result."""
-    recipe = directory.recipe()
-    row: dict[str, Any] = {
-        "run": str(directory.path),
-        "status": directory.status,
-        "name": recipe.name,
-        "seed": recipe.seed,
-        "model": recipe.model.name_or_path,
-        "methods": "+".join(recipe.methods) or "none",
-    }
-    if directory.status == "complete":
-        result = directory.result()
-        for section in ("training", "evaluation"):
-            row.update({k: v for k, v in flatten(result[section], section) if isinstance(v, (int, float))})
-    elif directory.status == "failed":
-        row["error"] = json.loads((directory.path / "failed.json").read_text())["error"]
+    """One flat row a run: where, status, name, seed, methods, and every number of its result.
+
+    A run whose files are damaged has the status ``damaged`` and says what is: it hides no other run.
+    """
+    row: dict[str, Any] = {"run": str(directory.path), "status": "damaged"}
+    try:
+        recipe = directory.recipe_content()
+        row |= {
+            "status": directory.status,
+            "name": recipe.get("name"),
+            "seed": recipe.get("seed"),
+            "model": (recipe.get("model") or {}).get("name_or_path"),
+            "methods": "+".join(recipe.get("methods") or {}) or "none",
+        }
+        if row["status"] == "complete":
+            result = directory.result()
+            for section in ("training", "evaluation"):
+                numbers = flatten(result[section], section)
+                row.update({k: v for k, v in numbers if isinstance(v, (int, float))})
+            record = directory.verification()
+            row["verified"] = None if record is None else bool(record["verified"])
+        elif row["status"] == "failed":
+            row["error"] = read_json(directory.path / "failed.json").get("error", "unknown")
+        elif directory.result_file.exists():
+            row["error"] = directory.damage()
+    except (CheckpointError, KeyError, TypeError, AttributeError) as error:
+        row["error"] = str(error)
     return row
 
 
@@ -63,7 +74,7 @@ def difference(a: RunDirectory, b: RunDirectory) -> dict[str, dict[str, tuple[An
     found: dict[str, dict[str, tuple[Any, Any]]] = {}
     sections: dict[str, tuple[Any, Any]] = {
         "recipe": (a.recipe().model_dump(mode="json"), b.recipe().model_dump(mode="json")),
-        "environment": tuple(json.loads((d.path / "env.json").read_text()) for d in (a, b)),  # type: ignore[dict-item]
+        "environment": (a.environment(), b.environment()),
     }
     if a.status == b.status == "complete":
         sections["result"] = (a.result(), b.result())
@@ -76,6 +87,6 @@ def difference(a: RunDirectory, b: RunDirectory) -> dict[str, dict[str, tuple[An
 
 def citations(directory: RunDirectory) -> list[str]:
     """BibTeX of Headgate and of every method that the run used."""
-    version = json.loads((directory.path / "env.json").read_text())["versions"]["headgate"]
+    version = directory.environment()["versions"]["headgate"]
     methods = [method_class(name).citation for name in directory.recipe().methods]
     return [HEADGATE_CITATION.replace("VERSION", version), *methods]

@@ -27,6 +27,9 @@ def markdown(report: dict[str, Any]) -> str:
         cells += [f"{cost['steps']:.0f}", f"{cost['trained_tokens']:,.0f}", f"{seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
+    for name, arm in report["arms"].items():
+        if not arm.get("verified", True):
+            lines.append(f"- {name}: **not verified**: what was saved is not what is reported here.")
     for name, contrast in report["contrasts"].items():
         if contrast["detectable"] is not None and contrast["verdict"].startswith("no detectable"):
             lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,11 @@ from headgate.experiments.recipe import Recipe
 from headgate.methods.base import Method
 from headgate.methods.compose import MethodStack
 from headgate.methods.registry import build_method
-from headgate.methods.stage import Stage
+from headgate.methods.stage import Stage, schedule_stages
 from headgate.models.anatomy import describe
 from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
+from headgate.training.order import IN_ORDER, endless_order
 
 
 @dataclass
@@ -141,7 +143,11 @@ def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: Sequence[Met
 def _transformed(
     recipe: Recipe, rows: Any, prepare_rows: Callable[[Any], Any], methods: Sequence[Method]
 ) -> Any:
-    """Training data and stages; a method that rewrites the rows of its stages gives every stage its own data."""
+    """Training data and stages; a method that rewrites the rows of its stages gives every stage its own data.
+
+    What a method writes into a row may depend on when the row is read (a tag that fades), so the rows of such a stage
+    are laid out here in the order in which it reads them: one copy for each time that a row is read.
+    """
     stages = recipe.training.stages or MethodStack(methods).stages(recipe.training.learning_rate)
     changes = {s.name: [c for m in methods if (c := m.row_transform(s)) is not None] for s in stages}
     if not any(changes.values()):
@@ -150,13 +156,23 @@ def _transformed(
         raise ConfigError(
             "a method that rewrites rows by stage needs training.max_steps: epochs have no fixed end"
         )
-    made, count = {}, len(rows)
-    for stage in stages:
-        changed = list(rows)
+    per_step = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
+    made, ordered = {}, []
+    for scheduled in schedule_stages(stages, recipe.steps_given):
+        stage, count = scheduled.stage, scheduled.steps * per_step
+        if not changes[stage.name]:
+            made[stage.name] = prepare_rows(rows)
+            ordered.append(stage.model_copy(update={"data": stage.name}))
+            continue
+        reading = [
+            rows[i] for i in itertools.islice(endless_order(recipe.seed, stage.name, len(rows)), count)
+        ]
         for change in changes[stage.name]:
-            changed = [change(row, index, index / count) for index, row in enumerate(changed)]
-        made[stage.name] = prepare_rows(changed)
-    return made, [stage.model_copy(update={"data": stage.name}) for stage in stages]
+            reading = [change(row, place, place / count) for place, row in enumerate(reading)]
+        made[stage.name] = prepare_rows(reading)
+        options = {**stage.options, IN_ORDER: True}
+        ordered.append(stage.model_copy(update={"data": stage.name, "options": options}))
+    return made, ordered
 
 
 def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: Any) -> dict[str, Any]:

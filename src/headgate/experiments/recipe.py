@@ -44,7 +44,7 @@ class CompareConfig(StrictConfig):
     """
 
     seeds: list[int] = Field(default_factory=lambda: [42, 123, 456], min_length=1)
-    arms: dict[FileName, dict[str, Any]]
+    arms: dict[str, dict[str, Any]]
     tune: TuneConfig | None = None
     baseline: str | None = None
     metric: str | None = None

@@ -22,10 +22,9 @@ from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
+from headgate.experiments.untrained import attached_untrained
 from headgate.experiments.verification import failures, verification
 from headgate.files import write_atomically
-from headgate.methods.compose import MethodStack
-from headgate.models.anatomy import describe
 from headgate.training import checkpoint
 from headgate.training.order import Replay
 from headgate.training.telemetry import JsonlCallback
@@ -239,11 +238,7 @@ def attach_untrained(prepared: Prepared, directory: RunDirectory) -> list[dict[s
         trainer = make_trainer(prepared, directory, Console())
         trainer.evaluate()
         return list(trainer.state.log_history)
-    stack = MethodStack(prepared.methods)
-    stack.attach(describe(prepared.model))
-    stack.to(next(prepared.model.parameters()).device)
-    stack.eval()
-    object.__setattr__(prepared.model, "headgate_methods", stack)
+    attached_untrained(prepared.recipe, prepared.model)
     return []
 
 

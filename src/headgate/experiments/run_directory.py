@@ -23,6 +23,7 @@ from headgate.experiments.recipe_file import dump_recipe, recipe_from
 from headgate.files import digest, read_json, sync_tree, write_atomically, write_json
 from headgate.training.checkpoint import checkpoints
 
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Status = Literal["new", "complete", "partial", "failed"]
 
 
@@ -97,15 +98,19 @@ class RunDirectory:
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run. Raises CheckpointError where there is none, or a torn one."""
+        return recipe_from(self.recipe_content(), str(self.recipe_file))
+
+    def recipe_content(self) -> dict[str, Any]:
+        """The recipe as it stands in the file, not validated: of any version, and quick to read."""
         if not self.recipe_file.exists():
             raise CheckpointError(f"{self.path} is no run directory: it has no recipe.yaml")
         try:
-            content = yaml.safe_load(self.recipe_file.read_text())
+            content = yaml.load(self.recipe_file.read_bytes(), Loader=_SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DamagedFile(f"{self.recipe_file} is damaged ({str(error).splitlines()[0]})") from None
         if not isinstance(content, dict):
             raise DamagedFile(f"{self.recipe_file} is damaged: it holds no recipe")
-        return recipe_from(content, str(self.recipe_file))
+        return content
 
     def environment(self) -> dict[str, Any]:
         """Versions, hardware and command of the run."""
@@ -129,6 +134,12 @@ class RunDirectory:
             return read_json(self.verification_file)
         verified: dict[str, Any] | None = self.result().get("verification")
         return verified
+
+    @property
+    def verified(self) -> bool:
+        """Whether what the run saved was loaded again and measured to be what it reports."""
+        record = self.verification()
+        return record is not None and bool(record["verified"])
 
     @property
     def verification_file(self) -> Path:

@@ -29,19 +29,24 @@ class Interval:
 
 
 def paired_t(differences: Sequence[float], level: float = 0.95) -> Interval | None:
-    """Student's paired interval over seeds; None below three seeds: none is invented.
+    """Student's paired interval over seeds; None below three seeds or where they show no spread: none is invented.
 
-    Identical differences in every seed have no spread: the interval is that point.
+    Differences that are identical in every seed say nothing about the next seed: their zero spread is no estimate
+    (an arm that does not depend on the seed, or seeds that were one run), and a zero-width interval would be a claim.
     """
     n = len(differences)
-    if n < MINIMUM_SEEDS:
+    if n < MINIMUM_SEEDS or no_spread(differences):
         return None
     mean = float(np.mean(differences))
     error = float(np.std(differences, ddof=1)) / math.sqrt(n)
-    if error == 0:
-        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
     half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
     return Interval(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, n - 1)))
+
+
+def no_spread(differences: Sequence[float]) -> bool:
+    """Whether several differences agree to the last few digits: equal but for rounding."""
+    scale = max((abs(d) for d in differences), default=0.0)
+    return len(differences) > 1 and max(differences) - min(differences) <= 1e-12 * scale
 
 
 def crossed_bootstrap(
@@ -82,17 +87,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def brown_forsythe(a: Sequence[float], b: Sequence[float]) -> float:
-    """p-value of unequal spread (Levene's test around medians): for claims about stability, not about means."""
-    return float(stats.levene(a, b, center="median").pvalue)
-
-
 def detectable_over_seeds(
     differences: Sequence[float], power: float = 0.8, level: float = 0.95
 ) -> float | None:
-    """The difference that this many seeds with this spread would show with ``power``; None below three seeds."""
+    """The difference that this many seeds with this spread would show with ``power``; None without an interval."""
     n = len(differences)
-    if n < MINIMUM_SEEDS:
+    if n < MINIMUM_SEEDS or no_spread(differences):
         return None
     error = float(np.std(differences, ddof=1)) / math.sqrt(n)
     return float((stats.t.ppf(0.5 + level / 2, n - 1) + stats.t.ppf(power, n - 1)) * error)
@@ -110,10 +110,19 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
 
 
 def verdict(
-    interval: Interval | None, adjusted_p: float | None, *, higher_is_better: bool, unit: str = ""
+    interval: Interval | None,
+    adjusted_p: float | None,
+    *,
+    higher_is_better: bool,
+    differences: Sequence[float] = (),
+    unit: str = "",
 ) -> str:
-    """helps / hurts / no detectable difference (at most x), in words."""
+    """helps / hurts / no detectable difference (at most x), in words; why there is no interval, where there is none."""
     if interval is None:
+        if len(differences) >= MINIMUM_SEEDS and not any(differences):
+            return "no difference at any seed, and no spread to judge by"
+        if len(differences) >= MINIMUM_SEEDS:
+            return "no interval: the same difference at every seed, so no spread was observed"
         return "no interval: fewer than three seeds"
     p = interval.p if adjusted_p is None else adjusted_p
     if p < 0.05 and (interval.low > 0 or interval.high < 0):

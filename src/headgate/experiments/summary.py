@@ -109,6 +109,7 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
             "cost": _cost([results[seed]["training"] for seed in seeds]),
             "metrics": [results[seed]["evaluation"] for seed in seeds],
             "continual": _continual([results[seed].get("continual") for seed in seeds]),
+            "verified": all(directory.verified for directory in by_seed.values()),
             "runs": {str(seed): str(directory.path) for seed, directory in by_seed.items()},
             "tuned": state["tuned"].get(name),
             "equal_time": state["equal_time"].get(name),
@@ -143,7 +144,10 @@ def judged(
         interval = statistics.Interval(**one_contrast["t"]) if one_contrast["t"] else None
         one_contrast["holm_p"] = adjusted.get(name)
         one_contrast["verdict"] = statistics.verdict(
-            interval, adjusted.get(name), higher_is_better=metric.higher_is_better
+            interval,
+            adjusted.get(name),
+            higher_is_better=metric.higher_is_better,
+            differences=one_contrast["differences"],
         )
     return found
 

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headgate.errors import CheckpointError, ConfigError
+from headgate.errors import CheckpointError, ConfigError, DamagedFile
 from headgate.experiments.executors import Event, Executor, Task
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import dump_recipe, recipe_from, set_dotted
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep_table import describe, sweep_table, write_table
-from headgate.files import write_atomically
+from headgate.files import read_json, write_atomically
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,13 @@ class Sweep:
         """Create the folder. Raises CheckpointError where it holds another recipe's sweep."""
         planned = {"runs": list(self.by_key)}
         file = self.folder / "planned.json"
-        if file.exists() and json.loads(file.read_text()) != planned:
+        try:
+            other = file.exists() and read_json(file) != planned
+        except DamagedFile:
+            other = (
+                False  # torn by a crash: the folder's name says which runs it holds, and it is written again
+            )
+        if other:
             raise CheckpointError(
                 f"{self.folder} holds another recipe's sweep: choose another name or output_dir"
             )

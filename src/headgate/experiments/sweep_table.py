@@ -7,9 +7,11 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from headgate.errors import DamagedFile
 from headgate.experiments.listing import run_row
 from headgate.experiments.run_directory import RunDirectory
 from headgate.files import write_atomically
@@ -36,11 +38,10 @@ def sweep_table(name: str, runs: Sequence[tuple[Mapping[str, Any], RunDirectory,
     """``keys`` varied, ``runs`` (a row each), ``groups`` (mean and SD over seeds), ``versions`` of Headgate seen."""
     keys = list(dict.fromkeys(key for overrides, _, _ in runs for key in overrides))
     rows = [_row(overrides, directory, log) for overrides, directory, log in runs]
-    versions = {
-        json.loads((directory.path / "env.json").read_text())["versions"]["headgate"]
-        for _, directory, _ in runs
-        if (directory.path / "env.json").exists()
-    }
+    versions = set()
+    for _, directory, _ in runs:
+        with suppress(DamagedFile, KeyError):
+            versions.add(directory.environment()["versions"]["headgate"])
     return {"name": name, "keys": keys, "runs": rows, "groups": _groups(rows), "versions": sorted(versions)}
 
 
@@ -64,6 +65,7 @@ def _row(overrides: Mapping[str, Any], directory: RunDirectory, log: Path) -> di
         **place,
         "label": describe(overrides),
         "overrides": dict(overrides),
+        "verified": found.get("verified"),
         **({"error": error_text} if error_text else {}),
         "metrics": metrics,
     }
@@ -160,6 +162,11 @@ def markdown(table: Mapping[str, Any]) -> str:
     else:
         lines.append("No run is complete.")
     failed = [row for row in table["runs"] if row["status"] != "complete"]
+    unverified = [
+        row["label"] for row in table["runs"] if row["status"] == "complete" and not row.get("verified")
+    ]
+    if unverified:
+        lines += ["", f"Not verified (see `headgate verify`): {', '.join(unverified)}."]
     lines += [
         "",
         *(

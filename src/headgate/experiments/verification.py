@@ -26,9 +26,10 @@ from headgate.experiments.environment import environment
 from headgate.experiments.inputs import changed_inputs, input_digests
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
+from headgate.experiments.untrained import attached_untrained
 from headgate.files import digest, read_json
 from headgate.models.anatomy import MODEL_INPUTS
-from headgate.models.load import load_model
+from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
 from headgate.training.saved import load
 from headgate.training.validation import validation_metrics, validation_order, validation_sums
@@ -193,11 +194,12 @@ def _predictions_add_up(directory: RunDirectory, result: Mapping[str, Any]) -> I
 
 
 def _reload(directory: RunDirectory, recipe: Recipe) -> tuple[Any, Any]:
-    """What anybody gets who loads the run; the bare model where nothing was trained."""
+    """What anybody gets who loads the run; where nothing was trained, the model as its recipe makes it."""
     if directory.checkpoint.exists():
         return load(directory.path, device=recipe.model.device)
-    model, tokenizer = load_model(**recipe.model.model_dump())
-    return model.eval(), tokenizer
+    base, tokenizer = load_base(recipe.model, seed=recipe.seed)
+    model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
+    return attached_untrained(recipe, model).eval(), tokenizer
 
 
 def _validation_again(

@@ -50,6 +50,11 @@ class Method(nn.Module):
     """True where ``head_observer`` reads the head's errors: ``loss: auto`` is then chunked."""
 
     @property
+    def renormalizes(self) -> bool:
+        """Whether the gradient of a partly accepted window is divided by what was accepted, not by what was offered."""
+        return True
+
+    @property
     def reads_hidden(self) -> bool:
         """True where the method reads ``step.hidden``, what enters the head; some trainers' losses never show it."""
         return False
@@ -106,7 +111,8 @@ class Method(nn.Module):
     def row_transform(self, stage: Stage) -> Callable[[Mapping[str, Any], int, float], Any] | None:
         """A change of the normalised rows that a stage reads (a text prefix), or None.
 
-        The callable takes (row, index in the stage's data, share of the stage in [0, 1]) and returns a row.
+        The callable takes (row, place in the order in which the stage reads, share of the stage done, in [0, 1)) and
+        returns a row.
         """
         return None
 

@@ -286,7 +286,7 @@ class GatedTraining:
 
     @property
     def _renormalize(self) -> bool:
-        return all(getattr(method.config, "renormalize", True) for method in self.methods)
+        return all(method.renormalizes for method in self.methods)
 
     def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the model itself is called with: the methods' extra columns are left out."""

@@ -46,6 +46,17 @@ class LengthGroupedOrder(Sampler[int]):
             yield from batch
 
 
+IN_ORDER = "in_order"
+"""Stage option: the stage's rows lie in the order in which they are to be read."""
+
+
+def endless_order(seed: int, stage: str, rows: int) -> Iterator[int]:
+    """Indices of a stage's rows: pass after pass, each in an order of its own."""
+    for turn in itertools.count():
+        stream = generator(seed, turn, f"data_order.{stage}")
+        yield from torch.randperm(rows, generator=stream).tolist()
+
+
 @dataclass(frozen=True)
 class Replay:
     """Each row of a batch is one of an earlier skill with chance ``ratio``, from ``per_skill`` rows kept of each."""
@@ -84,12 +95,12 @@ class StreamOrder(Sampler[int]):
                     yield replayed[slot] if slot in replayed else next(own)
 
     def _own(self, scheduled: ScheduledStage) -> Iterator[int]:
-        """The stage's view, round and round."""
+        """The stage's view again and again, in a new order each time; or as it lies, where its order was prepared."""
         name = scheduled.stage.data
         view = self.views[name] if name is not None else range(max(v.stop for v in self.views.values()))
-        for turn in itertools.count():
-            stream = generator(self.seed, turn, f"data_order.{scheduled.name}")
-            yield from (view[i] for i in torch.randperm(len(view), generator=stream).tolist())
+        if scheduled.stage.options.get(IN_ORDER):
+            return itertools.cycle(view)
+        return (view[i] for i in endless_order(self.seed, scheduled.name, len(view)))
 
     def _earlier(self, scheduled: ScheduledStage) -> list[int]:
         """The rows kept of the other skills that came before."""

@@ -41,6 +41,10 @@ def load(path: str | Path, *, attach: bool = True, **model_options: Any) -> tupl
     folder = saved_folder(path)
     description = checkpoint.read_description(folder)
     base = {**description["model"], **model_options}
+    if not base.get("name_or_path"):
+        raise CheckpointError(
+            f"{folder} was trained on a model without a name: say where its base lies, load(path, name_or_path=...)"
+        )
     model, tokenizer = load_base(ModelConfig(**base), seed=description["seed"])
     if (folder / "adapter_config.json").exists():
         model = load_adapter(model, str(folder))

@@ -129,6 +129,7 @@ class SavedTraining:
             checkpoint.require_valid(resume_from_checkpoint)
         set_seed(self.args.seed)  # the data order follows from the seed, whatever drew random numbers before
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._tell_where_the_schedule_ended()
         return output._replace(training_loss=float(self.summed_loss) / max(self.state.global_step, 1))
 
     def _tell(self, message: str) -> None:

@@ -16,6 +16,11 @@ class ClockedScheduler:
         if self._ticks():
             self.inner.step(*args, **kwargs)
 
+    @property
+    def ticks_taken(self) -> int:
+        """Steps of the schedule's own clock so far."""
+        return int(self.inner.last_epoch)
+
     def get_last_lr(self) -> list[float]:
         return list(self.inner.get_last_lr())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -88,6 +89,21 @@ class StagedTraining:
             self.lr_scheduler = ClockedScheduler(inner, self._clock_ticks)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _tell_where_the_schedule_ended(self) -> None:
+        """On the accepted clock a schedule ends early: its last rate is then no small one, which nobody would guess."""
+        if self.schedule_clock != "accepted" or self.curriculum is None or self.lr_scheduler is None:
+            return
+        planned, taken = self.curriculum.current.steps, self.lr_scheduler.ticks_taken
+        peaks = self.lr_scheduler.inner.base_lrs
+        if taken < planned and peaks and max(peaks) > 0:
+            share = max(self.lr_scheduler.get_last_lr()) / max(peaks)
+            warnings.warn(
+                f"schedule_clock: accepted: the schedule stands at {taken} of {planned} steps, since the other windows "
+                f"accepted nothing; training ends at {share:.0%} of the peak learning rate, without its decay. "
+                "schedule_clock: offered decays over the whole run",
+                stacklevel=2,
+            )
 
     def _clock_ticks(self) -> bool:
         return self.schedule_clock == "offered" or self.window.accepted > 0

@@ -171,7 +171,7 @@ def _memory(report: Report, say: Say, tokens: int, gate_tokens: int) -> None:
     sketcher = HeadSketcher(hidden_size, LARGE_VOCABULARY, 512)
     without = peak_bytes(lambda: chunked_head_loss(long, weight, long_labels))
     watched = peak_bytes(lambda: chunked_head_loss(long, weight, long_labels, observers=(sketcher.observe,)))
-    gate = BackwardGate(d_hidden=hidden_size, vocab_size=LARGE_VOCABULARY)
+    gate = BackwardGate(d_hidden=hidden_size, vocab_size=LARGE_VOCABULARY, burn_in=0)
     state = sum(t.numel() * t.element_size() for t in gate.state_dict().values()) / 2**20
     total = max(0.0, (watched - without) / 2**20) + state
     say(f"gate at V=152k, {gate_tokens} tokens: state {state:.1f} MiB, in all {total:.1f} MiB")

@@ -51,7 +51,9 @@ class BackwardGateConfig(StrictConfig):
         replay: ``[accepted, offered]`` of a recorded run: random accepts exactly as many.
         profitability, cost_ratio: the switch of grad_norm_bound; rho = backward / forward cost.
         reweight, max_weight: inverse acceptance probability on the loss, clipped.
-        renormalize: gradients of a window divided by its accepted tokens. forward: double repeats the
+        renormalize: gradients of a window divided by its accepted tokens; None: where the accepted losses carry no
+            weights of their own. Weighted losses (ipw, infobatch) already sum to the whole window's in
+            expectation: dividing again would multiply them by offered / accepted. forward: double repeats the
             original's second forward.
         memory, rescore_every, memory_slots: remember rejected examples over epochs.
         score_layer: decide after this block, through the final norm and head. granularity, pool_factor:
@@ -87,7 +89,7 @@ class BackwardGateConfig(StrictConfig):
     cost_ratio: float = Field(default=1.0, gt=0)
     reweight: Literal["none", "ipw"] = "none"
     max_weight: float = Field(default=10.0, ge=1)
-    renormalize: bool = True
+    renormalize: bool | None = None
     forward: Literal["single", "double"] = "single"
     memory: bool = False
     rescore_every: int = Field(default=3, ge=1)
@@ -125,6 +127,11 @@ class BackwardGateConfig(StrictConfig):
                 raise ValueError(
                     f"replay={[accepted, offered]} must be [accepted, offered], accepted <= offered"
                 )
+        if self.renormalize and self.weighted:
+            weights = "reweight: ipw" if self.reweight == "ipw" else "score: infobatch"
+            raise ValueError(
+                f"renormalize: true over {weights} corrects twice for what was left out: leave renormalize out"
+            )
         if self.score == "token" and self.score_layer is not None:
             raise ValueError("score: token acts at the head and takes no score_layer: remove one of them")
         if self.granularity == "sequence":
@@ -133,6 +140,16 @@ class BackwardGateConfig(StrictConfig):
             if clash:
                 raise ValueError(f"granularity: sequence cannot be combined with {', '.join(clash)}")
         return self
+
+    @property
+    def weighted(self) -> bool:
+        """Whether accepted losses are weighted by their inverse acceptance probability."""
+        return self.reweight == "ipw" or self.score == "infobatch"
+
+    @property
+    def renormalizes(self) -> bool:
+        """Whether a window's gradient is divided by what was accepted of it."""
+        return not self.weighted if self.renormalize is None else self.renormalize
 
     def resolved_burn_in(self, max_steps: int) -> int:
         """Optimizer steps that always accept, in a run of ``max_steps``."""

@@ -80,6 +80,16 @@ class BackwardGate(PlainLoop, Method):
             self.check_run(total_steps)
         if (d_hidden is None) != (vocab_size is None):
             raise ConfigError("BackwardGate in a loop of your own needs both d_hidden= and vocab_size=")
+        if (
+            d_hidden is not None
+            and total_steps == 0
+            and settings.burn_in is None
+            and settings.target_acceptance < 1
+        ):
+            raise ConfigError(
+                "BackwardGate in a loop of your own needs total_steps= (optimizer steps of the run), of which burn_in is "
+                "a tenth, or burn_in= itself: until then every batch is accepted"
+            )
         if d_hidden is not None and vocab_size is not None:
             self._build(d_hidden, vocab_size)
             self.to(device or "cpu")
@@ -147,13 +157,10 @@ class BackwardGate(PlainLoop, Method):
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any]) -> BackwardGate:
-        return cls(
-            build_config(cls.Config, structure["config"]),
-            d_hidden=structure["d_hidden"],
-            vocab_size=structure["vocab_size"],
-            total_steps=structure["max_steps"],
-            seed=structure["seed"],
-        )
+        method = cls(build_config(cls.Config, structure["config"]), seed=structure["seed"])
+        method.max_steps = structure["max_steps"]
+        method._build(structure["d_hidden"], structure["vocab_size"])
+        return method
 
     def restore(self, structure: Mapping[str, Any]) -> None:
         refuse_changed(structure["config"], self.structure()["config"])
@@ -223,6 +230,15 @@ class BackwardGate(PlainLoop, Method):
         if self.anatomy is None:
             raise ConfigError("granularity: sequence needs a model: call gate.attach(describe(model))")
         return evidence.of_sequences(self._core(), self.anatomy, batch)
+
+    @property
+    def renormalizes(self) -> bool:
+        settings: BackwardGateConfig = self.config
+        return settings.renormalizes
+
+    @property
+    def reads_hidden(self) -> bool:
+        return True
 
     def head_observer(self, step: Step) -> Callable[[HeadChunk], Tensor | None] | None:
         if not self._active or self.config.score_layer is not None:

@@ -110,7 +110,7 @@ def probability(
 
 def weight(config: BackwardGateConfig, p: float) -> float:
     """The factor on an accepted loss. InfoBatch rescales by its rule; others only with ``reweight: ipw``."""
-    if config.reweight == "ipw" or config.score == "infobatch":
+    if config.weighted:
         return min(config.max_weight, 1 / max(p, 1e-6))
     return 1.0
 

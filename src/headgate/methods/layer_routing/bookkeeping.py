@@ -122,9 +122,13 @@ def warn_of_unmet_budget(method: LayerRouting) -> None:
 class Tally:
     """Open gates on the real tokens of one validation, counted on the device: one sum a batch."""
 
-    def __init__(self) -> None:
-        self.tokens: Tensor | int = 0
-        self.opened: Tensor | int = 0
+    def __init__(self, tokens: int = 0, opened: Sequence[int] | None = None) -> None:
+        self.tokens: Tensor | int = tokens
+        self.opened: Tensor | int = 0 if opened is None else torch.tensor(opened)
+
+    def counts(self) -> tuple[int, list[int] | None]:
+        """Real tokens, and of each gate how many of them it was open for; JSON."""
+        return int(self.tokens), self.opened.tolist() if isinstance(self.opened, Tensor) else None
 
     def add(self, route: Route) -> None:
         valid = route.context.valid

@@ -70,6 +70,10 @@ class LayerRouting(RoutedForward, Method):
         self.warm: Tensor
         self.fixed: Tensor
 
+    @property
+    def reads_hidden(self) -> bool:
+        return bool(self.config.kd)
+
     # -- installation ---------------------------------------------------------------------------------
     def _build(self, hidden_size: int, num_blocks: int) -> None:
         config = self.config
@@ -137,12 +141,20 @@ class LayerRouting(RoutedForward, Method):
         return {ROUTER: self.config.router_lr} if self.config.policy in LEARNED else {}
 
     def structure(self) -> dict[str, Any]:
-        return {**super().structure(), "hidden_size": self.hidden_size, "num_blocks": self.num_blocks}
+        """Config and sizes, and what the last validation counted: a run's summary follows from saved state alone."""
+        sizes = {"hidden_size": self.hidden_size, "num_blocks": self.num_blocks}
+        counts = [[skill, *tally.counts()] for skill, tally in self._tallies.items()]
+        return {**super().structure(), **sizes, "validation": counts}
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        counts = structure.get("validation", [])
+        self._tallies = {skill: Tally(tokens, opened) for skill, tokens, opened in counts}
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any]) -> LayerRouting:
         method = cls(build_config(cls.Config, structure["config"]))
         method._build(structure["hidden_size"], structure["num_blocks"])
+        method.restore(structure)
         return method
 
     # -- training ---------------------------------------------------------------------------------------
