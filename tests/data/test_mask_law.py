@@ -44,7 +44,14 @@ TURNS = [
     {"role": "user", "content": "And code?"},
     {"role": "assistant", "content": CODE.strip("\n")},
 ]
-CHATS = [(CHATML, "assistant"), (CHATML, "completion"), (MARKED, "assistant"), (MARKED, "completion")]
+CHATS = [
+    (CHATML, "all"),
+    (MARKED, "all"),
+    (CHATML, "assistant"),
+    (CHATML, "completion"),
+    (MARKED, "assistant"),
+    (MARKED, "completion"),
+]
 
 
 def tokens_off(tokenizer, row, loss_on="completion"):
@@ -82,8 +89,10 @@ def test_no_token_is_off(name):
 def test_no_token_of_a_conversation_is_off(name, template, loss_on, monkeypatch):
     tokenizer = family(name)
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    found = tokens_off(tokenizer, {"messages": TURNS}, loss_on)
+    row = {"messages": TURNS}
+    found = tokens_off(tokenizer, row, loss_on)
     assert found is None or found[0] == 0
+    assert mask_difference(row, encode_rows([row], tokenizer, loss_on)[0], tokenizer, loss_on) is None
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "without words" not in name])
