@@ -44,7 +44,14 @@ TURNS = [
     {"role": "user", "content": "And code?"},
     {"role": "assistant", "content": CODE.strip("\n")},
 ]
-CHATS = [(CHATML, "assistant"), (CHATML, "completion"), (MARKED, "assistant"), (MARKED, "completion")]
+CHATS = [
+    (CHATML, "all"),
+    (MARKED, "all"),
+    (CHATML, "assistant"),
+    (CHATML, "completion"),
+    (MARKED, "assistant"),
+    (MARKED, "completion"),
+]
 
 
 def tokens_off(tokenizer, row, loss_on="completion"):
@@ -82,8 +89,10 @@ def test_no_token_is_off(name):
 def test_no_token_of_a_conversation_is_off(name, template, loss_on, monkeypatch):
     tokenizer = family(name)
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    found = tokens_off(tokenizer, {"messages": TURNS}, loss_on)
+    row = {"messages": TURNS}
+    found = tokens_off(tokenizer, row, loss_on)
     assert found is None or found[0] == 0
+    assert mask_difference(row, encode_rows([row], tokenizer, loss_on)[0], tokenizer, loss_on) is None
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "without words" not in name])
@@ -141,3 +150,27 @@ def test_a_tokenizer_without_an_end_trains_the_completion_alone():
     bare = PreTrainedTokenizerFast(tokenizer_object=family("gpt2").backend_tokenizer)
     encoded = encode(ROWS[0], bare)
     assert bare.decode([label for label in encoded["labels"] if label != IGNORED]).strip() == "5"
+
+
+def law_table() -> str:
+    """Tokenizer x template: rows compared, tokens, tokens off. ``python -m tests.data.test_mask_law`` prints it."""
+    lines = ["| tokenizer | template | rows | tokens | off |", "|---|---|---|---|---|"]
+    for name in FAMILIES:
+        tokenizer = family(name)
+        cases = [("none", None, "completion", ROWS)]
+        cases += [
+            (label, template, loss_on, [{"messages": TURNS}])
+            for label, template in (("ChatML", CHATML), ("marked", MARKED))
+            for loss_on in ("assistant", "completion")
+        ]
+        for label, template, loss_on, rows in cases:
+            tokenizer.chat_template = template
+            found = [f for row in rows if (f := tokens_off(tokenizer, row, loss_on)) is not None]
+            tokens, off = sum(count for _, count in found), sum(wrong for wrong, _ in found)
+            lines.append(f"| {name} | {label}, {loss_on} | {len(found)} | {tokens} | {off} |")
+        tokenizer.chat_template = None
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(law_table())

@@ -79,3 +79,38 @@ def test_a_list_of_sources_is_prepared_source_by_source(tmp_path, word_tokenizer
 def test_bad_mixtures(train, message):
     with pytest.raises(ValueError, match=message):
         DataConfig.model_validate({"train": train})
+
+
+def test_a_resumed_mixture_is_bitwise_the_uninterrupted_one(tmp_path):
+    """Past an epoch's end too: 24 rows, batches of 4, ten steps; resumed at 3 and at 8."""
+    import torch
+    from datasets import Dataset
+
+    from headgate.data.collation import Collator
+    from headgate.models.load import load_model
+    from headgate.training.trainer import HeadgateTrainer
+    from tests.training.arguments import arguments_in
+
+    stream = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, 1000, (8 + i % 5,), generator=stream).tolist() for i in range(24)]
+    rows = Dataset.from_list([{"input_ids": row, "labels": row, "length": len(row)} for row in ids])
+    rows.mixture = Mixture([1.0, 2.0], [16, 8])
+
+    def trainer(folder):
+        model, tokenizer = load_model("random:llama", lora={"dropout": 0.1}, seed=1, device="cpu")
+        arguments = arguments_in(
+            tmp_path / folder, max_steps=10, per_device_train_batch_size=4, learning_rate=1e-2, save_steps=1, seed=5
+        )  # fmt: skip
+        return HeadgateTrainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=Collator(tokenizer.pad_token_id)
+        )
+
+    def trained(one):
+        return {name: p.detach().clone() for name, p in one.named_trainable.items()}
+
+    whole = trainer("whole")
+    whole.train()
+    for at in (3, 8):
+        again = trainer(f"again-{at}")
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
+        assert all(torch.equal(value, trained(whole)[name]) for name, value in trained(again).items())

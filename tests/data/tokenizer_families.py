@@ -53,7 +53,10 @@ def _byte_level(
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
-        corpus(), trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIAL, initial_alphabet=alphabet)
+        corpus(),
+        trainers.BpeTrainer(
+            vocab_size=700, show_progress=False, special_tokens=SPECIAL, initial_alphabet=alphabet
+        ),
     )
     trimmed = processors.ByteLevel(trim_offsets=trim, add_prefix_space=prefix)
     inner.post_processor = processors.Sequence([trimmed, _post(bos, eos)]) if bos or eos else trimmed
@@ -81,7 +84,9 @@ def _sentencepiece(*, prepend: bool = True, bos: bool = True, eos: bool = False)
     inner.normalizer = normalizers.Sequence(steps)
     inner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # training in words; taken away below
     plain = [text for text in corpus() if text.isascii()]
-    inner.train_from_iterator(plain, trainers.BpeTrainer(vocab_size=900, special_tokens=SPECIAL + BYTES))
+    inner.train_from_iterator(
+        plain, trainers.BpeTrainer(vocab_size=900, show_progress=False, special_tokens=SPECIAL + BYTES)
+    )
     inner.pre_tokenizer = None  # type: ignore[assignment]
     inner.decoder = decoders.Sequence(
         [
@@ -99,7 +104,9 @@ def _metaspace(scheme: str) -> Tokenizer:
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)  # type: ignore[arg-type]
     inner.decoder = decoders.Metaspace(prepend_scheme=scheme)  # type: ignore[arg-type]
-    inner.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=900, special_tokens=SPECIAL))
+    inner.train_from_iterator(
+        corpus(), trainers.BpeTrainer(vocab_size=900, show_progress=False, special_tokens=SPECIAL)
+    )
     inner.post_processor = _post(False, True)
     return inner
 
@@ -109,7 +116,10 @@ def _unigram() -> Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
     inner.train_from_iterator(
-        corpus(), trainers.UnigramTrainer(vocab_size=600, special_tokens=SPECIAL, unk_token="<unk>")
+        corpus(),
+        trainers.UnigramTrainer(
+            vocab_size=600, show_progress=False, special_tokens=SPECIAL, unk_token="<unk>"
+        ),
     )
     inner.post_processor = _post(False, True)
     return inner
@@ -120,7 +130,9 @@ def _wordpiece() -> Tokenizer:
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    inner.train_from_iterator(corpus(), trainers.WordPieceTrainer(vocab_size=900, special_tokens=SPECIAL))
+    inner.train_from_iterator(
+        corpus(), trainers.WordPieceTrainer(vocab_size=900, show_progress=False, special_tokens=SPECIAL)
+    )
     inner.post_processor = _post(True, True)
     return inner
 
@@ -137,7 +149,9 @@ def _characters() -> Tokenizer:
 def _words() -> Tokenizer:
     inner = Tokenizer(models.WordLevel(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.train_from_iterator(corpus(), trainers.WordLevelTrainer(vocab_size=3000, special_tokens=SPECIAL))
+    inner.train_from_iterator(
+        corpus(), trainers.WordLevelTrainer(vocab_size=3000, show_progress=False, special_tokens=SPECIAL)
+    )
     return inner
 
 

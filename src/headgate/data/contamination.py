@@ -93,4 +93,5 @@ def _asking(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     if not isinstance(rows, datasets.Dataset):
         return rows
     wanted = [name for name in ("messages", "prompt", "text", "completion") if name in rows.column_names]
-    return rows.select_columns(wanted)
+    chosen: Iterable[Mapping[str, Any]] = rows.select_columns(wanted)
+    return chosen

@@ -6,6 +6,7 @@ what is expected is the source passed through the same tokenizer, and only what 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,18 +28,23 @@ def check_masks(
     for place in places:
         difference = mask_difference(rows[place], encoded[place], tokenizer, loss_on)
         if difference is not None:
-            trained, source = difference
-            raise DataError(
+            trained, source, spelled = difference
+            message = (
                 f"row '{rows[place].get('example_id', '?')}': the trained tokens read {_short(trained)}, the source "
                 f"{_short(source)}: the offsets of {type(tokenizer).__name__} cannot be trusted; use another tokenizer"
             )
+            if spelled:
+                raise DataError(message)
+            warnings.warn(
+                message, stacklevel=2
+            )  # a tokenizer that changes its text cannot be compared to the letter
     return len(places)
 
 
 def mask_difference(
     row: Mapping[str, Any], encoded: EncodedRow, tokenizer: Any, loss_on: str
-) -> tuple[str, str] | None:
-    """(what is trained, what should be), or None where they agree."""
+) -> tuple[str, str, bool] | None:
+    """(what is trained, what should be, whether this tokenizer spells the row exactly), or None where they agree."""
     text, spans, chat = render(row, tokenizer, loss_on)
     backend = encoder(tokenizer)
 
@@ -46,24 +52,28 @@ def mask_difference(
         return str(backend.decode(list(ids), skip_special_tokens=False))
 
     eos = tokenizer.eos_token_id
-    whole = decode(_content(encoded, 0, len(encoded.ids), None if chat else eos, backend))
+    whole = decode(_content(encoded, 0, len(encoded.ids), eos, backend, chat))
     lossless = whole.lstrip(" ") == text.lstrip(" ")
     for (low, high), (start, stop) in zip(spans, encoded.ranges):
-        ids = _content(encoded, start, stop, None if chat else eos, backend)
+        ids = _content(encoded, start, stop, eos, backend, chat)
         trained = decode(ids)
         source = text[low:high]
         if not lossless:
             source = decode(backend.encode(source, add_special_tokens=False).ids)
         if not _agree(trained, source, len(decode(ids[:1])), lossless):
-            return trained, source
+            return trained, source, lossless
     if len(encoded.ranges) < len([span for span in spans if text[span[0] : span[1]].strip()]):
-        return "", text[spans[-1][0] : spans[-1][1]]
+        return "", text[spans[-1][0] : spans[-1][1]], lossless
     return None
 
 
-def _content(encoded: EncodedRow, start: int, stop: int, eos: int | None, backend: Any) -> list[int]:
-    """The ids of a range without the end of sequence that was added after the text."""
+def _content(
+    encoded: EncodedRow, start: int, stop: int, eos: int | None, backend: Any, chat: bool
+) -> list[int]:
+    """The ids of a range without what was put around the text; a chat template writes that itself."""
     ids: list[int] = encoded.ids[start:stop].tolist()
+    if chat:
+        return ids
     if eos is not None and stop == len(encoded.ids) and ids and ids[-1] == eos:
         ids = ids[:-1]
     if start == 0:

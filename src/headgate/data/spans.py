@@ -60,8 +60,8 @@ def token_ranges(encoding: Any, spans: Sequence[Span]) -> list[Span]:
     first, stop = edges(encoding)
     ranges: list[Span] = []
     for low, high in spans:
-        begin = _bisect(encoding, first, stop, lambda start, end, low=low: end > low)  # type: ignore[misc]
-        end = _bisect(encoding, begin, stop, lambda start, end, high=high: start >= high)  # type: ignore[misc]
+        begin = _bisect(encoding, first, stop, lambda start, end, low=low: end > low)
+        end = _bisect(encoding, begin, stop, lambda start, end, high=high: start >= high)
         if ranges and begin < ranges[-1][1]:
             begin = ranges[-1][1]
         if end > begin:
