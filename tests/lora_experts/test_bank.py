@@ -131,7 +131,6 @@ def test_experts_are_held_once() -> None:
     assert sum(storages.values()) == whole == sum(p.nbytes for p in bank.parameters())
 
 
-
 def mixture() -> Mixture:
     gates = torch.full((1, 1, 2), 0.5, dtype=torch.float64)
     return Mixture(("1", "10"), Gates(gates, gates), gates, gates)

@@ -84,19 +84,19 @@ def test_exported_experts_are_plain_peft_and_equal_the_routed_model(saved: Path,
         torch.testing.assert_close(
             logits_of(plain, **batch), logits_of(method_model, **batch), atol=1e-5, rtol=1e-4
         )
-    weights = usage_weights(method)
+    weights = usage_weights(method.experts)
     assert sum(weights.values()) == pytest.approx(1)
-    for site, (down, up) in concatenated(method, weights).items():
+    for site, (down, up) in concatenated(method.experts, weights).items():
         wanted = sum(
             weights[info.number] * info.scale * expert.up.T @ expert.down
-            for info in method.roster
-            if (expert := method.bank(site).expert(info.name))
+            for info in method.experts.roster
+            if (expert := method.experts.bank(site).expert(info.name))
         )
         torch.testing.assert_close(up.T @ down, wanted, atol=1e-6, rtol=1e-5)
     mixture = peft.PeftModel.from_pretrained(model_of()[0], str(tmp_path / "out" / "mixture")).eval()
     config = mixture.peft_config["default"]
     assert config.r == 2 + 3 + 3 and config.lora_alpha == config.r
-    method.set_routing(mixtures(method)["mixture by usage in training"])
+    method.set_routing(mixtures(method.experts)["mixture by usage in training"])
     torch.testing.assert_close(
         logits_of(mixture, **batch), logits_of(method_model, **batch), atol=1e-5, rtol=1e-4
     )
@@ -155,12 +155,12 @@ def test_the_best_single_merge_comes_with_its_measured_loss(run_folder: Path, tm
     (method,) = model.headgate_methods
     base, _ = load_model("embedded", lora=None, device="cpu")
     losses = dict(n.removeprefix("validation loss, ").split(": ") for n in done.notes[:-1])
-    assert set(losses) == {"routed", *mixtures(method), "expert 0 alone", "expert 1 alone"}
+    assert set(losses) == {"routed", *mixtures(method.experts), "expert 0 alone", "expert 1 alone"}
     rows = validation_rows(RunDirectory(run_folder).recipe())
     assert sorted(rows) == ["farm", "sports"]
     plain = peft.PeftModel.from_pretrained(base, str(tmp_path / "out" / "mixture")).eval()
     again = [perplexity(plain, tokenizer, part, length=192)[0]["loss"] for part in rows.values()]
-    best = min(float(losses[name]) for name in mixtures(method))
+    best = min(float(losses[name]) for name in mixtures(method.experts))
     assert sum(again) / 2 == pytest.approx(best, abs=2e-4)
 
 

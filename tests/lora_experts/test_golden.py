@@ -44,7 +44,9 @@ def doubling(folder: Path) -> Any:
         freeze_first=["q_proj"],
     )
     evaluation = make_rows(8, seed=9)
-    return trainer_of(folder, method, max_steps=20, eval_dataset=evaluation, eval_strategy="steps", eval_steps=2)
+    return trainer_of(
+        folder, method, max_steps=20, eval_dataset=evaluation, eval_strategy="steps", eval_steps=2
+    )
 
 
 def replayed(folder: Path) -> Any:
@@ -73,7 +75,9 @@ def by_look(folder: Path) -> Any:
 
 RUNS: dict[str, Callable[[Path], Any]] = {
     "learned": stream(gate_projection=3, orthogonality=0.1, kd_weight=0.1),
-    "learned, per site": stream(router_sites="per_site", features="block 1", entropy_token=0.1, capacity_factor=0.5),
+    "learned, per site": stream(
+        router_sites="per_site", features="block 1", entropy_token=0.1, capacity_factor=0.5
+    ),
     "learned, by document": stream(granularity="sequence", prefix_tokens=4, freeze_others=False),
     "prepass": stream(features="prepass", top_1_after=1),
     "prototype": stream(router="prototype"),

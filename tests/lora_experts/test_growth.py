@@ -83,7 +83,11 @@ def test_rank_doubling_and_freezing_inside_a_skill(tmp_path: Path) -> None:
             def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
                 adam = {id(p): int(s["step"]) for p, s in optimizer.state.items()}
                 steps = {n: adam.get(id(p)) for n, p in method.named_parameters() if p.requires_grad}
-                seen[state.global_step] = method.roster.info(0).rank, steps, optimizer.param_groups[0]["lr"]
+                seen[state.global_step] = (
+                    method.experts.roster.info(0).rank,
+                    steps,
+                    optimizer.param_groups[0]["lr"],
+                )
 
         trainer.add_callback(Watch())
         return trainer
@@ -115,6 +119,6 @@ def test_an_undecided_skill_trains_the_nearest_expert_or_is_refused(tmp_path: Pa
                 trainer.train()
         else:
             trainer.train()
-            assert len(method.roster) == 1
-            assert [d["kind"] for d in method.decisions] == ["undecided"] * 3
-            assert method.decisions[0]["n"] == 64
+            assert len(method.experts.roster) == 1
+            assert [d["kind"] for d in method.stream.decisions] == ["undecided"] * 3
+            assert method.stream.decisions[0]["n"] == 64

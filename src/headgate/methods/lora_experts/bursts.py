@@ -128,9 +128,9 @@ class NoveltyBuffer(FixedPrecision):
         if sizes.max() < self.least:
             return None
         chosen = torch.from_numpy(labels == sizes.argmax())
-        found = Burst(self.ids[chosen], self.waiting[chosen], self.documents[chosen], self.arrived[chosen])
+        burst = Burst(self.ids[chosen], self.waiting[chosen], self.documents[chosen], self.arrived[chosen])
         self._take(~chosen)
-        return found
+        return burst
 
     def structure(self) -> dict[str, Any]:
         return {"waiting": len(self), "length": self.documents.shape[1], "offered": self.offered}

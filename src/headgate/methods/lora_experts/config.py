@@ -42,7 +42,7 @@ class LoraExpertsConfig(StrictConfig):
         kd_on: ``batch``: on all tokens; ``replayed``: on rows of earlier skills only (``data.replay``), as planned.
         gate_projection: directions of earlier skills' features along which the router no longer changes.
         spawn: when an expert appears; see spawn.py.
-        burst: novel documents inside a skill, alike among themselves, that make an expert of their own (watching.py);
+        burst: novel documents inside a skill, alike among themselves, that make an expert of their own (watch.py);
             None: only boundaries are looked at. Needs ``spawn.policy: novelty``; one more forward a batch.
         freeze_others: at a new skill, freeze all experts but the one that trains.
         freeze_after: evaluations without gain after which an expert's ``freeze_first`` linears are frozen, and after

@@ -39,7 +39,7 @@ class Phase:
 def phase_of(config: LoraExpertsConfig, roster: Roster, training: bool, without: Sequence[int] = ()) -> Phase:
     """The phase of a forward; ``training``: one step older than what was accepted. ``without``: left out."""
     ages = [age + training for age in roster.age.tolist()]
-    maturity = roster.maturity(ages, config.maturity_steps)
+    maturity = roster.maturity(config.maturity_steps, ahead=int(training))
     there = [i for i, m in enumerate(maturity) if m > 0 and roster.infos[i].number not in without]
     if config.router == "sum":
         maturity = [1.0] * len(maturity)

@@ -1,0 +1,285 @@
+"""ExpertSet: the experts of a model, their factors at every site, their router rows, and what each has been through.
+
+Nothing here changes what the model computes at that moment, except eviction and merging, which say so. Both check all
+that they need before they write anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from headgate.errors import ConfigError
+from headgate.methods.lora_experts.config import LoraExpertsConfig
+from headgate.methods.lora_experts.roster import ExpertInfo, Roster
+from headgate.methods.lora_experts.routers import RouterSet
+from headgate.methods.lora_experts.targets import is_target
+from headgate.modules.expert_bank import ExpertBank, LowRankExpert
+from headgate.ops.expert_merging import Factors, merged
+from headgate.ops.randomness import generator
+
+Sizes = Mapping[str, Sequence[int]]
+
+
+class ExpertSet(nn.Module):
+    """``roster``: who there is. ``banks``: a bank per site. ``routers``: their rows. ``current``: who trains.
+
+    ``on_removal`` is called with an expert that goes and the one that takes over from it (None: nobody does), so that
+    whoever keeps something by expert keeps up.
+    """
+
+    def __init__(self, config: LoraExpertsConfig) -> None:
+        super().__init__()
+        self.config, self.seed, self.hidden_size = config, 0, 0
+        self.roster = Roster()
+        self.banks = nn.ModuleDict()
+        self.routers = RouterSet(config)
+        self.current = 0
+        self.on_removal: Callable[[int, int | None], None] = lambda number, heir: None
+
+    def build(self, sizes: Sizes, hidden_size: int, seed: int) -> None:
+        """Room for experts on linears of these sizes; no expert yet. Raises ConfigError for a site that is not there."""
+        config, self.hidden_size, self.seed = self.config, hidden_size, seed
+        for site, (in_features, out_features) in sizes.items():
+            self.banks[site] = ExpertBank(in_features, out_features)
+        self.routers.build(sizes, hidden_size)
+        if config.freeze_first:
+            self.sites_named(config.freeze_first)
+
+    # -- what there is ----------------------------------------------------------------------------------
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Width in and out of every site's linear."""
+        return {site: (self.bank(site).in_features, self.bank(site).out_features) for site in self.banks}
+
+    def bank(self, site: str) -> ExpertBank:
+        bank = self.banks[site]
+        assert isinstance(bank, ExpertBank)
+        return bank
+
+    def number_of(self, expert: int | str) -> int:
+        """The expert's number, from a number or a skill's name. Raises ConfigError with what there is."""
+        text = str(expert)
+        if text.isdigit() and any(info.number == int(text) for info in self.roster):
+            return int(text)
+        number = self.roster.serving(text)
+        if number is None:
+            skills = sorted(skill for info in self.roster for skill in info.skills)
+            raise ConfigError(
+                f"there is no expert {expert!r}: experts are {[info.number for info in self.roster]}"
+                + (f", skills {', '.join(skills)}" if skills else "")
+            )
+        return number
+
+    def parts(self, number: int) -> Iterator[LowRankExpert]:
+        """An expert's factors, site by site."""
+        name = self.roster.info(number).name
+        return (self.bank(site).expert(name) for site in self.banks)
+
+    def live_factors(self, number: int) -> list[nn.Parameter]:
+        return [parameter for part in self.parts(number) for parameter in part.parameters()]
+
+    def factors(self, number: int) -> list[Factors]:
+        """Of an expert at every site, its scale in ``up``."""
+        scale = self.roster.info(number).scale
+        return [(part.down.detach().float(), part.up.detach().float() * scale) for part in self.parts(number)]
+
+    def size(self, rank: int) -> int:
+        """Numbers in an expert of this rank."""
+        return sum(rank * (inputs + outputs) for inputs, outputs in self.sizes.values())
+
+    def total_size(self) -> int:
+        return sum(self.size(info.rank) for info in self.roster)
+
+    def mature(self) -> list[int]:
+        maturity = self.roster.maturity(self.config.maturity_steps)
+        return [info.number for info, m in zip(self.roster, maturity, strict=True) if m >= 1]
+
+    def sites_named(self, targets: Sequence[str]) -> list[str]:
+        """Sites whose linear is one of ``targets`` (whole names). Raises ConfigError for one that matches none."""
+        for target in targets:
+            if not any(is_target(site, target) for site in self.banks):
+                leaves = ", ".join(sorted({site.split("/")[-1] for site in self.banks}))
+                raise ConfigError(f"freeze_first: {target!r} has no experts; they sit on {leaves}")
+        return [site for site in self.banks if any(is_target(site, target) for target in targets)]
+
+    # -- coming -----------------------------------------------------------------------------------------
+    def found(self) -> None:
+        """The experts of the start."""
+        for _ in range(self.config.experts):
+            self.add(self.config.r, "start", alpha=self.config.alpha, founder=True)
+
+    def add(
+        self, rank: int | None = None, reason: str = "asked for", *, alpha: float | None = None, **facts: Any
+    ) -> int:
+        """A new expert: maturity 0 and B = 0, so the model computes what it did, bit for bit. Returns its number.
+
+        ``facts``: more of its ExpertInfo. Raises ConfigError at ``spawn.max_experts`` or ``max_parameters``, unless
+        ``evict`` makes room.
+        """
+        rank = self.config.new_r if rank is None else rank
+        alpha = rank * self.config.new_alpha / self.config.new_r if alpha is None else alpha
+        self._make_room(rank)
+        info = self.roster.add(rank, alpha, reason=reason, **facts)
+        info.pinned = info.number in self.config.pinned
+        device = self.roster.age.device
+        for site, (inputs, outputs) in self.sizes.items():
+            stream = generator(self.seed, info.number, f"lora_experts.init.{site}")
+            self.bank(site).add(info.name, LowRankExpert.fresh(inputs, outputs, rank, stream).to(device))
+        self.routers.add(info.number, self.seed, device)
+        return info.number
+
+    def _make_room(self, rank: int) -> None:
+        cap, limit = self.config.max_parameters, self.config.spawn.max_experts
+        while True:
+            many = len(self.roster) >= limit
+            large = cap is not None and self.total_size() + self.size(rank) > cap
+            if not many and not large:
+                return
+            if self.config.evict and (least := self.least_used()) is not None:
+                self.evict(least)
+            elif many:
+                raise ConfigError(f"spawn.max_experts={limit} reached: raise it, or set evict: true")
+            else:
+                raise ConfigError(
+                    f"an expert of rank {rank} makes {self.total_size() + self.size(rank)} parameters, over "
+                    f"max_parameters={cap}: raise it, lower new_r, or set evict: true"
+                )
+
+    # -- going ------------------------------------------------------------------------------------------
+    def least_used(self) -> int | None:
+        """Lowest moving usage among the mature that are neither pinned nor training; None: there is none."""
+        mature = set(self.mature())
+        able = [
+            (float(usage), info.number)
+            for info, usage in zip(self.roster, self.roster.usage, strict=True)
+            if info.number in mature and not info.pinned and info.number != self.current
+        ]
+        return min(able)[1] if able else None
+
+    def evict(self, number: int) -> None:
+        """Remove an expert everywhere: factors, router rows, figures, prototype; its optimizer state goes with it.
+
+        Raises ConfigError for a pinned expert, the last mature one, or the one that trains.
+        """
+        reasons = {
+            "is pinned": self.roster.info(number).pinned,
+            "trains": number == self.current,
+            "is the last mature one": not set(self.mature()) - {number},
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), None)
+        if why is not None:
+            raise ConfigError(f"expert {number} {why}: it cannot be evicted")
+        self._remove(number, None)
+
+    def _remove(self, number: int, heir: int | None) -> None:
+        self._clear(self.roster.remove(number))
+        self.on_removal(number, heir)
+
+    @torch.no_grad()
+    def merge(self, numbers: Sequence[int]) -> int:
+        """Merge experts into one of them, weighed by tokens served; the others go. Returns the survivor.
+
+        The survivor is the one in training, or else a mature one, of the highest rank, the oldest of these; it takes
+        over their skills. Its router row is the mean of theirs with the same weights, of a learned router only. Identical
+        experts merge exactly; what the gates gave several of them goes to one, up to the router.
+        Raises ConfigError for fewer than two experts, a pinned one, or where no mature expert would be left.
+        """
+        numbers = list(dict.fromkeys(numbers))
+        if len(numbers) < 2:
+            raise ConfigError(f"merging needs two experts or more, got {numbers}")
+        pinned = [n for n in numbers if self.roster.info(n).pinned]
+        if pinned:
+            raise ConfigError(f"experts {pinned} are pinned: they cannot be merged")
+        mature = set(self.mature())
+        keep = max(numbers, key=lambda n: (n == self.current, n in mature, self.roster.info(n).rank, -n))
+        gone = [n for n in numbers if n != keep]
+        for n in gone:
+            if not mature - {n}:
+                raise ConfigError(f"expert {n} is the last mature one: it cannot be evicted")
+        self._combine(keep, gone)
+        return keep
+
+    def _combine(self, keep: int, gone: Sequence[int]) -> None:
+        roster, info, numbers = self.roster, self.roster.info(keep), [keep, *gone]
+        weights = roster.served_shares(numbers)
+        members = [self.factors(n) for n in numbers]
+        for place, site in enumerate(self.banks):
+            down, up = merged([factors[place] for factors in members], weights, info.rank)
+            expert = LowRankExpert(down, up / info.scale)
+            expert.freeze(self.bank(site).expert(info.name).frozen)
+            self.bank(site).add(info.name, expert)
+        self.routers.combine(keep, gone, weights)
+        for n in gone:
+            info.skills += [skill for skill in roster.info(n).skills if skill not in info.skills]
+            for total in (roster.usage, roster.served):
+                total[roster.place(keep)] += total[roster.place(n)]
+            self._remove(n, keep)
+
+    # -- changing ---------------------------------------------------------------------------------------
+    def freeze(self, number: int, sites: Sequence[str] | None = None) -> None:
+        """Parameters become buffers at the given sites (None: all): no gradient, momentum or decay moves them."""
+        info = self.roster.info(number)
+        for site in self.banks if sites is None else sites:
+            self.bank(site).expert(info.name).freeze(True)
+            if site not in info.frozen:
+                info.frozen.append(site)
+
+    def thaw(self, number: int) -> None:
+        info = self.roster.info(number)
+        for site in info.frozen:
+            self.bank(site).expert(info.name).freeze(False)
+        info.frozen = []
+
+    def train_only(self, number: int) -> None:
+        """That expert trains; with ``freeze_others`` no other does."""
+        self.current = number
+        self.thaw(number)
+        if self.config.freeze_others:
+            for info in self.roster:
+                if info.number != number:
+                    self.freeze(info.number)
+
+    def widen(self, number: int) -> None:
+        """r' = 2 r, alpha' = 2 alpha, A' = [A; random], B' = [B; 0]: the same function, with room."""
+        info = self.roster.info(number)
+        for site in self.banks:
+            stream = generator(self.seed, info.number, f"lora_experts.double.{info.rank}.{site}")
+            old = self.bank(site).expert(info.name)
+            wide = old.widened(stream)
+            wide.freeze(old.frozen)
+            self.bank(site).add(info.name, wide)
+        info.rank, info.alpha = 2 * info.rank, 2 * info.alpha
+
+    # -- saving -----------------------------------------------------------------------------------------
+    def structure(self) -> dict[str, Any]:
+        sites = {site: list(size) for site, size in self.sizes.items()}
+        return {
+            "sites": sites,
+            "hidden_size": self.hidden_size,
+            "roster": self.roster.structure(),
+            "current": self.current,
+        }
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        """Exactly the saved experts, with factors and rows of the right shapes, before a strict load."""
+        for info in self.roster:
+            self._clear(info)
+        self.roster.restore(structure["roster"])
+        self.current = structure["current"]
+        device = self.roster.age.device
+        for info in self.roster:
+            for site, (inputs, outputs) in self.sizes.items():
+                shapes = (info.rank, inputs), (info.rank, outputs)
+                expert = LowRankExpert(*(torch.zeros(shape, device=device) for shape in shapes))
+                expert.freeze(site in info.frozen)
+                self.bank(site).add(info.name, expert)
+            self.routers.restore(info.number, device)
+
+    def _clear(self, info: ExpertInfo) -> None:
+        for site in self.banks:
+            self.bank(site).remove(info.name)
+        self.routers.remove(info.number)
