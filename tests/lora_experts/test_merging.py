@@ -14,7 +14,7 @@ from torch import Tensor
 from headgate.errors import ConfigError
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.inspect import likeness
-from headgate.methods.lora_experts.merging import clusters, merge_alike
+from headgate.methods.lora_experts.merging import clusters, merge, merge_alike
 from headgate.ops.expert_merging import cosines, inner_product, merged
 
 from .conftest import SMALL, At, attached, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
@@ -76,10 +76,10 @@ def test_identical_experts_merge_exactly_and_strangers_stay_apart(router: str) -
         method.set_routing(f"expert:{number}")
         torch.testing.assert_close(logits_of(model, **batch), alone[number], atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match="two experts or more"):
-        method.experts.merge([1, 1])
+        merge(method.experts, [1, 1])
     method.experts.roster.infos[0].pinned = True
     with pytest.raises(ConfigError, match="pinned"):
-        method.experts.merge([0, 1])
+        merge(method.experts, [0, 1])
     assert sorted(map(sorted, clusters(method.experts, 1e-6))) == [[0], [1]]
 
 
@@ -107,8 +107,8 @@ def test_a_merge_weighs_by_all_that_was_served_and_keeps_the_higher_rank() -> No
     method.experts.roster.age.copy_(torch.tensor([500, 400]))
     method.experts.roster.served.copy_(torch.tensor([3000.0, 1000.0]))
     method.experts.roster.usage.copy_(torch.tensor([0.0, 1.0]))
-    old, new = method.experts.factors(0), method.experts.factors(1)
-    assert method.experts.merge([0, 1]) == 1 and method.experts.roster.info(1).rank == 4
+    old, new = ([(d.clone(), u.clone()) for d, u in method.experts.factors(n)] for n in (0, 1))
+    assert merge(method.experts, [0, 1]) == 1 and method.experts.roster.info(1).rank == 4
     for one, other, (down, up) in zip(old, new, method.experts.factors(1), strict=True):
         wanted = merged([one, other], [0.75, 0.25], 4)
         torch.testing.assert_close(up.T @ down, wanted[1].T @ wanted[0], atol=1e-5, rtol=1e-4)

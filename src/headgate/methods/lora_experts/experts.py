@@ -7,6 +7,7 @@ that they need before they write anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from headgate.methods.lora_experts.roster import ExpertInfo, Roster
 from headgate.methods.lora_experts.routers import RouterSet
 from headgate.methods.lora_experts.targets import is_target
 from headgate.modules.expert_bank import ExpertBank, LowRankExpert
-from headgate.ops.expert_merging import Factors, merged
+from headgate.ops.expert_merging import Factors
 from headgate.ops.randomness import generator
 
 Sizes = Mapping[str, Sequence[int]]
@@ -117,12 +118,13 @@ class ExpertSet(nn.Module):
     ) -> int:
         """A new expert: maturity 0 and B = 0, so the model computes what it did, bit for bit. Returns its number.
 
-        ``facts``: more of its ExpertInfo. Raises ConfigError at ``spawn.max_experts`` or ``max_parameters``, unless
-        ``evict`` makes room.
+        ``facts``: more of its ExpertInfo; one on trial needs no room. Raises ConfigError at ``spawn.max_experts`` or
+        ``max_parameters``, unless ``evict`` makes room.
         """
         rank = self.config.new_r if rank is None else rank
         alpha = rank * self.config.new_alpha / self.config.new_r if alpha is None else alpha
-        self._make_room(rank)
+        if not facts.get("on_trial"):
+            self.make_room(rank)
         info = self.roster.add(rank, alpha, reason=reason, **facts)
         info.pinned = info.number in self.config.pinned
         device = self.roster.age.device
@@ -132,22 +134,27 @@ class ExpertSet(nn.Module):
         self.routers.add(info.number, self.seed, device)
         return info.number
 
-    def _make_room(self, rank: int) -> None:
+    def lacks_room(self, rank: int) -> str | None:
+        """Why no further expert of this rank can be kept, or None. Those on trial do not count."""
+        kept = [info for info in self.roster if not info.on_trial]
         cap, limit = self.config.max_parameters, self.config.spawn.max_experts
-        while True:
-            many = len(self.roster) >= limit
-            large = cap is not None and self.total_size() + self.size(rank) > cap
-            if not many and not large:
-                return
-            if self.config.evict and (least := self.least_used()) is not None:
-                self.evict(least)
-            elif many:
-                raise ConfigError(f"spawn.max_experts={limit} reached: raise it, or set evict: true")
-            else:
-                raise ConfigError(
-                    f"an expert of rank {rank} makes {self.total_size() + self.size(rank)} parameters, over "
-                    f"max_parameters={cap}: raise it, lower new_r, or set evict: true"
-                )
+        if len(kept) >= limit:
+            return f"spawn.max_experts={limit} reached: raise it, or set evict: true"
+        size = sum(self.size(info.rank) for info in kept) + self.size(rank)
+        if cap is not None and size > cap:
+            return (
+                f"an expert of rank {rank} makes {size} parameters, over max_parameters={cap}: raise it, lower new_r, "
+                "or set evict: true"
+            )
+        return None
+
+    def make_room(self, rank: int) -> None:
+        """Evict the least used while that is needed and allowed. Raises ConfigError where it does not help."""
+        while (reason := self.lacks_room(rank)) is not None:
+            least = self.least_used() if self.config.evict else None
+            if least is None:
+                raise ConfigError(reason)
+            self.evict(least)
 
     # -- going ------------------------------------------------------------------------------------------
     def least_used(self) -> int | None:
@@ -156,7 +163,7 @@ class ExpertSet(nn.Module):
         able = [
             (float(usage), info.number)
             for info, usage in zip(self.roster, self.roster.usage, strict=True)
-            if info.number in mature and not info.pinned and info.number != self.current
+            if info.number in mature and not (info.pinned or info.on_trial or info.number == self.current)
         ]
         return min(able)[1] if able else None
 
@@ -173,51 +180,38 @@ class ExpertSet(nn.Module):
         why = next((reason for reason, holds in reasons.items() if holds), None)
         if why is not None:
             raise ConfigError(f"expert {number} {why}: it cannot be evicted")
-        self._remove(number, None)
+        self.remove(number)
 
-    def _remove(self, number: int, heir: int | None) -> None:
-        self._clear(self.roster.remove(number))
+    def remove(self, number: int, heir: int | None = None) -> None:
+        """Take an expert out; ``heir`` gets its skills, what it served, its maturity and its prototypes."""
+        roster, info = self.roster, self.roster.info(number)
+        if heir is not None:
+            to = roster.info(heir)
+            to.skills += [skill for skill in info.skills if skill not in to.skills]
+            to.founder |= info.founder
+            for total in (roster.usage, roster.served):
+                total[roster.place(heir)] += total[roster.place(number)]
+            roster.age[roster.place(heir)] = max(roster.age[roster.place(n)] for n in (heir, number))
+            self.routers.give(number, heir)
+        self._clear(roster.remove(number))
         self.on_removal(number, heir)
 
+    @contextmanager
+    def trying(self, number: int, factors: Sequence[Factors]) -> Iterator[None]:
+        """Inside, the expert has these factors; afterwards its own, bit for bit."""
+        own = [(part.down.detach().clone(), part.up.detach().clone()) for part in self.parts(number)]
+        try:
+            self.write(number, factors)
+            yield
+        finally:
+            self.write(number, own)
+
     @torch.no_grad()
-    def merge(self, numbers: Sequence[int]) -> int:
-        """Merge experts into one of them, weighed by tokens served; the others go. Returns the survivor.
-
-        The survivor is the one in training, or else a mature one, of the highest rank, the oldest of these; it takes
-        over their skills. Its router row is the mean of theirs with the same weights, of a learned router only. Identical
-        experts merge exactly; what the gates gave several of them goes to one, up to the router.
-        Raises ConfigError for fewer than two experts, a pinned one, or where no mature expert would be left.
-        """
-        numbers = list(dict.fromkeys(numbers))
-        if len(numbers) < 2:
-            raise ConfigError(f"merging needs two experts or more, got {numbers}")
-        pinned = [n for n in numbers if self.roster.info(n).pinned]
-        if pinned:
-            raise ConfigError(f"experts {pinned} are pinned: they cannot be merged")
-        mature = set(self.mature())
-        keep = max(numbers, key=lambda n: (n == self.current, n in mature, self.roster.info(n).rank, -n))
-        gone = [n for n in numbers if n != keep]
-        for n in gone:
-            if not mature - {n}:
-                raise ConfigError(f"expert {n} is the last mature one: it cannot be evicted")
-        self._combine(keep, gone)
-        return keep
-
-    def _combine(self, keep: int, gone: Sequence[int]) -> None:
-        roster, info, numbers = self.roster, self.roster.info(keep), [keep, *gone]
-        weights = roster.served_shares(numbers)
-        members = [self.factors(n) for n in numbers]
-        for place, site in enumerate(self.banks):
-            down, up = merged([factors[place] for factors in members], weights, info.rank)
-            expert = LowRankExpert(down, up / info.scale)
-            expert.freeze(self.bank(site).expert(info.name).frozen)
-            self.bank(site).add(info.name, expert)
-        self.routers.combine(keep, gone, weights)
-        for n in gone:
-            info.skills += [skill for skill in roster.info(n).skills if skill not in info.skills]
-            for total in (roster.usage, roster.served):
-                total[roster.place(keep)] += total[roster.place(n)]
-            self._remove(n, keep)
+    def write(self, number: int, factors: Sequence[Factors]) -> None:
+        """Give an expert other values; Parameters stay what they are."""
+        for part, (down, up) in zip(self.parts(number), factors, strict=True):
+            part.down.copy_(down)
+            part.up.copy_(up)
 
     # -- changing ---------------------------------------------------------------------------------------
     def freeze(self, number: int, sites: Sequence[str] | None = None) -> None:
@@ -261,6 +255,7 @@ class ExpertSet(nn.Module):
             "sites": sites,
             "hidden_size": self.hidden_size,
             "roster": self.roster.structure(),
+            "routers": self.routers.structure(),
             "current": self.current,
         }
 
@@ -271,13 +266,13 @@ class ExpertSet(nn.Module):
         self.roster.restore(structure["roster"])
         self.current = structure["current"]
         device = self.roster.age.device
+        self.routers.restore(structure["routers"], [info.number for info in self.roster], device)
         for info in self.roster:
             for site, (inputs, outputs) in self.sizes.items():
                 shapes = (info.rank, inputs), (info.rank, outputs)
                 expert = LowRankExpert(*(torch.zeros(shape, device=device) for shape in shapes))
                 expert.freeze(site in info.frozen)
                 self.bank(site).add(info.name, expert)
-            self.routers.restore(info.number, device)
 
     def _clear(self, info: ExpertInfo) -> None:
         for site in self.banks:

@@ -142,11 +142,11 @@ class RoutedForward:
             self._features = None
 
     @torch.no_grad()
-    def loss_alone(self, number: int, batches: Iterable[Mapping[str, Any]]) -> float:
-        """Task loss of one expert alone, gate 1, over all trained tokens of some batches."""
+    def loss_alone(self, number: int | None, batches: Iterable[Mapping[str, Any]]) -> float:
+        """Task loss of one expert alone, gate 1, over all trained tokens of some batches; None: of the base without any."""
         total = count = 0.0
         with self.aside():
-            self.route = f"{ONE}{number}"
+            self.route = REMOVED if number is None else f"{ONE}{number}"
             for batch in batches:
                 tokens = float(batch["labels"][..., 1:].ne(IGNORE_INDEX).sum())
                 loss = self.anatomy.model(**_inputs(batch), labels=batch["labels"], use_cache=False).loss

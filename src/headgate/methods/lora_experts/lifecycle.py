@@ -84,7 +84,8 @@ class Lifecycle:
 
     def carry_out(self) -> list[str]:
         """Do what is pending; what was done, in words."""
-        reports = [self._do(item) for item in self.pending]
+        there = {info.number for info in self.experts.roster}
+        reports = [self._do(item) for item in self.pending if item.expert in there]
         self.pending.clear()
         return reports
 

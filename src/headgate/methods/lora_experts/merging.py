@@ -1,4 +1,4 @@
-"""Which experts are alike? Average-linkage clusters of their updates; what ``merge_above`` merges (see ExpertSet.merge).
+"""Fewer experts: average-linkage clusters of alike updates, each merged into one expert.
 
 Experts are alike when cos(dW_i, dW_j), over all sites as one vector, is high. A cluster's updates are averaged, each
 with the tokens that it ever served (the moving usage has forgotten whoever is idle now, and merging by it would only
@@ -8,11 +8,14 @@ train on at the start of the skill that follows, on the rows of theirs that ``da
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+from headgate.errors import ConfigError
 from headgate.methods.lora_experts.experts import ExpertSet
-from headgate.ops.expert_merging import cosines
+from headgate.ops.expert_merging import Factors, cosines, merged
 
 ALIKE = 0.8
 
@@ -36,5 +39,42 @@ def merge_alike(experts: ExpertSet, threshold: float = ALIKE) -> list[list[int]]
     """Merge every cluster of more than one expert; returns the clusters that were merged."""
     groups = [group for group in clusters(experts, threshold) if len(group) > 1]
     for group in groups:
-        experts.merge(group)
+        merge(experts, group)
     return groups
+
+
+def merge(experts: ExpertSet, numbers: Sequence[int]) -> int:
+    """Merge experts into one of them, weighed by tokens served; the others go. Returns the survivor.
+
+    The survivor is the one in training, or else a mature one, of the highest rank, the oldest of these; it takes over
+    their skills, prototypes and maturity. Its row of a learned router is the mean of theirs with the same weights.
+    Identical experts merge exactly; what the gates gave several of them goes to one, up to the router.
+    Raises ConfigError, before anything is written, for fewer than two experts or a pinned one.
+    """
+    numbers, roster = list(dict.fromkeys(numbers)), experts.roster
+    if len(numbers) < 2:
+        raise ConfigError(f"merging needs two experts or more, got {numbers}")
+    pinned = [n for n in numbers if roster.info(n).pinned]
+    if pinned:
+        raise ConfigError(f"experts {pinned} are pinned: they cannot be merged")
+    mature = set(experts.mature())
+    keep = max(numbers, key=lambda n: (n == experts.current, n in mature, roster.info(n).rank, -n))
+    order = [keep, *(n for n in numbers if n != keep)]
+    absorb(experts, order, roster.served_shares(order))
+    return keep
+
+
+def absorb(experts: ExpertSet, order: Sequence[int], weights: Sequence[float]) -> None:
+    """The first expert becomes the weighted sum of all; the others go, and it is their heir."""
+    keep, *gone = order
+    experts.write(keep, combined(experts, order, weights))
+    experts.routers.combine(keep, gone, weights)
+    for number in gone:
+        experts.remove(number, heir=keep)
+
+
+def combined(experts: ExpertSet, order: Sequence[int], weights: Sequence[float]) -> list[Factors]:
+    """The weighted sum of experts' updates, at the rank and scale of the first: its factors at every site."""
+    info, members = experts.roster.info(order[0]), [experts.factors(number) for number in order]
+    sums = [merged(of_site, weights, info.rank) for of_site in zip(*members, strict=True)]
+    return [(down, up / info.scale) for down, up in sums]

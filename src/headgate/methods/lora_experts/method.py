@@ -21,6 +21,7 @@ from headgate.methods.lora_experts.reporting import info_table, loads, telemetry
 from headgate.methods.lora_experts.stream import SkillStream
 from headgate.methods.lora_experts.targets import target_linears
 from headgate.methods.lora_experts.teaching import SKILL, auxiliary_losses, distilled_rows
+from headgate.methods.lora_experts.trial import Trial
 from headgate.methods.lora_experts.watch import BurstBatches, BurstWatch
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
@@ -33,9 +34,9 @@ EXPERTS, ROUTER = "experts", "expert_router"
 class LoraExperts(Method):
     """LoRA experts that appear when the data is new; see the package docstring.
 
-    ``experts``: who there is. ``routed``: them at work in the model. ``stream``: skills and decisions. ``watch``: what
-    comes unannounced, where ``burst`` asks for it. ``lifecycle``: what waits for a step boundary. ``sketch``: directions
-    of what the router has read. Stream, watch and sketch are there once the method has been attached or loaded.
+    ``experts``: who there is. ``routed``: them at work in the model. ``stream``: skills and decisions. ``trial``: whether
+    what a segment trains is kept. ``watch``: what comes unannounced, where ``burst`` asks for it. ``lifecycle``: what waits for a step boundary. ``sketch``: directions
+    of what the router has read. Stream, trial, watch and sketch are there once the method has been attached or loaded.
     """
 
     name = "lora_experts"
@@ -48,6 +49,7 @@ class LoraExperts(Method):
         "  note={the plan of 2025-08-27 that lora_experts builds to}\n}"
     )
     stream: SkillStream
+    trial: Trial
     sketch: FeatureSketch
 
     def __init__(self, config: LoraExpertsConfig | None = None, **options: Any) -> None:
@@ -84,6 +86,7 @@ class LoraExperts(Method):
         self.experts.build(sizes, hidden_size, self.seed)
         self.sketch = FeatureSketch(self.config.feature_width(hidden_size), self.config.gate_projection)
         self.stream = SkillStream(self.config, self.routed, self.seed)
+        self.trial = Trial(self.config, self.routed)
         self.experts.on_removal = self.stream.forget
         if self.config.burst is not None:
             self.watch = BurstWatch(self.config, self.routed, self.seed)
@@ -109,6 +112,7 @@ class LoraExperts(Method):
             **self.experts.structure(),
             **self.stream.structure(),
             "lifecycle": self.lifecycle.structure(),
+            "trial": self.trial.structure(),
             "bursts": None if self.watch is None else self.watch.structure(),
         }
 
@@ -123,6 +127,7 @@ class LoraExperts(Method):
         self.experts.restore(structure)
         self.stream.restore(structure)
         self.lifecycle.restore(structure["lifecycle"])
+        self.trial.restore(structure["trial"])
         if self.watch is not None:
             self.watch.restore(structure["bursts"])
 
@@ -136,18 +141,23 @@ class LoraExperts(Method):
             self.experts.routers.protect(basis)
         if self.stream.skill is None:
             return
+        self.trial.end(self.stream, scheduled.start)
         above = self.config.merge_above
         merged = [] if above is None else merge_alike(self.experts, above)
-        number, look = self.stream.begin(scheduled, probe, merged)
-        if self.watch is not None:
-            self.watch.learn_usual(self.stream.library, number, look)
+        segment = self.stream.begin(scheduled, probe, merged)
+        self.trial.begin(segment, self.stream, probe)
         self.lifecycle.begin_skill(merged)
 
     def on_step_start(self, step: Step) -> None:
         self.routed.start_recording()
+        self.trial.prepare(step)
         self._taught, self._step = False, step.global_step
         if step.is_window_start:
             self._accepted_in_window = False
+
+    def vote(self, step: Step) -> Tensor | None:
+        """No, where a trial has ended the training of its segment."""
+        return self.trial.vote(step)
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         """``expert_z``, ``_balance``, ``_entropy``, ``_orthogonality``, ``_kd``, each where its weight asks for it."""
@@ -179,6 +189,7 @@ class LoraExperts(Method):
             if self._accepted_in_window:
                 self.experts.roster.grow_older(self.config.maturity_steps)
             self.lifecycle.end_replay_when_due(step)
+            self.trial.end_step(step)
         if self.stream.similarities is not None and step.should_log:
             figures["similarity_scores_on_creation"] = self.stream.similarities
             self.stream.similarities = None
@@ -233,7 +244,7 @@ class LoraExperts(Method):
 
     def substage(self, step: Step | None) -> str | None:
         born = [] if self.watch is None else self.watch.birth(self.stream)
-        return "; ".join(born + self.lifecycle.carry_out()) or None
+        return "; ".join(born + self.lifecycle.carry_out() + self.trial.carry_out(self.stream)) or None
 
     def summary(self) -> Mapping[str, Any]:
         return {

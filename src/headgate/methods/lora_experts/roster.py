@@ -30,7 +30,10 @@ BUFFERS: dict[str, Any] = {
 
 @dataclass
 class ExpertInfo:
-    """``founder``: mature from the start. ``born``: optimizer step. ``frozen``: the linears that no longer train."""
+    """``founder``: mature from the start. ``born``: optimizer step. ``frozen``: the linears that no longer train.
+
+    ``on_trial``: its segment's evidence is still to decide whether it stays (trial.py).
+    """
 
     number: int
     rank: int
@@ -39,6 +42,7 @@ class ExpertInfo:
     reason: str = "start"
     founder: bool = False
     pinned: bool = False
+    on_trial: bool = False
     skills: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
 

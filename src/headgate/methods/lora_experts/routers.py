@@ -6,7 +6,8 @@ what skills look like.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,25 +64,36 @@ class RouterSet(nn.Module):
             row = torch.randn(self.at(site).features, generator=stream) * self.config.router_std
             self.at(site).add(str(number), row.to(device))
 
-    def restore(self, number: int, device: torch.device) -> None:
-        """Room for a saved row."""
-        for site in self:
-            self.at(site).add(str(number), torch.zeros(self.at(site).features, device=device))
+    def structure(self) -> dict[str, Any] | None:
+        return None if self.closed_form is None else self.closed_form.structure()
+
+    def restore(
+        self, structure: Mapping[str, Any] | None, numbers: Sequence[int], device: torch.device
+    ) -> None:
+        """Room for the saved rows."""
+        if self.closed_form is not None and structure is not None:
+            self.closed_form.restore(structure)
+        for number in numbers:
+            for site in self:
+                self.at(site).add(str(number), torch.zeros(self.at(site).features, device=device))
 
     def remove(self, number: int) -> None:
         for site in self:
             self.at(site).remove(str(number))
 
+    @torch.no_grad()
     def combine(self, keep: int, gone: Sequence[int], weights: Sequence[float]) -> None:
-        """The row of ``keep`` becomes the weighted mean of all; a closed-form router pools their statistics."""
-        names = [str(number) for number in (keep, *gone)]
+        """A learned router's row of ``keep`` becomes the weighted mean of all; weights count by their share."""
+        names, total = [str(number) for number in (keep, *gone)], sum(weights)
         for router in self.learned:
             rows = router.weight(names)
-            router.replace(
-                names[0], torch.stack([w * row for w, row in zip(weights, rows, strict=True)]).sum(0)
-            )
+            mean = torch.stack([w / total * row for w, row in zip(weights, rows, strict=True)]).sum(0)
+            router.replace(names[0], mean)
+
+    def give(self, number: int, heir: int) -> None:
+        """The closed-form router sends one expert's skills to another from now on."""
         if self.closed_form is not None:
-            self.closed_form.absorb(names[0], names[1:])
+            self.closed_form.give(str(number), str(heir))
 
     def protect(self, basis: Tensor) -> None:
         """No learned router changes any more along these feature directions ``[F, K]``."""

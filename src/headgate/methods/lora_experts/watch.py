@@ -14,18 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
-from headgate.methods.lora_experts.bursts import (
-    NoveltyBuffer,
-    as_batch,
-    document_ids,
-    documents_in,
-    waiting_for_bursts,
-)
+from headgate.methods.lora_experts.bursts import NoveltyBuffer, waiting_for_bursts
 from headgate.methods.lora_experts.config import LoraExpertsConfig
+from headgate.methods.lora_experts.documents import as_batch, document_ids, documents_in
 from headgate.methods.lora_experts.forward import RoutedForward
 from headgate.methods.lora_experts.probe import Look, skill_embeddings
 from headgate.methods.lora_experts.spawn import Evidence, Novelty
@@ -43,8 +37,7 @@ INTRODUCTION_ROWS = 32
 class BurstWatch(nn.Module):
     """``novel``: documents that wait. ``burst``: the one that is trained. ``left``: its documents still to come.
 
-    ``usual``: by expert, the cosine with its prototype that nearly all documents of its skill exceed. ``due``: whether
-    the next boundary brings the burst's expert.
+    ``due``: whether the next boundary brings the burst's expert.
     """
 
     def __init__(self, config: LoraExpertsConfig, routed: RoutedForward, seed: int) -> None:
@@ -54,22 +47,8 @@ class BurstWatch(nn.Module):
         width = routed.experts.hidden_size
         self.novel = waiting_for_bursts(width, config.burst, config.spawn.false_spawns)
         self.burst = NoveltyBuffer(width, least=config.burst)
-        self.usual: dict[str, float] = {}
         self.left, self.due = 0, False
         self._fresh = 0  # documents kept since the last look for a burst; a window begins and ends at 0
-
-    def learn_usual(self, library: SkillLibrary, expert: int, look: Look | None) -> None:
-        """How unlike its prototype a document of the expert's skill may be: the least alike of those first seen, with
-        half as much room again below it as lies between it and their median.
-
-        Of single documents, since the policy's thresholds are for the mean of many. The minimum, since what is rare in a
-        skill (one document in forty, say) often lies apart, where a small quantile falls now on one side, now on the other.
-        """
-        if look is None or expert not in library.experts:
-            return
-        own = _cosines(library, look.embeddings.cpu())[:, library.experts.index(expert)]
-        least, median = own.min(), own.median()
-        self.usual.setdefault(str(expert), float(least - (median - least) / 2))
 
     def read(self, step: Step, stream: SkillStream) -> None:
         """Keep the novel documents of an accepted micro-batch; at the end of its window, look for a burst."""
@@ -79,8 +58,7 @@ class BurstWatch(nn.Module):
         model, bypassed = self.routed.anatomy.model, self.routed.bypassed
         look = skill_embeddings(model, [step.batch], min_samples=1, min_tokens=1, bypassed=bypassed)
         documents = documents_in(step.batch)
-        usual = torch.tensor([self.usual[str(expert)] for expert in library.experts])
-        excess = (_cosines(library, look.embeddings) - usual).amax(-1)
+        excess = (_cosines(library, look.embeddings) - library.usual_K.cpu()).amax(-1)
         self._fresh += self.novel.offer(document_ids(documents), look.embeddings, excess, 0.0, documents)
         if step.is_window_end and self._fresh:
             self._fresh = 0
@@ -94,7 +72,7 @@ class BurstWatch(nn.Module):
         look = Look(burst.embeddings, (burst.documents[..., 0] >= 0).sum(-1))
         rows, device = len(step.batch["input_ids"]), step.batch["input_ids"].device
         batches = [as_batch(part, device) for part in burst.documents.split(rows)]
-        facts = {**stream.standing(step.global_step + 1), **stream.losses_alone(batches)}
+        facts = stream.standing(step.global_step + 1) | stream.losses_alone(batches)
         decision = Novelty(self.config.spawn, stream.library, self.seed).decide(Evidence(*look, **facts))
         if decision.kind == "undecided":
             self.novel.keep(burst)
@@ -118,9 +96,10 @@ class BurstWatch(nn.Module):
         number = experts.add(reason=decision["reason"], born=decision["step"])
         look = Look(self.burst.waiting, (documents[..., 0] >= 0).sum(-1))
         stream.remember(number, look)
-        self.learn_usual(stream.library, number, look)
         device = experts.roster.age.device
-        stream.introduce(number, [as_batch(part, device) for part in documents.split(INTRODUCTION_ROWS)])
+        stream.introduce(
+            number, [as_batch(part, device) for part in documents.split(INTRODUCTION_ROWS)], new=True
+        )
         experts.current = number
         return [f"expert {number} born of a burst of {len(self.burst)} documents"]
 
@@ -147,13 +126,12 @@ class BurstWatch(nn.Module):
             "burst": self.burst.structure(),
             "left": self.left,
             "due": self.due,
-            "usual": dict(self.usual),
         }
 
     def restore(self, structure: Mapping[str, Any]) -> None:
         self.novel.restore(structure["novel"])
         self.burst.restore(structure["burst"])
-        self.left, self.due, self.usual = structure["left"], structure["due"], dict(structure["usual"])
+        self.left, self.due = structure["left"], structure["due"]
 
 
 class BurstBatches:
