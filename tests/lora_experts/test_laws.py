@@ -174,7 +174,7 @@ def test_training_and_evaluation_mix_alike() -> None:
 
 
 def test_phases_follow_the_youngest() -> None:
-    """Dense while one is immature, then two, then one with its probability among all; the temperature falls."""
+    """Two and the young one, then two, then one with its probability among all; the temperature falls."""
     model, anatomy = model_of()
     method = attached(anatomy, experts=3, maturity_steps=4, top_1_after=2, temperature_half_life=2)
     method.experts.roster.age.fill_(50)
@@ -196,7 +196,19 @@ def test_phases_follow_the_youngest() -> None:
         expected = 0.5 + 1.5 * 2 ** (-(len(seen)) / 2)
         assert method.routed.running.phase.temperature == pytest.approx(expected)
         method.experts.roster.age += 1
-    assert seen == [(4, 4)] * 3 + [(2, 2)] * 2 + [(1, 1)] * 2
+    assert seen == [(3, 3)] * 3 + [(2, 2)] * 2 + [(1, 1)] * 2
+
+
+def test_the_plans_dense_phase_keeps_every_gate_while_one_is_young() -> None:
+    model, anatomy = model_of()
+    method = attached(anatomy, experts=3, maturity_steps=4, dense_phase=True)
+    method.experts.roster.age.fill_(50)
+    method.experts.add()
+    model.train()
+    model(**batch_of())
+    assert method.routed.running is not None
+    (mixture,) = method.routed.running.mixtures.values()
+    assert mixture.gates.chosen is None and mixture.gates.weight.shape[-1] == 4
 
 
 def test_eviction_takes_everything_of_one_expert_and_nothing_of_another() -> None:

@@ -286,3 +286,38 @@ def test_a_segment_of_one_step_is_settled_when_the_next_begins(tmp_path: Path) -
     assert not any(info.on_trial for info in method.experts.roster)
     assert kinds(method)[1] == "novel" and kinds(method)[2] in ("kept", "handed over", "dropped", "merged")
     assert all(t.isfinite().all() for n, t in state_of(trainer).items() if ".banks." in n)
+
+
+# -- what the base does best ------------------------------------------------------------------------------------
+def test_a_skill_that_the_base_serves_best_is_left_to_it(tmp_path: Path) -> None:
+    """Nothing is gained and older experts do harm: B is 0, the router sends the skill there, no cap counts it."""
+    trainer = stream_of(
+        tmp_path,
+        *[("adding", True, 12, 64), ("sorting", True, 8, 64), ("sorting", True, 4, 64)],
+        spawn={"least_gain": 0.9, "max_experts": 1},
+    )
+    trainer.train()
+    (method,) = trainer.methods
+    assert kinds(method) == ["known", "capped", "left to the base", "known"]
+    info = method.experts.roster.info(1)
+    assert (
+        info.resting and info.skills == ["sorting"] and not any(p.up.any() for p in method.experts.parts(1))
+    )
+    assert loss_of(method, 1, "sorting") == loss_of(method, None, "sorting")
+    features = method.routed.features_of([Collator(0)(rows_of("sorting", 16, 9))])
+    assert float((method.experts.routers.at()(features, ["0", "1"]).argmax(-1) == 1).float().mean()) > 0.95
+
+
+def test_a_skill_left_to_the_base_has_another_chance_when_it_returns(tmp_path: Path) -> None:
+    trainer = stream_of(
+        tmp_path,
+        ("adding", True, 12, 64),
+        ("sorting", True, 2, 64),
+        ("sorting", True, 12, 64),
+        spawn={"least_gain": 0.04},
+    )
+    trainer.train()
+    (method,) = trainer.methods
+    assert kinds(method) == ["known", "novel", "left to the base", "known", "kept"]
+    assert len(method.experts.roster) == 2 and not method.experts.roster.info(1).resting
+    assert loss_of(method, 1, "sorting") < loss_of(method, None, "sorting")

@@ -135,8 +135,8 @@ class ExpertSet(nn.Module):
         return info.number
 
     def lacks_room(self, rank: int) -> str | None:
-        """Why no further expert of this rank can be kept, or None. Those on trial do not count."""
-        kept = [info for info in self.roster if not info.on_trial]
+        """Why no further expert of this rank can be kept, or None. Those on trial or at rest do not count."""
+        kept = self.roster.kept
         cap, limit = self.config.max_parameters, self.config.spawn.max_experts
         if len(kept) >= limit:
             return f"spawn.max_experts={limit} reached: raise it, or set evict: true"
@@ -161,9 +161,9 @@ class ExpertSet(nn.Module):
         """Lowest moving usage among the mature that are neither pinned nor training; None: there is none."""
         mature = set(self.mature())
         able = [
-            (float(usage), info.number)
-            for info, usage in zip(self.roster, self.roster.usage, strict=True)
-            if info.number in mature and not (info.pinned or info.on_trial or info.number == self.current)
+            (float(self.roster.usage[self.roster.place(info.number)]), info.number)
+            for info in self.roster.kept
+            if info.number in mature and not info.pinned and info.number != self.current
         ]
         return min(able)[1] if able else None
 
@@ -195,6 +195,14 @@ class ExpertSet(nn.Module):
             self.routers.give(number, heir)
         self._clear(roster.remove(number))
         self.on_removal(number, heir)
+
+    @torch.no_grad()
+    def rest(self, number: int) -> None:
+        """B = 0: the expert does what the base does, and keeps its skills' names and prototypes."""
+        for part in self.parts(number):
+            part.up.zero_()
+        info = self.roster.info(number)
+        info.on_trial, info.resting = False, True
 
     @contextmanager
     def trying(self, number: int, factors: Sequence[Factors]) -> Iterator[None]:

@@ -32,7 +32,8 @@ BUFFERS: dict[str, Any] = {
 class ExpertInfo:
     """``founder``: mature from the start. ``born``: optimizer step. ``frozen``: the linears that no longer train.
 
-    ``on_trial``: its segment's evidence is still to decide whether it stays (trial.py).
+    ``on_trial``: its segment's evidence is still to decide whether it stays (trial.py). ``resting``: its B is 0, so that a
+    skill that the base serves best is sent to the base; it counts towards no cap.
     """
 
     number: int
@@ -43,6 +44,7 @@ class ExpertInfo:
     founder: bool = False
     pinned: bool = False
     on_trial: bool = False
+    resting: bool = False
     skills: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
 
@@ -93,6 +95,11 @@ class Roster(nn.Module):
 
     def info(self, number: int) -> ExpertInfo:
         return self.infos[self.place(number)]
+
+    @property
+    def kept(self) -> list[ExpertInfo]:
+        """Those that count towards the caps."""
+        return [info for info in self.infos if not (info.on_trial or info.resting)]
 
     def serving(self, skill: str) -> int | None:
         """The expert that a skill's name was given to."""

@@ -84,6 +84,9 @@ class SkillStream(nn.Module):
             number = experts.current if decision.expert is None else experts.number_of(decision.expert)
             if label is not None and experts.roster.serving(label) is None:
                 experts.roster.info(number).skills.append(label)
+            info = experts.roster.info(number)
+            if info.resting and experts.lacks_room(info.rank) is None:  # another chance to beat the base
+                info.on_trial, info.resting = True, False
             return number
         sure = kind == "novel" and (config.gate == "own_loss" or config.policy in BY_NAME)
         skills = [] if label is None else [label]
@@ -148,7 +151,7 @@ class SkillStream(nn.Module):
     def standing(self, step: int) -> dict[str, Any]:
         """What a policy may know before it looks at any data."""
         experts = self.routed.experts
-        count = sum(not info.on_trial for info in experts.roster)
+        count = len(experts.roster.kept)
         if self.config.evict and experts.least_used() is not None:
             count = min(count, self.config.spawn.max_experts - 1)
         return {
@@ -192,7 +195,7 @@ class SkillStream(nn.Module):
 
     def nearest(self, count: int) -> list[int]:
         """At most so many experts, those first whose skills are most like the last look; any where none was taken."""
-        numbers = [info.number for info in self.routed.experts.roster if not info.on_trial]
+        numbers = [info.number for info in self.routed.experts.roster.kept]
         likeness = dict.fromkeys(numbers, -1.0)
         if self.likeness is not None:
             likeness |= {n: v for n, v in self.likeness.items() if n in likeness}

@@ -3,8 +3,9 @@
 A segment that is novel, undecided, within the cooldown or over the cap trains an expert of its own. Half-way, and at the
 boundary before the segment's last step, the losses of the base, of this expert and of the nearest older ones on rows
 kept out of training decide (verdict.py): it is kept; or an older expert serves the skill, and the two are merged where
-the merge harms no skill of either, or only names and prototypes pass on; or it is dropped. Over the cap it is never kept,
-unless ``evict`` makes room. An older expert that trains further is on trial too: where the loss on the rows of any of its
+the merge harms no skill of either, or only names and prototypes pass on; or it is dropped; or, where every older expert
+is worse than the base, its B is set to 0: the skill is then sent to the base. Over the cap it is never kept, unless
+``evict`` makes room. An older expert that trains further is on trial too: where the loss on the rows of any of its
 skills rises it gets its factors back, and the rest of the segment trains nothing.
 
 The rows are a fifth of the first documents looked at, 16 at most, taken out of every batch's labels (so a segment's
@@ -49,6 +50,8 @@ class Outcome(Enum):
     HANDED_OVER = "handed over"
     """Its skill's name and prototypes are an older expert's, its factors are gone."""
     DROPPED = "dropped"
+    RESET = "left to the base"
+    """The base serves the skill best: an expert whose B is 0 keeps its tokens from the others."""
 
 
 class Trial(nn.Module):
@@ -85,7 +88,9 @@ class Trial(nn.Module):
         self.guard.begin(segment.expert, {})
         self.rows.keep_only(stream.library.keys)
         self.key = -1 - segment.expert if segment.key is None else segment.key
-        if segment.on_trial or (segment.new and segment.key is not None):
+        resting = self.routed.experts.roster.info(segment.expert).resting
+        wanted = segment.on_trial or (segment.new and segment.key is not None)
+        if wanted and self.rows.of(self.key, self._device) is None:
             batches = itertools.islice(iter(probe), PROTOTYPE_BATCHES)
             documents = [row for batch in batches for row in documents_in(batch).unbind()]
             self.rows.keep(self.key, pad_sequence(documents, True, IGNORE_INDEX))
@@ -94,6 +99,8 @@ class Trial(nn.Module):
             self.expert, self.label = segment.expert, segment.label
             if segment.look is not None and segment.key is None:
                 self.look_NH, self.tokens_N = (part.to(self._device) for part in segment.look)
+        elif resting:
+            self.closed = True  # there is no room for it to learn
         else:
             self._guard(segment.expert, stream, segment.key if segment.new else None)
 
@@ -153,16 +160,20 @@ class Trial(nn.Module):
             reason = str(evidence)
         if verdict is Verdict.WAIT:
             return []
-        info, heir = experts.roster.info(number), None
-        if verdict is Verdict.KEEP and self._has_room(info.rank):
+        info, heir, outcome = experts.roster.info(number), None, Outcome.DROPPED
+        kept = verdict is Verdict.KEEP and self._has_room(info.rank)
+        if not kept and verdict is not Verdict.DROP and evidence is not None:
+            outcome, heir = self._pass_on(number, evidence, stream)
+        if kept:
             outcome, info.on_trial, self.expert = Outcome.KEPT, False, None
             self._enter(number, stream)
+        elif outcome is Outcome.DROPPED and evidence is not None and evidence.best_gain < 0:
+            outcome, self.expert, self.closed = Outcome.RESET, None, True
+            experts.rest(number)
+            self._enter(number, stream)
         else:
-            outcome = Outcome.DROPPED
-            if verdict is not Verdict.DROP and evidence is not None:
-                outcome, heir = self._pass_on(number, evidence, stream)
-            reason += ", and there is no room" if verdict is Verdict.KEEP else ""
             self._replace(number, heir, stream, last)
+        reason += ", and there is no room" if verdict is Verdict.KEEP and not kept else ""
         facts = {} if evidence is None else evidence.as_json()
         stream.note_verdict(
             outcome.value, number if heir is None else heir, self.step, reason, trial=number, **facts
