@@ -140,8 +140,11 @@ class Roster(nn.Module):
         self, names: Sequence[str], dispatched: Tensor, tokens: Tensor, loss: Tensor, current: int
     ) -> None:
         """An accepted micro-batch: who served which share of its tokens, and the loss of the expert that trains."""
-        now = torch.zeros_like(self.usage)
-        now[[self.place(int(name)) for name in names]] = dispatched
+        now, places = (
+            torch.zeros_like(self.usage),
+            {info.name: place for place, info in enumerate(self.infos)},
+        )
+        now[[places[name] for name in names]] = dispatched
         self.usage.lerp_(now, RATE)
         self.served += now * tokens
         place = self.place(current)
