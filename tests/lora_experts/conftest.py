@@ -42,10 +42,10 @@ def attached(anatomy: Anatomy, *, loud: bool = True, **options: Any) -> LoraExpe
 def louden(method: LoraExperts, seed: int = 5) -> None:
     """No factor is zero and the gates differ from token to token."""
     stream = torch.Generator().manual_seed(seed)
-    for name, tensor in [*method.banks.named_parameters(), *method.banks.named_buffers()]:
+    for name, tensor in [*method.experts.banks.named_parameters(), *method.experts.banks.named_buffers()]:
         if name.endswith("up"):
             tensor.copy_(torch.randn(tensor.shape, generator=stream) * 0.2)
-    for tensor in method.routers.parameters():
+    for tensor in method.experts.routers.parameters():
         tensor.copy_(torch.randn(tensor.shape, generator=stream) * 0.3)
 
 

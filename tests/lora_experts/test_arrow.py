@@ -70,9 +70,9 @@ def test_of_one_expert_it_is_that_expert_and_of_two_it_follows_the_weights() -> 
     before = logits_of(model, **batch)
     assert not torch.allclose(before, alone)
     with torch.no_grad():
-        method.banks["0/self_attn/q_proj"].expert("1").down.mul_(torch.linspace(-1, 1, 64))
+        method.experts.banks["0/self_attn/q_proj"].expert("1").down.mul_(torch.linspace(-1, 1, 64))
     changed = logits_of(model, **batch)
-    method.arrows.clear()
+    method.routed.arrows.clear()
     assert torch.equal(logits_of(model, **batch), changed) and not torch.equal(before, changed)
     with pytest.raises(ConfigError, match="is not one of on, removed, arrow"):
         method.set_routing("arow")
@@ -97,6 +97,6 @@ def test_a_newborn_takes_no_part() -> None:
     method = attached(anatomy, experts=2)
     method.set_routing("arrow")
     before = logits_of(model, **batch_of())
-    method.spawn(reason="test")
+    method.experts.add(reason="test")
     assert torch.equal(logits_of(model, **batch_of()), before)
     method.detach()

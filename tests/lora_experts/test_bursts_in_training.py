@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from headgate.data.collation import Collator
 from headgate.errors import ConfigError
 from headgate.methods.lora_experts import LoraExperts
-from headgate.methods.lora_experts.bursts import as_batch, document_ids, documents_in
+from headgate.methods.lora_experts.documents import as_batch, document_ids, documents_in
 from headgate.methods.stage import Stage
 
 from .conftest import resumed, trainer_of
@@ -70,28 +70,38 @@ def test_an_unlabelled_skill_mints_an_expert_inside_a_stage(tmp_path: Path) -> N
     (method,) = trainer.methods
     batches = Batches(trainer)
     trainer.train()
-    first, known, born = method.decisions
-    assert (first["kind"], known["kind"], born["kind"]) == ("known", "undecided", "novel")
-    assert known["skill"] is None and known["expert"] == 0 and "burst of" in born["reason"]
+    first, mixed, born, verdict = method.stream.decisions
+    assert (first["kind"], mixed["kind"], born["kind"]) == ("known", "undecided", "novel")
+    assert mixed["skill"] is None and mixed["expert"] == 1 and "burst of" in born["reason"]
+    assert verdict["kind"] == "kept" and verdict["trial"] == 1
     assert born["stage"] == "1" and 2 < born["step"] < 22 and born["high"] < born["threshold"]
-    assert [(i.born, i.skills) for i in method.roster] == [(0, ["adding"]), (born["step"], [])]
+    assert [(i.born, i.skills) for i in method.experts.roster] == [
+        (0, ["adding"]),
+        (2, []),
+        (born["step"], []),
+    ]
     burst = torch.cat(batches.ids[born["step"] : born["step"] + 3])
     assert bool((burst >= 600).all()), "the burst takes the place of the next batches"
-    assert method.burst_left == 0 and len(batches.ids) == 22
-    assert all(bool((m.bank(s).expert(n).up != 0).any()) for m in [method] for s in m.banks for n in "01")
+    assert method.watch.left == 0 and len(batches.ids) == 22
+    assert all(
+        bool((m.experts.bank(s).expert(n).up != 0).any())
+        for m in [method]
+        for s in m.experts.banks
+        for n in "012"
+    )
     trainer.model.eval()
-    for skill, expert in (("adding", "0"), ("sorting", "1")):
+    for skill, expert, share in (("adding", 0, 0.75), ("sorting", 2, 0.95)):
         batch = Collator(0)(rows_of(skill, 8, 9))
-        features = method.features_of([batch])
-        gates = method.router()(features, ["0", "1"])
-        assert float((gates.argmax(-1) == int(expert)).float().mean()) > 0.95
+        features = method.routed.features_of([batch])
+        gates = method.experts.routers.at()(features, ["0", "1", "2"])
+        assert float((gates.argmax(-1) == expert).float().mean()) > share
 
 
 def test_a_burst_is_resumed_bitwise(tmp_path: Path) -> None:
     """At the boundary between its finding and the birth, in its midst, and after it."""
     look = mixed_trainer(tmp_path / "look")
     look.train()
-    (born,) = [d["step"] for d in look.methods.methods[0].decisions if d["kind"] == "novel"]
+    (born,) = [d["step"] for d in look.methods.methods[0].stream.decisions if d["kind"] == "novel"]
     resumed(tmp_path, mixed_trainer, [born, born + 1, 21])
 
 
@@ -105,8 +115,9 @@ def test_guards_hold_for_a_burst(tmp_path: Path) -> None:
         trainer = mixed_trainer(tmp_path / str(number), steps, **options)
         trainer.train()
         (method,) = trainer.methods
-        assert len(method.roster) == 1 and len(method.decisions) == 2
-    waiting = method.novel.documents[:, 0, 0]
+        kinds = [decision["kind"] for decision in method.stream.decisions]
+        assert kinds == ["known", "undecided", "kept" if number else "merged"]
+    waiting = method.watch.novel.documents[:, 0, 0]
     assert int((waiting >= 600).sum()) == 14, "every novel document waits"
 
 
@@ -116,7 +127,7 @@ def test_a_burst_must_be_possible(tmp_path: Path) -> None:
     trainer = mixed_trainer(tmp_path)
     (method,) = trainer.methods
     with pytest.raises(ConfigError, match="another method asks for tags"):
-        method.next_of_burst({"input_ids": torch.zeros(2, 3), "tags": [[], []]})
+        method.watch.next_batch({"input_ids": torch.zeros(2, 3), "tags": [[], []]}, None)
 
 
 def test_documents_come_out_of_a_batch_as_they_went_in() -> None:

@@ -26,9 +26,12 @@ from .conftest import SMALL, batch_of, logits_of, louden, model_of, stream_stage
 
 
 def test_the_closed_form_router_is_linear_discriminant_analysis() -> None:
-    """Against Gaussian log-densities with the shrunk pooled covariance; the order of the looks does not matter."""
+    """Against Gaussian log-densities with the shrunk pooled covariance; the order of the looks does not matter.
+
+    A skill that goes takes its scatter along: what is left is the router that never met it.
+    """
     stream = torch.Generator().manual_seed(0)
-    looks = {n: torch.randn(60, 4, generator=stream) + 3 * i for i, n in enumerate("abc")}
+    looks = {n: torch.randn(60, 4, generator=stream) * (1 + i) + 3 * i for i, n in enumerate("abc")}
     routers = []
     for order in ("abc", "cab"):
         router = PrototypeRouter(4)
@@ -39,15 +42,21 @@ def test_the_closed_form_router_is_linear_discriminant_analysis() -> None:
                 router.learn(name, part)
         routers.append(router)
     x = torch.randn(9, 4, generator=stream) + 3
-    means = torch.stack([looks[n].mean(0) for n in "abc"])
-    pooled = sum((looks[n] - looks[n].mean(0)).T @ (looks[n] - looks[n].mean(0)) for n in "abc") / 180
-    pooled = pooled + 1e-2 * pooled.diagonal().mean() * torch.eye(4)
-    dense = torch.distributions.MultivariateNormal(means, pooled).log_prob(x[:, None])
+
+    def densities(names: str) -> torch.Tensor:
+        means = torch.stack([looks[n].mean(0) for n in names])
+        centred = [looks[n] - looks[n].mean(0) for n in names]
+        pooled = sum(rows.T @ rows for rows in centred) / (60 * len(names))
+        pooled = pooled + 1e-2 * pooled.diagonal().mean() * torch.eye(4)
+        return torch.distributions.MultivariateNormal(means, pooled).log_prob(x[:, None])
+
     for router in routers:
-        torch.testing.assert_close(router(x, "abc").softmax(-1), dense.softmax(-1), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            router(x, "abc").softmax(-1), densities("abc").softmax(-1), atol=1e-4, rtol=1e-3
+        )
     routers[0].remove("b")
     torch.testing.assert_close(
-        routers[0](x, "ac").softmax(-1), dense[:, [0, 2]].softmax(-1), atol=1e-4, rtol=1e-3
+        routers[0](x, "ac").softmax(-1), densities("ac").softmax(-1), atol=1e-4, rtol=1e-3
     )
 
 
@@ -84,19 +93,19 @@ def test_exported_experts_are_plain_peft_and_equal_the_routed_model(saved: Path,
         torch.testing.assert_close(
             logits_of(plain, **batch), logits_of(method_model, **batch), atol=1e-5, rtol=1e-4
         )
-    weights = usage_weights(method)
+    weights = usage_weights(method.experts)
     assert sum(weights.values()) == pytest.approx(1)
-    for site, (down, up) in concatenated(method, weights).items():
+    for site, (down, up) in concatenated(method.experts, weights).items():
         wanted = sum(
             weights[info.number] * info.scale * expert.up.T @ expert.down
-            for info in method.roster
-            if (expert := method.bank(site).expert(info.name))
+            for info in method.experts.roster
+            if (expert := method.experts.bank(site).expert(info.name))
         )
         torch.testing.assert_close(up.T @ down, wanted, atol=1e-6, rtol=1e-5)
     mixture = peft.PeftModel.from_pretrained(model_of()[0], str(tmp_path / "out" / "mixture")).eval()
     config = mixture.peft_config["default"]
     assert config.r == 2 + 3 + 3 and config.lora_alpha == config.r
-    method.set_routing(mixtures(method)["mixture by usage in training"])
+    method.set_routing(mixtures(method.experts)["mixture by usage in training"])
     torch.testing.assert_close(
         logits_of(mixture, **batch), logits_of(method_model, **batch), atol=1e-5, rtol=1e-4
     )
@@ -155,12 +164,12 @@ def test_the_best_single_merge_comes_with_its_measured_loss(run_folder: Path, tm
     (method,) = model.headgate_methods
     base, _ = load_model("embedded", lora=None, device="cpu")
     losses = dict(n.removeprefix("validation loss, ").split(": ") for n in done.notes[:-1])
-    assert set(losses) == {"routed", *mixtures(method), "expert 0 alone", "expert 1 alone"}
+    assert set(losses) == {"routed", *mixtures(method.experts), "expert 0 alone", "expert 1 alone"}
     rows = validation_rows(RunDirectory(run_folder).recipe())
     assert sorted(rows) == ["farm", "sports"]
     plain = peft.PeftModel.from_pretrained(base, str(tmp_path / "out" / "mixture")).eval()
     again = [perplexity(plain, tokenizer, part, length=192)[0]["loss"] for part in rows.values()]
-    best = min(float(losses[name]) for name in mixtures(method))
+    best = min(float(losses[name]) for name in mixtures(method.experts))
     assert sum(again) / 2 == pytest.approx(best, abs=2e-4)
 
 

@@ -38,7 +38,7 @@ def test_resume_at_every_edge_of_growth_is_bitwise_exact(tmp_path: Path) -> None
             gate_projection=3,
             orthogonality=0.1,
             kd_weight=0.1,
-            spawn={"policy": "scripted_in_tests", "min_samples": 4, "min_tokens": 8},
+            spawn={"policy": "scripted_in_tests", "min_samples": 4, "min_tokens": 8, "gate": "own_loss"},
         )
         return trainer_of(folder, method, stages=stream_stages(4, skills), save_steps=1)
 
@@ -83,7 +83,11 @@ def test_rank_doubling_and_freezing_inside_a_skill(tmp_path: Path) -> None:
             def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
                 adam = {id(p): int(s["step"]) for p, s in optimizer.state.items()}
                 steps = {n: adam.get(id(p)) for n, p in method.named_parameters() if p.requires_grad}
-                seen[state.global_step] = method.roster.info(0).rank, steps, optimizer.param_groups[0]["lr"]
+                seen[state.global_step] = (
+                    method.experts.roster.info(0).rank,
+                    steps,
+                    optimizer.param_groups[0]["lr"],
+                )
 
         trainer.add_callback(Watch())
         return trainer
@@ -105,7 +109,7 @@ def test_rank_doubling_and_freezing_inside_a_skill(tmp_path: Path) -> None:
     resumed(tmp_path, make, [doubled - 1, doubled, frozen[0] - 1, 9])
 
 
-def test_an_undecided_skill_trains_the_nearest_expert_or_is_refused(tmp_path: Path) -> None:
+def test_an_undecided_skill_trains_an_expert_on_trial_or_is_refused(tmp_path: Path) -> None:
     """Too few samples: said in the decision; with ``strict``, an error that names the cure."""
     for strict in (False, True):
         method = LoraExperts(**SMALL, spawn={"policy": "novelty", "min_samples": 10_000, "strict": strict})
@@ -115,6 +119,6 @@ def test_an_undecided_skill_trains_the_nearest_expert_or_is_refused(tmp_path: Pa
                 trainer.train()
         else:
             trainer.train()
-            assert len(method.roster) == 1
-            assert [d["kind"] for d in method.decisions] == ["undecided"] * 3
-            assert method.decisions[0]["n"] == 64
+            assert [d["kind"] for d in method.stream.decisions][:2] == ["known", "undecided"]
+            assert method.stream.decisions[1]["n"] == 64 and method.stream.decisions[1]["expert"] == 1
+            assert not any(info.on_trial for info in method.experts.roster)

@@ -32,8 +32,8 @@ def grown(anatomy: Any, **options: Any) -> LoraExperts:
     """Four experts of two ranks, all mature, all loud."""
     method = attached(anatomy, experts=2, r=2, alpha=4, **options)
     for rank in (3, 1):
-        method.spawn(rank)
-    method.roster.age.fill_(1000)
+        method.experts.add(rank)
+    method.experts.roster.age.fill_(1000)
     louden(method)
     return method
 
@@ -54,11 +54,11 @@ def test_one_expert_is_peft_lora(family: str) -> None:
         site: layer
         for number, block in enumerate(describe(theirs).blocks)
         for name, layer in describe(theirs).linears(block)
-        if (site := f"{number}/{name.replace('.', '/')}") in method.banks
+        if (site := f"{number}/{name.replace('.', '/')}") in method.experts.banks
     }
-    assert layers.keys() == set(method.banks)
+    assert layers.keys() == set(method.experts.banks)
     for site, layer in layers.items():
-        expert = method.bank(site).expert("0")
+        expert = method.experts.bank(site).expert("0")
         with torch.no_grad():
             layer.lora_A["default"].weight.copy_(expert.down)
             layer.lora_B["default"].weight.copy_(expert.up.T)
@@ -67,7 +67,7 @@ def test_one_expert_is_peft_lora(family: str) -> None:
         model(**batch).logits.square().mean().backward()
     torch.testing.assert_close(logits_of(ours, **batch), logits_of(theirs, **batch), atol=1e-5, rtol=1e-5)
     for site, layer in layers.items():
-        expert = method.bank(site).expert("0")
+        expert = method.experts.bank(site).expert("0")
         torch.testing.assert_close(
             expert.down.grad, layer.lora_A["default"].weight.grad, atol=1e-5, rtol=1e-4
         )
@@ -85,12 +85,12 @@ def test_detach_gives_the_base_back_and_birth_changes_nothing(kind: str) -> None
     method = attached(anatomy, **KINDS[kind])
     for age in (0, 1000, 3):
         old = logits_of(model, **batch)
-        method.spawn(4, "test")
-        assert torch.equal(logits_of(model, **batch), old), f"with {len(method.roster)} experts"
-        louden(method, seed=len(method.roster))
-        method.roster.age.fill_(age)
+        method.experts.add(4, "test")
+        assert torch.equal(logits_of(model, **batch), old), f"with {len(method.experts.roster)} experts"
+        louden(method, seed=len(method.experts.roster))
+        method.experts.roster.age.fill_(age)
     assert not torch.equal(logits_of(model, **batch), base)
-    with method.bypassed():
+    with method.routed.bypassed():
         assert torch.equal(logits_of(model, **batch), base)
     method.set_routing("removed")
     assert torch.equal(logits_of(model, **batch), base)
@@ -162,30 +162,30 @@ def test_training_and_evaluation_mix_alike() -> None:
     """At every age: what a training forward computed at step t is what evaluation after step t computes."""
     model, anatomy = model_of()
     method = grown(anatomy, maturity_steps=3, temperature_half_life=2, top_1_after=2)
-    method.spawn(2)
+    method.experts.add(2)
     louden(method)
     batch = batch_of()
     for _ in range(8):
         model.train()
         during = model(**batch).logits.detach()
         model.eval()
-        method.roster.age += 1
+        method.experts.roster.age += 1
         assert torch.equal(logits_of(model, **batch), during)
 
 
 def test_phases_follow_the_youngest() -> None:
-    """Dense while one is immature, then two, then one with its probability among all; the temperature falls."""
+    """Two and the young one, then two, then one with its probability among all; the temperature falls."""
     model, anatomy = model_of()
     method = attached(anatomy, experts=3, maturity_steps=4, top_1_after=2, temperature_half_life=2)
-    method.roster.age.fill_(50)
-    method.spawn()
+    method.experts.roster.age.fill_(50)
+    method.experts.add()
     louden(method)
     model.train()
     seen = []
     for _ in range(7):
         model(**batch_of())
-        assert method.running is not None and method.running.phase is not None
-        (mixture,) = method.running.mixtures.values()
+        assert method.routed.running is not None and method.routed.running.phase is not None
+        (mixture,) = method.routed.running.mixtures.values()
         weight = mixture.gates.weight
         kept = (weight > 0).sum(-1)
         seen.append((int(kept.min()), int(kept.max())))
@@ -194,17 +194,29 @@ def test_phases_follow_the_youngest() -> None:
         else:
             torch.testing.assert_close(weight.sum(-1), torch.ones(weight.shape[:2]))
         expected = 0.5 + 1.5 * 2 ** (-(len(seen)) / 2)
-        assert method.running.phase.temperature == pytest.approx(expected)
-        method.roster.age += 1
-    assert seen == [(4, 4)] * 3 + [(2, 2)] * 2 + [(1, 1)] * 2
+        assert method.routed.running.phase.temperature == pytest.approx(expected)
+        method.experts.roster.age += 1
+    assert seen == [(3, 3)] * 3 + [(2, 2)] * 2 + [(1, 1)] * 2
+
+
+def test_the_plans_dense_phase_keeps_every_gate_while_one_is_young() -> None:
+    model, anatomy = model_of()
+    method = attached(anatomy, experts=3, maturity_steps=4, dense_phase=True)
+    method.experts.roster.age.fill_(50)
+    method.experts.add()
+    model.train()
+    model(**batch_of())
+    assert method.routed.running is not None
+    (mixture,) = method.routed.running.mixtures.values()
+    assert mixture.gates.chosen is None and mixture.gates.weight.shape[-1] == 4
 
 
 def test_eviction_takes_everything_of_one_expert_and_nothing_of_another() -> None:
     """expert_1 and expert_10 never mix."""
     model, anatomy = model_of()
     method = attached(anatomy, experts=11, r=1, alpha=1)
-    method.library.add(1, torch.randn(4, anatomy.hidden_size), torch.ones(4))
-    method.library.add(10, torch.randn(4, anatomy.hidden_size), torch.ones(4))
+    method.stream.library.add(1, torch.randn(4, anatomy.hidden_size), torch.ones(4))
+    method.stream.library.add(10, torch.randn(4, anatomy.hidden_size), torch.ones(4))
     kept = {
         n: t.clone() for n, t in method.state_dict().items() if "experts.10." in n or n.endswith("rows.10")
     }
@@ -212,25 +224,25 @@ def test_eviction_takes_everything_of_one_expert_and_nothing_of_another() -> Non
     batch = batch_of()
     method.set_routing("expert:10")
     before = logits_of(model, **batch)
-    method.evict(1)
+    method.experts.evict(1)
     state = method.state_dict()
     assert not any(".experts.1." in n or n.endswith("rows.1") for n in state)
     assert all(torch.equal(state[n], t) for n, t in kept.items())
-    assert method.library.experts == [10] and len(method.roster.age) == 10
+    assert method.stream.library.experts == [10] and len(method.experts.roster.age) == 10
     assert torch.equal(logits_of(model, **batch), before)
     with pytest.raises(ConfigError, match="there is no expert '1'"):
         method.set_routing("expert:1")
     with pytest.raises(ConfigError, match="trains"):
-        method.evict(method.current)
-    assert method.spawn() == 11, "a number is never used twice"
+        method.experts.evict(method.experts.current)
+    assert method.experts.add() == 11, "a number is never used twice"
 
 
 def test_a_saved_method_is_built_again_strictly() -> None:
     model, anatomy = model_of()
     method = grown(anatomy, gate_projection=3)
-    method.double_rank(2)
-    method.freeze(1, ["0/self_attn/q_proj"])
-    method.roster.infos[2].skills.append("sorting")
+    method.experts.widen(2)
+    method.experts.freeze(1, ["0/self_attn/q_proj"])
+    method.experts.roster.infos[2].skills.append("sorting")
     batch = batch_of()
     wanted = logits_of(model, **batch)
     structure, state = method.structure(), {n: t.clone() for n, t in method.state_dict().items()}
@@ -243,7 +255,7 @@ def test_a_saved_method_is_built_again_strictly() -> None:
     again.eval()
     assert torch.equal(logits_of(model, **batch), wanted)
     assert {n for n, _ in again.named_parameters()} == {n for n, _ in method.named_parameters()}
-    assert again.number_of("sorting") == 2
+    assert again.experts.number_of("sorting") == 2
     with pytest.raises(RuntimeError, match="experts"):
         again.load_state_dict({n: t for n, t in state.items() if "experts.1." not in n}, strict=True)
     again.detach()
@@ -268,7 +280,7 @@ def test_it_stands_beside_a_peft_adapter() -> None:
     method.detach()
     again = attached(describe(merged), r=4)
     torch.testing.assert_close(logits_of(merged, **batch), both, atol=1e-4, rtol=1e-4)
-    assert len(again.banks) == len(method.banks)
+    assert len(again.experts.banks) == len(method.experts.banks)
 
 
 def test_capacity_binds_in_training_only_and_drops_to_the_base() -> None:
@@ -278,8 +290,8 @@ def test_capacity_binds_in_training_only_and_drops_to_the_base() -> None:
     evaluated = logits_of(model, **batch)
     model.train()
     model(**batch)
-    assert method.running is not None
-    (mixture,) = method.running.mixtures.values()
+    assert method.routed.running is not None
+    (mixture,) = method.routed.running.mixtures.values()
     valid = batch["attention_mask"].bool()
     limit = -(-0.25 * 2 * int(valid.sum()) // 4)
     assert ((mixture.gates.weight > 0) & valid[..., None]).sum((0, 1)).max() <= limit
@@ -311,13 +323,13 @@ def test_mistakes_are_named(options: dict[str, Any], said: str) -> None:
 def test_caps_are_errors_unless_eviction_makes_room() -> None:
     _, anatomy = model_of()
     method = attached(anatomy, spawn={"policy": "always", "max_experts": 2})
-    method.spawn()
+    method.experts.add()
     with pytest.raises(ConfigError, match="max_experts=2"):
-        method.spawn()
+        method.experts.add()
     method.detach()
-    size = method.size(8)
+    size = method.experts.size(8)
     tight = attached(anatomy, experts=2, max_parameters=2 * size, new_r=8, evict=True)
-    tight.roster.usage.copy_(torch.tensor([0.1, 0.9]))
-    tight.current = 1
-    tight.spawn()
-    assert [info.number for info in tight.roster] == [1, 2] and tight.total_size() == 2 * size
+    tight.experts.roster.usage.copy_(torch.tensor([0.1, 0.9]))
+    tight.experts.current = 1
+    tight.experts.add()
+    assert [info.number for info in tight.experts.roster] == [1, 2] and tight.experts.total_size() == 2 * size

@@ -14,7 +14,7 @@ from torch import Tensor
 from headgate.errors import ConfigError
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.inspect import likeness
-from headgate.methods.lora_experts.merging import clusters, factors_of, merge, merge_alike
+from headgate.methods.lora_experts.merging import clusters, merge, merge_alike
 from headgate.ops.expert_merging import cosines, inner_product, merged
 
 from .conftest import SMALL, At, attached, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
@@ -53,47 +53,47 @@ def whole_inner(members: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tenso
 def test_identical_experts_merge_exactly_and_strangers_stay_apart(router: str) -> None:
     model, anatomy = model_of()
     method = attached(anatomy, experts=3, r=2, router=router)
-    for site in method.banks:
-        bank = method.bank(site)
+    for site in method.experts.banks:
+        bank = method.experts.bank(site)
         with torch.no_grad():
             for name in ("down", "up"):
                 getattr(bank.expert("2"), name).copy_(getattr(bank.expert("1"), name))
-    method.roster.infos[1].skills.append("sorting")
-    method.roster.infos[2].skills.append("counting")
+    method.experts.roster.infos[1].skills.append("sorting")
+    method.experts.roster.infos[2].skills.append("counting")
     if router == "prototype":
         for name in ("0", "1", "2"):
-            method.router().learn(name, torch.randn(40, 2 * anatomy.hidden_size))
+            method.experts.routers.at().learn(name, torch.randn(40, 2 * anatomy.hidden_size))
     batch = batch_of()
     alone = {}
     for number in (0, 1):
         method.set_routing(f"expert:{number}")
         alone[number] = logits_of(model, **batch)
-    assert sorted(map(sorted, clusters(method))) == [[0], [1, 2]]
-    assert merge_alike(method) == [[1, 2]]
-    assert [info.number for info in method.roster] == [0, 1]
-    assert method.number_of("counting") == 1
+    assert sorted(map(sorted, clusters(method.experts))) == [[0], [1, 2]]
+    assert merge_alike(method.experts) == [[1, 2]]
+    assert [info.number for info in method.experts.roster] == [0, 1]
+    assert method.experts.number_of("counting") == 1
     for number in (0, 1):
         method.set_routing(f"expert:{number}")
         torch.testing.assert_close(logits_of(model, **batch), alone[number], atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match="two experts or more"):
-        merge(method, [1, 1])
-    method.roster.infos[0].pinned = True
+        merge(method.experts, [1, 1])
+    method.experts.roster.infos[0].pinned = True
     with pytest.raises(ConfigError, match="pinned"):
-        merge(method, [0, 1])
-    assert sorted(map(sorted, clusters(method, 1e-6))) == [[0], [1]]
+        merge(method.experts, [0, 1])
+    assert sorted(map(sorted, clusters(method.experts, 1e-6))) == [[0], [1]]
 
 
 def test_all_experts_alike_merge_into_the_same_model() -> None:
     model, anatomy = model_of()
     method = attached(anatomy, experts=2, r=3)
-    for site in method.banks:
-        bank = method.bank(site)
+    for site in method.experts.banks:
+        bank = method.experts.bank(site)
         with torch.no_grad():
             for name in ("down", "up"):
                 getattr(bank.expert("1"), name).copy_(getattr(bank.expert("0"), name))
     before = logits_of(model, **batch_of())
-    merge_alike(method)
-    assert len(method.roster) == 1
+    merge_alike(method.experts)
+    assert len(method.experts.roster) == 1
     torch.testing.assert_close(logits_of(model, **batch_of()), before, atol=1e-5, rtol=1e-4)
 
 
@@ -101,36 +101,38 @@ def test_a_merge_weighs_by_all_that_was_served_and_keeps_the_higher_rank() -> No
     """Not by the moving usage: at the end of a stream the first skill's is zero, and merging would forget it."""
     _, anatomy = model_of()
     method = attached(anatomy, experts=1, r=2)
-    method.spawn(rank=4)
+    method.experts.add(rank=4)
     louden(method)
-    method.current = 7  # neither of them trains
-    method.roster.age.copy_(torch.tensor([500, 400]))
-    method.roster.served.copy_(torch.tensor([3000.0, 1000.0]))
-    method.roster.usage.copy_(torch.tensor([0.0, 1.0]))
-    old, new = factors_of(method, 0), factors_of(method, 1)
-    assert merge(method, [0, 1]) == 1 and method.roster.info(1).rank == 4
-    for one, other, (down, up) in zip(old, new, factors_of(method, 1), strict=True):
+    method.experts.current = 7  # neither of them trains
+    method.experts.roster.age.copy_(torch.tensor([500, 400]))
+    method.experts.roster.served.copy_(torch.tensor([3000.0, 1000.0]))
+    method.experts.roster.usage.copy_(torch.tensor([0.0, 1.0]))
+    old, new = ([(d.clone(), u.clone()) for d, u in method.experts.factors(n)] for n in (0, 1))
+    assert merge(method.experts, [0, 1]) == 1 and method.experts.roster.info(1).rank == 4
+    for one, other, (down, up) in zip(old, new, method.experts.factors(1), strict=True):
         wanted = merged([one, other], [0.75, 0.25], 4)
         torch.testing.assert_close(up.T @ down, wanted[1].T @ wanted[0], atol=1e-5, rtol=1e-4)
-    assert method.roster.served.tolist() == [4000.0]
+    assert method.experts.roster.served.tolist() == [4000.0]
 
 
 def test_what_inspect_says_of_likeness_is_what_merge_above_does() -> None:
     """Just below a join's cosine ``clusters`` has it, just above it does not."""
     _, anatomy = model_of()
     method = attached(anatomy, experts=4, r=2)
-    for site in method.banks:
+    for site in method.experts.banks:
         with torch.no_grad():
             for name in ("down", "up"):
-                one, other = (getattr(method.bank(site).expert(n), name) for n in "13")
+                one, other = (getattr(method.experts.bank(site).expert(n), name) for n in "13")
                 other.copy_(0.7 * one + 0.3 * other)
-    found = likeness(method)
+    found = likeness(method.experts)
     assert [row["expert"] for row in found["experts"]] == [0, 1, 2, 3] and len(found["joins"]) == 3
     assert found["joins"][0]["experts"] == [1, 3]
     assert found["joins"][0]["cosine"] == pytest.approx(found["cosines"][1][3])
     for join in found["joins"]:
-        assert join["experts"] in [sorted(group) for group in clusters(method, join["cosine"] - 1e-6)]
-        assert join["experts"] not in [sorted(group) for group in clusters(method, join["cosine"] + 1e-6)]
+        assert join["experts"] in [sorted(group) for group in clusters(method.experts, join["cosine"] - 1e-6)]
+        assert join["experts"] not in [
+            sorted(group) for group in clusters(method.experts, join["cosine"] + 1e-6)
+        ]
 
 
 def test_an_expert_has_served_the_tokens_of_its_own_skill(tmp_path: Path) -> None:
@@ -140,13 +142,13 @@ def test_an_expert_has_served_the_tokens_of_its_own_skill(tmp_path: Path) -> Non
     original = method.on_step_end
 
     def counted(step: Any) -> Any:
-        real[method.current] += int(step.valid.sum())
+        real[method.experts.current] += int(step.valid.sum())
         return original(step)
 
     method.on_step_end = counted  # type: ignore[method-assign]
     trainer.train()
-    assert method.roster.served.tolist() == list(real.values()) and min(real.values()) > 0
-    assert method.roster.usage[0] < method.roster.usage[1]
+    assert method.experts.roster.served.tolist() == list(real.values()) and min(real.values()) > 0
+    assert method.experts.roster.usage[0] < method.experts.roster.usage[1]
 
 
 def test_merged_experts_train_on_for_a_short_replay_and_then_rest(tmp_path: Path) -> None:
@@ -156,8 +158,8 @@ def test_merged_experts_train_on_for_a_short_replay_and_then_rest(tmp_path: Path
 
     def make_alike() -> None:
         with torch.no_grad():
-            for site in method.banks:
-                one, other = (method.bank(site).expert(n) for n in "01")
+            for site in method.experts.banks:
+                one, other = (method.experts.bank(site).expert(n) for n in "01")
                 for name in ("down", "up"):
                     getattr(other, name).zero_()[:2].copy_(getattr(one, name))
 
@@ -165,15 +167,23 @@ def test_merged_experts_train_on_for_a_short_replay_and_then_rest(tmp_path: Path
 
     def keep(step: int) -> Any:
         return lambda: kept.update(
-            {step: [b.clone() for s in method.banks for b in (method.bank(s).expert("1").up,)]}
+            {
+                step: [
+                    b.clone() for s in method.experts.banks for b in (method.experts.bank(s).expert("1").up,)
+                ]
+            }
         )
 
     trainer.add_callback(At(step8=make_alike, **{f"step{s}": keep(s) for s in (9, 10, 11, 12)}))
     trainer.train()
-    assert [info.number for info in method.roster] == [1, 2] and method.decisions[-1]["merged"] == [[0, 1]]
+    assert [info.number for info in method.experts.roster] == [1, 2] and method.stream.decisions[-1][
+        "merged"
+    ] == [[0, 1]]
     same = {s: all(map(torch.equal, kept[s], kept[s + 1])) for s in (9, 10, 11)}
     assert same == {9: False, 10: True, 11: True}
-    assert method.refreshing == [] and all(method.bank(s).expert("1").frozen for s in method.banks)
+    assert method.lifecycle.replaying == [] and all(
+        method.experts.bank(s).expert("1").frozen for s in method.experts.banks
+    )
 
 
 def test_a_short_replay_without_rows_to_replay_is_refused(tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ def test_with_backward_gate_only_accepted_batches_make_an_expert_older(tmp_path:
 
     trainer.add_callback(Watch())
     trainer.train()
-    assert len(method.roster) == 3 and 0 < sum(accepted) < len(accepted)
+    assert len(method.experts.roster) == 3 and 0 < sum(accepted) < len(accepted)
     for step, took in enumerate(accepted):
         before, after = states[step], states[step + 1]
         if before.keys() == after.keys() and step % 6:
             assert took == any(not torch.equal(before[n], after[n]) for n in after)
-    assert int(method.roster.age[0]) == sum(accepted)
+    assert int(method.experts.roster.age[0]) == sum(accepted)
 
 
 def test_with_schema_bank_the_bank_belongs_to_the_stream_and_goes_afterwards(tmp_path: Path) -> None:
@@ -54,8 +54,10 @@ def test_with_schema_bank_the_bank_belongs_to_the_stream_and_goes_afterwards(tmp
     trainer.train()
     after, method = state_of(trainer), method_of(trainer)
     changed = {n for n in before if n in after and not torch.equal(before[n], after[n])}
-    assert any(".schema_bank." in n for n in changed) and any(".lora_experts.banks" in n for n in changed)
-    assert len(method.roster) == 3 and all(info.skills for info in method.roster)
+    assert any(".schema_bank." in n for n in changed) and any(
+        ".lora_experts.experts.banks" in n for n in changed
+    )
+    assert len(method.experts.roster) == 3 and all(info.skills for info in method.experts.roster)
     model, batch = trainer.model.eval(), batch_of()
     trainer.methods.eval()
     bank.set_routing("on")
@@ -81,9 +83,11 @@ def test_with_layer_routing_masked_a_skipped_block_takes_its_experts_with_it(
     trainer = trainer_of(tmp_path, LoraExperts(**SMALL), stages=stream_stages(4), others=[route])
     trainer.train()
     method = method_of(trainer)
-    assert len(method.roster) == 3
-    for info in method.roster:
-        assert any(bool((method.bank(s).expert(info.name).up != 0).any()) for s in method.banks)
+    assert len(method.experts.roster) == 3
+    for info in method.experts.roster:
+        assert any(
+            bool((method.experts.bank(s).expert(info.name).up != 0).any()) for s in method.experts.banks
+        )
     model, batch = trainer.model.eval(), batch_of()
     trainer.methods.eval()
     routed = logits_of(model, **batch)
@@ -139,7 +143,7 @@ def test_the_best_model_comes_back_with_the_experts_it_had(tmp_path: Path) -> No
     assert len(kept[12][1]["roster"]["experts"]) == 3
     state, structure = kept[8]
     again = state_of(trainer)
-    assert method.structure()["roster"] == structure["roster"] and len(method.roster) == 2
+    assert method.structure()["roster"] == structure["roster"] and len(method.experts.roster) == 2
     assert again.keys() == state.keys()
     assert all(torch.equal(again[n].nan_to_num(-1), state[n].nan_to_num(-1)) for n in state)
     logits_of(trainer.model.eval(), **batch_of())
@@ -158,5 +162,5 @@ def test_what_an_evaluation_asks_for_at_the_end_of_a_skill_is_not_done_to_the_ne
         eval_steps=2,
     )
     trainer.train()
-    ranks = {info.number: info.rank for info in method.roster}
+    ranks = {info.number: info.rank for info in method.experts.roster}
     assert ranks == {0: 2, 1: 3, 2: 3}

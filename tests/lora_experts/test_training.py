@@ -42,13 +42,13 @@ def test_everything_trainable_moves_by_the_third_step_and_nothing_else(
 
     trainer.add_callback(At(**{f"step{s}": look(s) for s in (1, 3, 4, 6, 7, 9)}))
     trainer.train()
-    assert [len(info.skills) for info in method.roster] == [1, 1, 1]
+    assert [len(info.skills) for info in method.experts.roster] == [1, 1, 1]
     for first, last in ((1, 3), (4, 6), (7, 9)):
         trained = live[last]
         floats = {n for n, t in kept[first].items() if ".banks." in n or ".routers." in n}
         moved = {n for n in floats if not torch.equal(kept[first][n], kept[last][n])}
         assert moved == trained & floats and moved
-        assert {n.split(".experts.")[1].split(".")[0] for n in moved if ".banks." in n} == {
+        assert {n.rsplit(".experts.", 1)[1].split(".")[0] for n in moved if ".banks." in n} == {
             str((last - 1) // 3)
         }
     assert all(torch.equal(base[n], p) for n, p in trainer.model.named_parameters())
@@ -87,7 +87,7 @@ def test_a_rejected_batch_moves_nothing(tmp_path: Path) -> None:
             n for n in own if not torch.equal(kept[step][n].nan_to_num(-1), kept[step + 1][n].nan_to_num(-1))
         ]
         assert bool(moved) == (step % 2 == 0), (step, moved)
-    assert method.roster.age.tolist() == [3, 3]
+    assert method.experts.roster.age.tolist() == [3, 3]
 
 
 def test_auxiliary_losses_have_gradients_where_they_should(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_auxiliary_losses_have_gradients_where_they_should(tmp_path: Path) -> No
         max_steps=1,
     )
     method = method_of(model_trainer)
-    method.freeze(1)
+    method.experts.freeze(1)
     found: dict[str, set[str]] = {}
     original = method.losses
 
@@ -124,7 +124,7 @@ def test_auxiliary_losses_have_gradients_where_they_should(tmp_path: Path) -> No
 
     method.losses = watched  # type: ignore[method-assign]
     with torch.no_grad():
-        for name, tensor in method.banks.named_parameters():
+        for name, tensor in method.experts.banks.named_parameters():
             if name.endswith("up"):
                 tensor.normal_(std=0.1)
     model_trainer.train()
@@ -140,17 +140,17 @@ def test_orthogonality_and_balance_are_their_formulas(tmp_path: Path) -> None:
 
     _, anatomy = model_of()
     method = attached(anatomy, experts=3, r=2)
-    method.current = 2
-    method.freeze(0)
-    method.freeze(1)
+    method.experts.current = 2
+    method.experts.freeze(0)
+    method.experts.freeze(1)
     wanted = 0.0
-    for site in method.banks:
-        bank = method.bank(site)
+    for site in method.experts.banks:
+        bank = method.experts.bank(site)
         for i in ("0", "1"):
             for a in bank.expert(i).down:
                 for b in bank.expert("2").down:
                     wanted += abs(float((a @ b).detach()))
-    assert float(orthogonality(method)) == pytest.approx(wanted, rel=1e-4)
+    assert float(orthogonality(method.experts)) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_saved_by_the_trainer_and_loaded_it_computes_the_same(tmp_path: Path) -> None:
@@ -195,14 +195,18 @@ def test_distillation_looks_at_replayed_rows_only(tmp_path: Path) -> None:
 
     def watched(step: Any) -> Any:
         parts = original(step)
-        replayed = distilled_rows(method, step.batch)
-        assert [step.batch["skill"][i] != method.skill for i in range(4)] == [i in replayed for i in range(4)]
+        replayed = distilled_rows("replayed", step.batch, method.stream.skill)
+        assert [step.batch["skill"][i] != method.stream.skill for i in range(4)] == [
+            i in replayed for i in range(4)
+        ]
         assert ("expert_kd" in parts) == bool(len(replayed) and step.global_step >= 4)
         if "expert_kd" in parts:
             few = {k: v[replayed] for k, v in step.batch.items() if k != "skill"}
             few["skill"] = [step.batch["skill"][i] for i in replayed]
             alone = replace(step, batch=few, hidden=step.hidden[replayed])
-            torch.testing.assert_close(backward_distillation(method, alone), parts["expert_kd"])
+            torch.testing.assert_close(
+                backward_distillation(method.routed, alone, method.stream.skill), parts["expert_kd"]
+            )
         seen.append((step.global_step, len(replayed), method.extra_forwards(step)))
         return parts
 

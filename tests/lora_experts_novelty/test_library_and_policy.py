@@ -77,7 +77,7 @@ def test_prototypes_move_by_a_twentieth_and_keep_fp32() -> None:
 def test_what_a_library_refuses() -> None:
     made = library(0)
     for act, message in (
-        (lambda: made.add(0, look(0, 1), LONG), "already"),
+        (lambda: made.add(0, look(0, 1), LONG, "a") + made.add(1, look(0, 1), LONG, "a"), "already"),
         (lambda: made.add(1, look(1, 1, 1), LONG[:1]), "two samples"),
         (lambda: made.set_reference(torch.ones(WIDTH)), "before the first skill"),
     ):
@@ -150,14 +150,27 @@ def test_cooldown_holds_back_unlabelled_spawns_only() -> None:
 
 def test_performance_gate_keeps_a_skill_that_is_served_well() -> None:
     made, new = library(0), look(5, 1)
-    served = decide(made, new, best_loss=1.1, loss_at_maturity=1.0)
+    served = decide(made, new, gate="own_loss", best_loss=1.1, loss_at_maturity=1.0)
     assert served.kind == "known" and served.expert == 0 and "serves it" in served.reason
-    assert decide(made, new, best_loss=1.11, loss_at_maturity=1.0).kind == "novel"
+    assert decide(made, new, gate="own_loss", best_loss=1.11, loss_at_maturity=1.0).kind == "novel"
+
+
+def test_losses_on_different_texts_are_not_compared() -> None:
+    """The plan's gate sent stories into Shakespeare's expert: 2.254 <= 4.319, where the bare base had 1.591."""
+    assert decide(library(0), look(5, 1), best_loss=2.254, loss_at_maturity=4.319 / 1.1).kind == "novel"
+
+
+def test_a_label_that_returns_finds_its_expert_whatever_the_look() -> None:
+    """Few samples, another text, a full house: the name decides."""
+    made = library(0, 1)
+    for embeddings, tokens in ((look(5, 1), LONG), (look(5, 1, 3), LONG[:3])):
+        again = decide(made, embeddings, tokens, skill="sorting", skills={"sorting": 1}, max_experts=2)
+        assert (again.kind, again.expert) == ("known", 1)
 
 
 def test_no_room_for_another_expert() -> None:
     found = decide(library(0, 1), look(5, 1), max_experts=2)
-    assert found.kind == "known" and "max_experts=2" in found.reason
+    assert found.kind == "capped" and "max_experts=2" in found.reason
 
 
 def test_median_similarity_calls_every_skill_novel_once_experts_differ() -> None:

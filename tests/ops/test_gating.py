@@ -135,3 +135,17 @@ def test_half_precision_logits_are_read_in_fp32() -> None:
     z = logits(0, 4).bfloat16()
     assert G.top_k_gates(z, 2).weight.dtype == torch.float32
     assert G.softmax_gates(z).logits.dtype == torch.float32
+
+
+def test_young_experts_take_part_beside_the_top_k_of_the_others() -> None:
+    """At m -> 0 the gates are the top-k's of the others, without a jump; every young one has a gate and a gradient."""
+    stream = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 5, 6, generator=stream, requires_grad=True)
+    for m in (0.5, 1e-12):  # the second is what is left in ``gates``
+        maturity = torch.tensor([1.0, 1.0, m, 1.0, 1.0, m])
+        gates = G.maturity_gates(z, maturity, 0.7, 2, young=[2, 5])
+        assert gates.chosen is not None and gates.chosen.shape[-1] == 4
+        assert bool((gates.weight[..., [2, 5]] > 0).all()) and bool(((gates.weight > 0).sum(-1) == 4).all())
+        torch.testing.assert_close(gates.weight.sum(-1), torch.ones(2, 5))
+    old = G.maturity_gates(z[..., [0, 1, 3, 4]], torch.ones(4), 0.7, 2).weight
+    torch.testing.assert_close(gates.weight[..., [0, 1, 3, 4]], old, atol=1e-6, rtol=1e-5)

@@ -16,9 +16,13 @@ from headgate.files import write_atomically
 def bench(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(benchmark_names())}.", show_default=False)],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and smaller shapes.")] = False,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Of `experts`: from one expert to 1,024, births included.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Measure speed and memory, arms interleaved in one process; exit code 1 if a target is missed."""
+    name = f"{name}_scale" if scale else name
     report = run_benchmark(name, quick=quick, say=lambda line: print(line, flush=True))
     text = json.dumps(report)
     if json_file is not None:

@@ -13,7 +13,7 @@ from headgate.data.streams import load_stream
 from headgate.evaluation.perplexity import perplexity
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
-from headgate.methods.lora_experts.forward import MIXTURE
+from headgate.methods.lora_experts.routes import MIXTURE
 
 ROWS = 64
 """Validation rows of each skill that a mixture is measured on."""
@@ -46,7 +46,7 @@ def best_mixture(
         return first, [
             "the run has no validation rows: no loss was measured, the mixture is the first choice"
         ]
-    singles = {f"expert {info.number} alone": f"expert:{info.number}" for info in method.roster}
+    singles = {f"expert {info.number} alone": f"expert:{info.number}" for info in method.experts.roster}
     found = {}
     for name, routing in {"routed": "on", **candidates, **singles}.items():
         method.set_routing(routing)

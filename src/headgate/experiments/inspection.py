@@ -175,7 +175,7 @@ def _experts(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     from matplotlib.figure import Figure
 
-    tables = likeness(method)
+    tables = likeness(method.experts)
     names = [str(row["expert"]) for row in tables["experts"]]
     size = 1.8 + 0.4 * len(names)
     drawn = Figure(figsize=(size + 0.8, size), layout="constrained")

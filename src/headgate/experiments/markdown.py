@@ -70,11 +70,12 @@ def _streams(arms: dict[str, dict[str, Any]]) -> list[str]:
     """Of a stream: every skill's loss at its end, the average, what was lost and gained; means over seeds."""
     if not arms:
         return []
-    skills = list(next(iter(arms.values()))["skills"])
+    skills = list(dict.fromkeys(skill for arm in arms.values() for skill in arm["skills"]))  # arms may differ in theirs
     columns = ["arm", *skills, "average", "backward transfer", "forgetting", "forward transfer"]
     lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, arm in arms.items():
-        cells = [f"{arm['skills'][skill]:.3f}" for skill in skills] + [f"{arm['average']:.3f}"]
+        losses = [arm["skills"].get(skill) for skill in skills] + [arm["average"]]
+        cells = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
         moved = (arm[key] for key in ("backward_transfer", "forgetting", "forward_transfer"))
         cells += ["-" if value is None else f"{value:+.3f}" for value in moved]
         lines.append("| " + " | ".join([name, *cells]) + " |")

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +155,7 @@ class ExpertBank(nn.Module):
         packed = self._packed
         if packed is None:
             return False
+        experts = cast(Iterable[LowRankExpert], self.experts.values())
         down, up = packed.down.data_ptr(), packed.up.data_ptr()
         width, height = (
             self.in_features * packed.down.element_size(),
@@ -161,7 +163,7 @@ class ExpertBank(nn.Module):
         )
         return all(
             e.down.data_ptr() == down + start * width and e.up.data_ptr() == up + start * height
-            for e, start in zip(self.experts.values(), packed.starts, strict=True)
+            for e, start in zip(experts, packed.starts, strict=True)
         )
 
     @torch.no_grad()

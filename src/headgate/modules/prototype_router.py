@@ -1,18 +1,23 @@
 """PrototypeRouter: experts are told apart by what their skills' features look like, in closed form.
 
-    z_i = (mu_i - c)^T S^-1 (f - c) - (mu_i - c)^T S^-1 (mu_i - c) / 2        c: mean of the mu_i
+    z_p = (mu_p - c)^T S^-1 (f - c) - (mu_p - c)^T S^-1 (mu_p - c) / 2        c: mean of the mu_p
+    z_i = max of z_p over the skills p that expert i serves
 
 Linear discriminant analysis with streamed statistics (Hayes & Kanan 2020, "Lifelong Machine Learning with Deep
-Streaming LDA", sections 3.1-3.2): one mean per expert and one covariance for all, S = W / n + shrinkage tr(W / n) / F I.
-No gradient step touches it, so training a new skill cannot move the gates of an old one the way a learned router's
-do when its old inputs are gone.
+Streaming LDA", sections 3.1-3.2): a mean and a scatter per skill, one covariance for all,
+S = W / n + shrinkage tr(W / n) / F I. No gradient step touches it, so training a new skill cannot move the gates of an old
+one the way a learned router's do when its old inputs are gone. A skill that goes takes its scatter along: what is left is
+the router that never met it.
 
-Legend: B batch, T tokens, F features, N experts asked for, K experts with statistics, M feature rows given.
+Cost: F^2 numbers a skill.
+
+Legend: B batch, T tokens, F features, N experts asked for, P skills (prototypes), M feature rows given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,91 +26,95 @@ from torch import Tensor
 from headgate.modules.fixed_precision import FixedPrecision
 
 SHRINKAGE = 1e-2
+BUFFERS = ("mean", "count", "scatter", "weight", "bias")
 
 
 class PrototypeRouter(FixedPrecision):
-    """The interface of ExpertRouter, without parameters. An expert without statistics stands at the centre: z = 0."""
+    """The interface of ExpertRouter, without parameters. An expert without a skill stands at the centre: z = 0."""
 
+    mean: Tensor
+    count: Tensor
     scatter: Tensor
-    number: Tensor
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
-        self.names: list[str] = []
-        self.register_buffer("scatter", torch.zeros(features, features))
-        self.register_buffer("number", torch.zeros(()))
+        self.owners: list[str] = []
+        self._allocate(0, None)
+
+    def _allocate(self, skills: int, device: torch.device | None) -> None:
+        width = self.features
+        shapes = ((skills, width), (skills,), (skills, width, width), (skills, width), (skills,))
+        for name, shape in zip(BUFFERS, shapes, strict=True):
+            self.register_buffer(name, torch.zeros(shape, device=device))
 
     def add(self, name: str, row_F: Tensor) -> None:
-        """Room for a new expert; ``row_F`` gives the device only."""
-        self.names.append(name)
-        self.register_buffer(f"mean_{name}", torch.zeros_like(row_F))
-        self.register_buffer(f"count_{name}", torch.zeros((), device=row_F.device))
-        self.register_buffer(f"weight_{name}", torch.zeros_like(row_F))
-        self.register_buffer(f"bias_{name}", torch.zeros((), device=row_F.device))
+        """A new expert has no skill yet, and stands at the centre."""
 
     def remove(self, name: str) -> None:
-        self.names.remove(name)
-        again = bool(self.of("count", name) > 0) and any(self.of("count", n) > 0 for n in self.names)
-        for what in ("mean", "count", "weight", "bias"):
-            delattr(self, f"{what}_{name}")
-        if again:
-            self._solve()
+        """Forget an expert's skills, statistics and all."""
+        if name in self.owners:
+            kept = [place for place, owner in enumerate(self.owners) if owner != name]
+            self._take(kept)
 
-    def of(self, what: str, name: str) -> Tensor:
-        tensor: Tensor = self._buffers[f"{what}_{name}"]  # type: ignore[assignment]
-        return tensor
+    def _take(self, places: Sequence[int]) -> None:
+        for name in BUFFERS:
+            setattr(self, name, getattr(self, name)[list(places)])
+        self.owners = [self.owners[place] for place in places]
+        self._solve()
+
+    def give(self, name: str, heir: str) -> None:
+        """The skills of one expert are another one's from now on."""
+        self.owners = [heir if owner == name else owner for owner in self.owners]
 
     @torch.no_grad()
-    def learn(self, name: str, features_MF: Tensor) -> None:
-        """Enter rows of an expert's skill: exact streaming mean and within-class scatter, then the weights."""
+    def learn(self, name: str, features_MF: Tensor, *, new: bool = False) -> None:
+        """Enter rows of an expert's latest skill, or of a new one: exact streaming mean and scatter, then the weights."""
         rows_MF = features_MF.float()
-        mean_F, count = self.of("mean", name), self.of("count", name)
+        if new or name not in self.owners:
+            self.owners.append(name)
+            for buffer in BUFFERS:
+                old: Tensor = getattr(self, buffer).to(rows_MF.device)
+                setattr(self, buffer, torch.cat([old, old.new_zeros(1, *old.shape[1:])]))
+        place = len(self.owners) - 1 - self.owners[::-1].index(name)
+        mean_F, count = self.mean[place], self.count[place]
         new_F = rows_MF.mean(0)
-        centred_MF = rows_MF - new_F
-        step_F = new_F - mean_F
-        total = count + len(rows_MF)
-        self.scatter += centred_MF.T @ centred_MF + torch.outer(step_F, step_F) * (
-            count * len(rows_MF) / total
-        )
-        self.number += len(rows_MF)
+        centred_MF, step_F, total = rows_MF - new_F, new_F - mean_F, count + len(rows_MF)
+        spread = torch.outer(step_F, step_F) * (count * len(rows_MF) / total)
+        self.scatter[place] += centred_MF.T @ centred_MF + spread
         mean_F += step_F * (len(rows_MF) / total)
         count.copy_(total)
         self._solve()
 
-    @torch.no_grad()
-    def absorb(self, name: str, others: Sequence[str]) -> None:
-        """The statistics of ``others`` become those of ``name``; they themselves are to be removed."""
-        names = [n for n in (name, *others) if self.of("count", n) > 0]
-        if not names:
-            return
-        counts = torch.stack([self.of("count", n) for n in names])
-        mean_F = sum(self.of("mean", n) * self.of("count", n) for n in names) / counts.sum()
-        for n in names:
-            shift_F = self.of("mean", n) - mean_F
-            self.scatter += self.of("count", n) * torch.outer(shift_F, shift_F)
-        self.of("mean", name).copy_(mean_F)
-        self.of("count", name).copy_(counts.sum())
-        for other in others:
-            self.of("count", other).zero_()
-        self._solve()
-
     def _solve(self) -> None:
-        known = [name for name in self.names if self.of("count", name) > 0]
-        covariance = self.scatter / self.number
+        if not self.owners:
+            return
+        covariance = sum(self.scatter.unbind(), torch.zeros_like(self.scatter[0])) / self.count.sum()
         covariance = covariance + torch.eye(self.features, device=covariance.device) * (
             SHRINKAGE * covariance.diagonal().mean()
         )
-        means_KF = torch.stack([self.of("mean", name) for name in known])
-        centre_F = means_KF.mean(0)
-        weight_KF = torch.linalg.solve(covariance, (means_KF - centre_F).T).T
-        for name, weight_F, mean_F in zip(known, weight_KF, means_KF, strict=True):
-            self.of("weight", name).copy_(weight_F)
-            self.of("bias", name).copy_(-weight_F @ (mean_F + centre_F) / 2)
+        centre_F = self.mean.mean(0)
+        self.weight = torch.linalg.solve(covariance, (self.mean - centre_F).T).T.contiguous()
+        self.bias = torch.stack(
+            [-w_F @ (mean_F + centre_F) / 2 for w_F, mean_F in zip(self.weight, self.mean, strict=True)]
+        )
 
     def forward(self, features_BTF: Tensor, names: Sequence[str]) -> Tensor:
         """``[B, T, N]`` fp32 logits."""
+        skills = [[p for p, owner in enumerate(self.owners) if owner == name] for name in names]
+        places = [place for own in skills for place in own]
         with torch.autocast(features_BTF.device.type, enabled=False):
-            weight_NF = torch.stack([self.of("weight", name) for name in names])
-            bias_N = torch.stack([self.of("bias", name) for name in names])
-            return F.linear(features_BTF.float(), weight_NF, bias_N)
+            z_BTP = F.linear(features_BTF.float(), self.weight[places], self.bias[places])
+        centre = z_BTP.new_zeros(z_BTP.shape[:-1])
+        parts = z_BTP.split([len(own) for own in skills], dim=-1)
+        return torch.stack([part.amax(-1) if part.shape[-1] else centre for part in parts], dim=-1)
+
+    def structure(self) -> dict[str, Any]:
+        return {"owners": list(self.owners)}
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        """Room for the saved skills, before a strict load."""
+        self.owners = list(structure["owners"])
+        self._allocate(len(self.owners), self.mean.device)

@@ -1,11 +1,16 @@
-"""SkillLibrary: what each expert's skill looks like to the bare model, so that a skill can be recognised.
+"""SkillLibrary: what skills look like to the bare model, and which expert serves each, so that a skill can be recognised.
 
 Prototypes are kept uncentred, as an exponential moving average (rate .05 for a new look); the reference mean is
 subtracted where similarities are taken. When a skill enters, the similarities between random halves of its samples
-are kept: how alike two looks at it are is what its calibrated threshold rests on. With a contrast, every similarity
+are kept: how alike two looks at it are is what its calibrated threshold rests on. ``usual_K`` is how unlike its prototype
+a single document of a skill may be: the least alike of those first seen, with half as much room again below it as lies
+between it and their median. (The minimum, since what is rare in a skill, one document in forty say, often lies apart,
+where a small quantile falls now on one side, now on the other.) With a contrast, every similarity
 is taken between projections of a head that is trained anew with every skill that enters.
 
-Shapes: K experts in the library, H width, N samples given, R repetitions.
+An expert may serve several skills, each with a prototype of its own.
+
+Shapes: K skills in the library, H width, N samples given, R repetitions.
 """
 
 from __future__ import annotations
@@ -23,11 +28,13 @@ from headgate.ops import novelty
 from headgate.ops.randomness import generator
 
 REPEATS = 200
-BUFFERS = ("expert_ids", "prototypes_KH", "halves_KR", "samples_K")
+BUFFERS = ("expert_ids", "keys_K", "prototypes_KH", "halves_KR", "samples_K", "usual_K")
 
 
 class SkillLibrary(FixedPrecision):
-    """Prototypes by expert; grows and shrinks. All state is in buffers, fp32 whatever the model's type.
+    """Prototypes by skill; grows and shrinks. All state is in buffers, fp32 whatever the model's type; names are JSON.
+
+    A skill's key is never used twice. ``names``: of labelled skills, None of others.
 
     Args:
         width: H. decay: of the prototypes. beta: of the similarity tracker. seed: of the draws of halves.
@@ -35,9 +42,11 @@ class SkillLibrary(FixedPrecision):
     """
 
     expert_ids: Tensor
+    keys_K: Tensor
     prototypes_KH: Tensor
     halves_KR: Tensor
     samples_K: Tensor
+    usual_K: Tensor
     reference_H: Tensor
     has_reference: Tensor
     tracked: Tensor
@@ -51,69 +60,105 @@ class SkillLibrary(FixedPrecision):
         self.register_buffer("reference_H", torch.zeros(width))
         self.register_buffer("has_reference", torch.zeros((), dtype=torch.bool))
         self.register_buffer("tracked", torch.zeros(2))  # average, updates
+        self.names: list[str | None] = []
+        self.next_key = 0
         self._allocate(0)
 
     def _allocate(self, count: int) -> None:
         device = self.reference_H.device
         self.register_buffer("expert_ids", torch.zeros(count, dtype=torch.long, device=device))
+        self.register_buffer("keys_K", torch.zeros(count, dtype=torch.long, device=device))
         self.register_buffer("prototypes_KH", torch.zeros(count, self.width, device=device))
         self.register_buffer("halves_KR", torch.zeros(count, REPEATS, device=device))
         self.register_buffer("samples_K", torch.zeros(count, device=device))
+        self.register_buffer("usual_K", torch.zeros(count, device=device))
 
     # -- contents ---------------------------------------------------------------------------------------
     @property
     def experts(self) -> list[int]:
-        """Expert numbers in the order of the prototypes."""
+        """The expert of each skill, by number."""
         return [int(expert) for expert in self.expert_ids]
 
-    def add(self, expert: int, embeddings_NH: Tensor, tokens_N: Tensor) -> None:
-        """Enter an expert's skill. Raises ConfigError if it is there already or has fewer than two samples."""
-        if expert in self.experts:
-            raise ConfigError(f"expert {expert} is in the library already: update it")
+    @property
+    def keys(self) -> list[int]:
+        return [int(key) for key in self.keys_K]
+
+    def keys_of(self, expert: int) -> list[int]:
+        """The skills that an expert serves."""
+        return [key for key, owner in zip(self.keys, self.experts, strict=True) if owner == expert]
+
+    def key_of(self, name: str) -> int | None:
+        return self.keys[self.names.index(name)] if name in self.names else None
+
+    def add(self, expert: int, embeddings_NH: Tensor, tokens_N: Tensor, name: str | None = None) -> int:
+        """Enter a skill that the expert serves; its key. Raises ConfigError for a name twice or fewer than two samples."""
+        if name is not None and name in self.names:
+            raise ConfigError(f"skill {name!r} is in the library already: update it")
         if len(embeddings_NH) < 2:
             raise ConfigError(f"expert {expert}: a skill needs two samples or more, got {len(embeddings_NH)}")
-        stream = generator(self.seed, expert, "skill_library.halves")
+        key, self.next_key = self.next_key, self.next_key + 1
+        stream = generator(self.seed, key, "skill_library.halves")
         first_RH, second_RH = novelty.split_half_means(embeddings_NH.float(), tokens_N, REPEATS, stream)
         reference_H = self.reference_H.to(first_RH.device)
+        prototype_1H = novelty.token_mean(embeddings_NH.float(), tokens_N)[None]
+        own_N = novelty.cosines(embeddings_NH.float(), prototype_1H, reference_H)[:, 0]
         new = (
             torch.tensor([expert]),
-            novelty.token_mean(embeddings_NH.float(), tokens_N)[None],
+            torch.tensor([key]),
+            prototype_1H,
             novelty.paired_cosines(first_RH, second_RH, reference_H)[None],
             torch.tensor([float(len(tokens_N))]),
+            (own_N.min() - (own_N.median() - own_N.min()) / 2)[None],
         )
-        for name, value in zip(BUFFERS, new, strict=True):
-            old = getattr(self, name)
-            setattr(self, name, torch.cat([old, value.to(old)]))
+        for buffer, value in zip(BUFFERS, new, strict=True):
+            old = getattr(self, buffer)
+            setattr(self, buffer, torch.cat([old, value.to(old)]))
+        self.names.append(name)
         if self.contrast is not None:
-            self.contrast.add(expert, embeddings_NH.float() - reference_H)
+            self.contrast.add(key, embeddings_NH.float() - reference_H)
             self._learn_contrast()
+        return key
 
     def _learn_contrast(self) -> None:
         """Train the head anew and take every skill's likeness to itself with it."""
         contrast = self.contrast
         assert contrast is not None
         contrast.train_anew()
-        for place, expert in enumerate(self.experts):
-            samples_NH = contrast.of(expert).cpu()
-            stream = generator(self.seed, expert, "skill_library.halves")
+        for place, key in enumerate(self.keys):
+            samples_NH = contrast.of(key).cpu()
+            stream = generator(self.seed, key, "skill_library.halves")
             halves = novelty.split_half_means(samples_NH, torch.ones(len(samples_NH)), REPEATS, stream)
             first_RP, second_RP = (contrast.head(half.to(self.reference_H)) for half in halves)
             self.halves_KR[place] = (first_RP * second_RP).sum(-1)
 
-    def update(self, expert: int, embeddings_NH: Tensor, tokens_N: Tensor) -> None:
-        """Another look at a known skill: its prototype moves by 1 - decay."""
-        place = self._place(expert)
+    def update(self, expert: int, embeddings_NH: Tensor, tokens_N: Tensor, key: int | None = None) -> int:
+        """Another look at a skill that the expert serves: its prototype moves by 1 - decay. Returns its key.
+
+        ``key`` None: of the expert's skills, the one that is most like the look.
+        """
+        self._check(expert)
         look_H = novelty.token_mean(embeddings_NH.float(), tokens_N).to(self.prototypes_KH)
-        self.prototypes_KH[place].lerp_(look_H, 1 - self.decay)
+        if key is None:
+            likeness = self._cosines(look_H).tolist()
+            key = max(self.keys_of(expert), key=lambda one: likeness[self.keys.index(one)])
+        self.prototypes_KH[self.keys.index(key)].lerp_(look_H, 1 - self.decay)
+        return key
 
     def remove(self, expert: int) -> None:
-        """Forget an evicted expert; the others keep their numbers."""
-        place = self._place(expert)
-        for name in BUFFERS:
-            old = getattr(self, name)
-            setattr(self, name, torch.cat([old[:place], old[place + 1 :]]))
+        """Forget the skills of an expert that goes; the others keep their keys."""
+        self._check(expert)
+        kept = [place for place, owner in enumerate(self.experts) if owner != expert]
+        gone = self.keys_of(expert)
+        for buffer in BUFFERS:
+            setattr(self, buffer, getattr(self, buffer)[kept])
+        self.names = [self.names[place] for place in kept]
         if self.contrast is not None:
-            self.contrast.remove(expert)
+            for key in gone:
+                self.contrast.remove(key)
+
+    def give(self, expert: int, heir: int) -> None:
+        """The skills of one expert are served by another from now on."""
+        self.expert_ids[self.expert_ids == expert] = heir
 
     def set_reference(self, reference_H: Tensor, mix_NH: Tensor | None = None) -> None:
         """The mean hidden state that no skill is credited with (see probe.reference_text), once for all skills.
@@ -131,10 +176,9 @@ class SkillLibrary(FixedPrecision):
                 raise ConfigError("a contrast needs the documents of the reference: give mix_NH too")
             self.contrast.add(SkillContrast.MIX, mix_NH.float() - reference_H)
 
-    def _place(self, expert: int) -> int:
+    def _check(self, expert: int) -> None:
         if expert not in self.experts:
             raise ConfigError(f"expert {expert} is not in the library: it holds {self.experts}")
-        return self.experts.index(expert)
 
     # -- similarity -------------------------------------------------------------------------------------
     def similarities(self, embeddings_NH: Tensor, tokens_N: Tensor) -> Tensor:
@@ -156,7 +200,7 @@ class SkillLibrary(FixedPrecision):
         return self._cosines(looks_RH.to(self.reference_H))
 
     def calibrated_thresholds(self, false_spawns: float, samples: int) -> Tensor:
-        """``[K]``: one threshold per expert for a look of so many samples, from how alike halves of its skill are
+        """``[K]``: one threshold per skill for a look of so many samples, from how alike halves of its skill are
         and how unlike the others'.
 
         Skills differ in spread: a threshold that fits a diverse one lets neighbours of a narrow one pass.
@@ -182,14 +226,16 @@ class SkillLibrary(FixedPrecision):
     # -- saving -----------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
         contrast = None if self.contrast is None else self.contrast.structure()
-        return {"width": self.width, "experts": len(self.experts), "contrast": contrast}
+        facts = {"names": list(self.names), "next_key": self.next_key}
+        return {"width": self.width, "skills": len(self.keys), **facts, "contrast": contrast}
 
     def restore(self, structure: Mapping[str, Any]) -> None:
-        """Room for the saved experts, before a strict load."""
+        """Room for the saved skills, before a strict load."""
         if structure["width"] != self.width:
             raise ConfigError(
                 f"the saved library has width {structure['width']}, this model {self.width}: load it into its own model"
             )
-        self._allocate(structure["experts"])
+        self._allocate(structure["skills"])
+        self.names, self.next_key = list(structure["names"]), structure["next_key"]
         if self.contrast is not None:
             self.contrast.restore(structure["contrast"])

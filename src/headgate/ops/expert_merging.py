@@ -29,14 +29,19 @@ def cosines(experts: Sequence[Sequence[Factors]]) -> Tensor:
     """
     count = len(experts)
     gram = torch.zeros(count, count, dtype=torch.float64)
-    for i in range(count):
-        for j in range(i, count):
-            gram[i, j] = gram[j, i] = sum(
-                float(inner_product(a, b)) for a, b in zip(experts[i], experts[j], strict=True)
-            )
+    for of_site in zip(*experts, strict=True):
+        down_RI, up_RO = (torch.cat([factors[side] for factors in of_site]) for side in (0, 1))
+        ranks = torch.tensor([len(down) for down, _ in of_site])
+        owner_R = torch.arange(count).repeat_interleave(ranks)
+        for i, (down, up) in enumerate(
+            of_site
+        ):  # one expert against all: two products, whatever their number
+            shares_R = ((down @ down_RI.T) * (up @ up_RO.T)).sum(0)
+            gram[i].index_add_(0, owner_R, shares_R.double().cpu())
+    gram = (gram + gram.T) / 2
     norm = gram.diagonal().clamp(min=0).sqrt()
-    found = gram / torch.outer(norm, norm).clamp(min=torch.finfo(torch.float64).tiny)
-    return found.clamp(-1, 1).fill_diagonal_(1.0)
+    cosine_NN = gram / torch.outer(norm, norm).clamp(min=torch.finfo(torch.float64).tiny)
+    return cosine_NN.clamp(-1, 1).fill_diagonal_(1.0)
 
 
 def merged(members: Sequence[Factors], weights: Sequence[float], rank: int) -> Factors:

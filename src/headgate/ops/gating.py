@@ -8,6 +8,7 @@ Legend: B batch, T tokens, N experts (or schemas, or blocks), K chosen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,19 +74,32 @@ def adaptive_top_k_gates(
 
 
 def maturity_gates(
-    logits_BTN: Tensor, maturity_N: Tensor, temperature: float = 1.0, k: int | None = None
+    logits_BTN: Tensor,
+    maturity_N: Tensor,
+    temperature: float = 1.0,
+    k: int | None = None,
+    young: Sequence[int] = (),
 ) -> Gates:
     """g_i proportional to m_i exp(z_i / t), over all experts or the top-k of them (k = 1: not renormalised).
 
-    An expert of maturity 0 has weight exactly 0 and leaves every other gate as if it were not there.
+    An expert of maturity 0 has weight exactly 0 and leaves every other gate as if it were not there. With k, the places
+    ``young`` take part beside the top-k of the others: a young expert could not win its first tokens, and its small m
+    makes the change continuous.
     """
     logits_BTN = at_least_fp32(logits_BTN)
     scaled_BTN = logits_BTN / temperature + maturity_N.to(logits_BTN.dtype).log()
     probs_BTN = torch.softmax(scaled_BTN, dim=-1)
-    if k is None or k >= probs_BTN.shape[-1]:
+    if k is None or k + len(young) >= probs_BTN.shape[-1]:
         return Gates(probs_BTN, logits_BTN)
-    weight_BTN, chosen_BTK = keep_top_k(probs_BTN, k, renormalise=True)
-    return Gates(weight_BTN, logits_BTN, chosen_BTK)
+    if not young:
+        weight_BTN, chosen_BTK = keep_top_k(probs_BTN, k, renormalise=True)
+        return Gates(weight_BTN, logits_BTN, chosen_BTK)
+    young_Y = torch.tensor(list(young), device=probs_BTN.device)
+    top_BTK = probs_BTN.index_fill(-1, young_Y, -1.0).topk(k, dim=-1).indices
+    chosen_BTK = torch.cat([top_BTK, young_Y.expand(*top_BTK.shape[:-1], -1)], dim=-1)
+    values_BTK = probs_BTN.gather(-1, chosen_BTK)
+    values_BTK = values_BTK / values_BTK.sum(-1, keepdim=True)
+    return Gates(torch.zeros_like(probs_BTN).scatter(-1, chosen_BTK, values_BTK), logits_BTN, chosen_BTK)
 
 
 def uniform_gates(logits_BTN: Tensor) -> Gates:

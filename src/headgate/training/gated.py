@@ -259,6 +259,8 @@ class GatedTraining:
         run = run + extra * forward_flops(self.anatomy, tokens, pairs)
         if not step.accepted:
             return run
+        if any(method.skips_blocks for method in self.methods):
+            self._measure_backward()  # what trains may change from window to window
         trainable, frozen_base = self.sizes
         forward = forward_flops(self.anatomy, tokens, pairs, share * self.backward_share)
         return run + backward_flops(forward, tokens, trainable, frozen_base)

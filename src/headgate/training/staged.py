@@ -30,9 +30,13 @@ class StagedTraining:
         return {**self._adapter_parameters, **dict(self.methods.named_parameters())}
 
     def _apply_stage(self) -> None:
-        """Freeze and thaw for the current stage; count what trains, for the FLOP accounts."""
+        """Freeze and thaw for the current stage."""
         assert self.curriculum is not None
         self.curriculum.apply(self.groups)
+        self._measure_backward()
+
+    def _measure_backward(self) -> None:
+        """What trains now and how deep its gradient goes, for the FLOP accounts."""
         trainable = sum(p.numel() for p in self.named_trainable.values() if p.requires_grad)
         self.backward_share = self._backward_share()
         self.sizes = trainable, trainable < sum(p.numel() for p in self.anatomy.model.parameters()) / 2

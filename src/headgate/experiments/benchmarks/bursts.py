@@ -21,7 +21,7 @@ from headgate.data.collation import Collator
 from headgate.experiments.benchmarks.frame import Report, Say, at_least, at_most, not_measured
 from headgate.experiments.benchmarks.novelty import prepared, sources
 from headgate.methods.lora_experts import LoraExperts
-from headgate.methods.lora_experts.bursts import document_ids, documents_in
+from headgate.methods.lora_experts.documents import document_ids, documents_in
 from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, describe
@@ -68,6 +68,8 @@ def segment(
     method = LoraExperts(router="prototype", burst=LEAST, r=1, spawn=spawn)
     method.seed = seed
     method.attach(anatomy)
+    watch = method.watch
+    assert watch is not None
     stage = Stage(name="known", steps=documents, train={}, options={"skill": "known"})
     scheduled = ScheduledStage(stage, index=0, start=0, stop=documents)
     stream = generator(seed, 0, "bursts.share")
@@ -82,9 +84,9 @@ def segment(
             news.update(document_ids(documents_in(batch))[unannounced].tolist())
             arrived += int(unannounced.sum())
             step = Step(batch, scheduled, number, number, seed, documents, anatomy.model)
-            method.watch(step)
-            if method.pending:
-                of_it = np.mean([one in news for one in method.burst.ids.tolist()])
+            watch.read(step, method.stream)
+            if watch.due:
+                of_it = np.mean([one in news for one in watch.burst.ids.tolist()])
                 read = (number + 1) * ROWS
                 return {"found": True, "documents": read, "arrived": arrived, "purity": float(of_it)}
     finally:

@@ -73,11 +73,11 @@ def experts_on(model: Any, count: int, all_live: bool = False) -> LoraExperts:
     method.attach(describe(model))
     method.to(next(model.parameters()).device)
     with torch.no_grad():
-        for name, parameter in method.banks.named_parameters():
+        for name, parameter in method.experts.banks.named_parameters():
             if name.endswith("up"):
                 parameter.normal_(std=0.02)
     if not all_live:
-        method.train_only(0)
+        method.experts.train_only(0)
     return method
 
 
@@ -85,8 +85,8 @@ class Explicit:
     """The loop that a bank replaces: every expert on every token, weighed afterwards. Replaces the bank's forward."""
 
     def __init__(self, method: LoraExperts) -> None:
-        for site in method.banks:
-            bank = method.bank(site)
+        for site in method.experts.banks:
+            bank = method.experts.bank(site)
             bank.forward = self.of(bank)  # type: ignore[method-assign]
 
     @staticmethod
@@ -166,7 +166,7 @@ def _spawning(report: Report, device: str) -> None:
     taken = []
     for _ in range(5):
         start = time.perf_counter()
-        method.spawn(RANK)
+        method.experts.add(RANK)
         taken.append((time.perf_counter() - start) * 1e3)
     report.arms["spawn an expert"] = spread([ms / 1e3 for ms in taken])
     report.checks.append(at_most("milliseconds to spawn an expert", sorted(taken)[2], SPAWN_LIMIT_MS))

@@ -6,7 +6,7 @@ skill is novel an expert is born for it; it ramps up, matures, may grow, freeze,
 
     y = W x + ((x A^T) * repeat(g alpha / r, ranks)) B^T         all experts of a linear in two products
     g_i proportional to m_i exp(z_i / tau), z = W_r f            m: maturity, tau decays from the last birth
-    dense while an expert is immature, then the top 2, then the top 1 with its probability among all
+    the top 2 of the mature experts and whoever is young, then the top 1 with its probability among all
     L = CE + a N sum f_i P_i + b mean (logsumexp z)^2 + entropies + orthogonality + T^2 KL(mature || young)
 
 Implemented: all of that, over any base (quantised linears too), with or without a PEFT adapter beside it; spawn

@@ -19,7 +19,6 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from headgate.methods.lora_experts.probe import documents_of
 from headgate.methods.step import IGNORE_INDEX
 from headgate.modules.fixed_precision import FixedPrecision
 
@@ -29,7 +28,7 @@ document in forty is like is among them 19 times in 20."""
 
 
 class Burst(NamedTuple):
-    """Documents that belong together: ids, mean hidden states ``[N, H]``, text (see ``documents_in``), and how many
+    """Documents that belong together: ids, mean hidden states ``[N, H]``, text (documents.py), and how many
     documents had been offered when each came."""
 
     ids: Tensor
@@ -128,9 +127,9 @@ class NoveltyBuffer(FixedPrecision):
         if sizes.max() < self.least:
             return None
         chosen = torch.from_numpy(labels == sizes.argmax())
-        found = Burst(self.ids[chosen], self.waiting[chosen], self.documents[chosen], self.arrived[chosen])
+        burst = Burst(self.ids[chosen], self.waiting[chosen], self.documents[chosen], self.arrived[chosen])
         self._take(~chosen)
-        return found
+        return burst
 
     def structure(self) -> dict[str, Any]:
         return {"waiting": len(self), "length": self.documents.shape[1], "offered": self.offered}
@@ -148,31 +147,3 @@ def waiting_for_bursts(width: int, least: int, false_novel: float) -> NoveltyBuf
     least / (2 false_novel) documents, least / 2 of those are expected: half of a burst.
     """
     return NoveltyBuffer(width, least=least, patience=round(least / (2 * false_novel)))
-
-
-def documents_in(batch: Mapping[str, Any]) -> Tensor:
-    """``[N, T, 2]`` on the CPU: token id and label of every document of a batch, rows in order, padded with -100."""
-    place, both = documents_of(batch).cpu(), torch.stack([batch["input_ids"], batch["labels"]], -1).cpu()
-    rows = [
-        pair[of == number]
-        for of, pair in zip(place, both, strict=True)
-        for number in of[of >= 0].unique().tolist()
-    ]
-    return pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
-
-
-def document_ids(documents_NT2: Tensor) -> Tensor:
-    """``[N]``: a 64-bit polynomial hash of each document's tokens, so that the same text is known again."""
-    tokens = documents_NT2[..., 0]
-    powers = torch.full((tokens.shape[1],), 6364136223846793005).cumprod(0)  # Knuth's multiplier, modulo 2^64
-    return ((tokens + 1) * (tokens >= 0) * powers).sum(-1)
-
-
-def as_batch(documents_NT2: Tensor, device: torch.device) -> dict[str, Tensor]:
-    """Documents as a right-padded batch, one a row."""
-    real = documents_NT2[..., 0] != IGNORE_INDEX
-    kept = documents_NT2[:, : int(real.sum(-1).max())]
-    ids, labels = kept.unbind(-1)
-    mask = ids != IGNORE_INDEX
-    batch = {"input_ids": torch.where(mask, ids, 0), "labels": labels, "attention_mask": mask.long()}
-    return {name: tensor.to(device) for name, tensor in batch.items()}

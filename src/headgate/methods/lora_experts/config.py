@@ -32,8 +32,9 @@ class LoraExpertsConfig(StrictConfig):
         temperature_start, temperature_min, temperature_half_life: tau = min + (start - min) 2^(-steps / half life),
             counted in accepted steps since the youngest expert's birth.
         maturity_steps: accepted steps over which a new expert's gate ramps up.
-        top_k: gates kept once every expert is mature (before that, all are). top_1_after: accepted steps after that
-            from which the best alone is kept, with its probability among all; None: never.
+        top_k: gates kept of the mature experts; young ones take part beside them. dense_phase: the plan's: all gates are
+            kept while an expert is young. top_1_after: accepted steps after the last one matured from which the best
+            alone is kept, with its probability among all; None: never.
         balance, z_loss: weights of the load-balancing and z-loss. entropy_token, entropy_mean: weights of
             mean H(p_t), which sharpens, and of -H(mean p), which spreads.
         capacity_factor: C = ceil(factor k T / N) tokens per expert, in training only; None: no limit.
@@ -42,7 +43,7 @@ class LoraExpertsConfig(StrictConfig):
         kd_on: ``batch``: on all tokens; ``replayed``: on rows of earlier skills only (``data.replay``), as planned.
         gate_projection: directions of earlier skills' features along which the router no longer changes.
         spawn: when an expert appears; see spawn.py.
-        burst: novel documents inside a skill, alike among themselves, that make an expert of their own (watching.py);
+        burst: novel documents inside a skill, alike among themselves, that make an expert of their own (watch.py);
             None: only boundaries are looked at. Needs ``spawn.policy: novelty``; one more forward a batch.
         freeze_others: at a new skill, freeze all experts but the one that trains.
         freeze_after: evaluations without gain after which an expert's ``freeze_first`` linears are frozen, and after
@@ -77,6 +78,7 @@ class LoraExpertsConfig(StrictConfig):
     temperature_half_life: float = Field(200, gt=0)
     maturity_steps: int = Field(200, ge=1)
     top_k: int = Field(2, ge=1)
+    dense_phase: bool = False
     top_1_after: int | None = Field(None, ge=0)
     balance: float = Field(0.01, ge=0)
     z_loss: float = Field(1e-3, ge=0)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import peft
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headgate.methods.lora_experts.forward import MIXTURE
-
-if TYPE_CHECKING:
-    from headgate.methods.lora_experts.method import LoraExperts
+from headgate.methods.lora_experts.experts import ExpertSet
+from headgate.methods.lora_experts.routes import MIXTURE, ONE, fixed_weights
+from headgate.models.anatomy import Anatomy
 
 NOT_MERGEABLE = (
     "the gates of lora_experts depend on the token, so no single set of weights computes what the model does: use "
@@ -26,11 +24,11 @@ NOT_MERGEABLE = (
 )
 
 
-def mixtures(method: LoraExperts) -> dict[str, str]:
+def mixtures(experts: ExpertSet) -> dict[str, str]:
     """Fixed gates worth trying, as routings: the shares of training, equal ones, and all experts added up."""
-    if len(method.roster) < 2:
+    if len(experts.roster) < 2:
         return {}
-    shares, count = usage_weights(method), len(method.roster)
+    shares, count = usage_weights(experts), len(experts.roster)
     return {
         "mixture by usage in training": _routing(shares),
         "mixture in equal shares": _routing(dict.fromkeys(shares, 1 / count)),
@@ -42,40 +40,36 @@ def _routing(weights: Mapping[int, float]) -> str:
     return MIXTURE + ",".join(f"{number}={weight!r}" for number, weight in weights.items())
 
 
-def export_experts(method: LoraExperts, folder: Path, mixture: str | None) -> dict[str, str]:
+def export_experts(experts: ExpertSet, anatomy: Anatomy, folder: Path, mixture: str | None) -> dict[str, str]:
     """Write ``expert_<i>/`` for each expert and, where one is given, ``mixture/``; returns each one's routing.
 
     ``mixture`` is a routing with fixed gates; the rank of what is written is the sum of its experts'.
     """
     written: dict[str, str] = {}
-    for info in method.roster:
-        name = f"expert_{info.number}"
-        factors = {
-            site: (bank.expert(info.name).down, bank.expert(info.name).up)
-            for site in method.banks
-            if (bank := method.bank(site))
-        }
-        _save(method, folder / name, factors, info.rank, info.alpha)
-        written[name] = f"expert:{info.number}"
+    for info in experts.roster:
+        name, parts = f"expert_{info.number}", experts.parts(info.number)
+        factors = {site: (part.down, part.up) for site, part in zip(experts.banks, parts, strict=True)}
+        _save(anatomy, folder / name, factors, info.rank, info.alpha)
+        written[name] = f"{ONE}{info.number}"
     if mixture is not None:
-        weights = method.fixed_weights(mixture)
-        rank = sum(method.roster.info(number).rank for number in weights)
-        _save(method, folder / "mixture", concatenated(method, weights), rank, float(rank))
+        weights = fixed_weights(mixture, experts)
+        rank = sum(experts.roster.info(number).rank for number in weights)
+        _save(anatomy, folder / "mixture", concatenated(experts, weights), rank, float(rank))
         written["mixture"] = mixture
     return written
 
 
-def usage_weights(method: LoraExperts) -> dict[int, float]:
+def usage_weights(experts: ExpertSet) -> dict[int, float]:
     """Share of all tokens dispatched in training that each expert served, summing to 1; equal before any."""
-    numbers = [info.number for info in method.roster]
-    return dict(zip(numbers, method.roster.served_shares(numbers), strict=True))
+    numbers = [info.number for info in experts.roster]
+    return dict(zip(numbers, experts.roster.served_shares(numbers), strict=True))
 
 
-def concatenated(method: LoraExperts, weights: Mapping[int, float]) -> dict[str, tuple[Tensor, Tensor]]:
+def concatenated(experts: ExpertSet, weights: Mapping[int, float]) -> dict[str, tuple[Tensor, Tensor]]:
     """sum_i w_i s_i B_i A_i per site, exactly: A = [A_i], B = [w_i s_i B_i], alpha = rank."""
     factors = {}
-    for site in method.banks:
-        members = [(i, method.bank(site).expert(i.name)) for i in method.roster if i.number in weights]
+    for site in experts.banks:
+        members = [(i, experts.bank(site).expert(i.name)) for i in experts.roster if i.number in weights]
         down = torch.cat([expert.down for _, expert in members])
         up = torch.cat([expert.up * (weights[info.number] * info.scale) for info, expert in members])
         factors[site] = down, up
@@ -83,10 +77,8 @@ def concatenated(method: LoraExperts, weights: Mapping[int, float]) -> dict[str,
 
 
 def _save(
-    method: LoraExperts, folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], rank: int, alpha: float
+    anatomy: Anatomy, folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], rank: int, alpha: float
 ) -> None:
-    anatomy = method._anatomy
-    assert anatomy is not None, "experts are exported from an attached method"
     family = anatomy.family
     paths = {site: f"{family.backbone}.{family.blocks}.{site.replace('/', '.')}" for site in factors}
     config = peft.LoraConfig(

@@ -6,31 +6,31 @@ computes a pure function of it, so the recompute repeats the forward exactly.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headgate.errors import ConfigError, ModelError
+from headgate.errors import ModelError
 from headgate.methods.context import Context, remember
+from headgate.methods.lora_experts.config import LoraExpertsConfig
+from headgate.methods.lora_experts.experts import ExpertSet
 from headgate.methods.lora_experts.features import MEMORY, keep_on_cache, router_features
+from headgate.methods.lora_experts.routers import SHARED
+from headgate.methods.lora_experts.routes import ARROW, ONE, REMOVED, check_route, fixed_weights, is_fixed
 from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
+from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy
+from headgate.models.surgery import Handle, on_block_input, on_linear, override_forward
 from headgate.modules.arrow import ArrowRouter
 from headgate.modules.expert_bank import Mixture
 
-if TYPE_CHECKING:
-    from headgate.methods.lora_experts.config import LoraExpertsConfig
-    from headgate.methods.lora_experts.roster import Roster
-
 PREPASS = "headgate_experts_prepass"
-SHARED = "shared"
-ONE, MIXTURE, ARROW = "expert:", "mixture:", "arrow"
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass
@@ -45,78 +45,113 @@ class Pass:
 
 
 class RoutedForward:
-    """The part of LoraExperts that acts inside a forward."""
+    """The experts at work in a model. It has no state that outlives a run of forwards, apart from ``route``.
 
-    config: LoraExpertsConfig
-    roster: Roster
-    routers: nn.ModuleDict
-    current: int
-    routing: str
-    suspended: bool
-    without: tuple[int, ...]
-    evaluated: str | None
-    running: Pass | None
-    record: Pass | None
-    recording: bool
-    looking: list[Tensor] | None
-    arrows: dict[str, ArrowRouter]
-    _anatomy: Anatomy | None
-    bank: Callable[[str], Any]
-    router: Callable[..., Any]
-    number_of: Callable[[int | str], int]
+    ``route``: what an evaluation is routed by (routes.py). ``evaluated``: the skill whose rows come, which only the
+    oracle reads. ``record``: the first training forward of a micro-batch since ``start_recording``.
+    """
+
+    def __init__(self, config: LoraExpertsConfig, experts: ExpertSet) -> None:
+        self.config, self.experts = config, experts
+        self.route, self.evaluated = config.eval_routing, ""
+        self.running: Pass | None = None
+        self.record: Pass | None = None
+        self.arrows: dict[str, ArrowRouter] = {}
+        self._anatomy: Anatomy | None = None
+        self._suspended, self._recording = False, False
+        self._without: tuple[int, ...] = ()
+        self._features: list[Tensor] | None = None
+
+    # -- installation -----------------------------------------------------------------------------------
+    def attach(self, anatomy: Anatomy, linears: Mapping[str, nn.Module]) -> list[Handle]:
+        """Hook the backbone, the block whose input is read, and every linear with experts."""
+        self._anatomy = anatomy
+        handles = [override_forward(anatomy.backbone, self.around_backbone)]
+        if self.config.features.startswith("block"):
+            handles.append(on_block_input(anatomy.blocks[self.config.first_block], self.read_features))
+        return handles + [on_linear(linear, self.delta(site)) for site, linear in linears.items()]
+
+    def detach(self) -> None:
+        self.running = self.record = self._anatomy = None
 
     @property
+    def anatomy(self) -> Anatomy:
+        assert self._anatomy is not None, "lora_experts is not attached"
+        return self._anatomy
+
+    # -- what a forward is for --------------------------------------------------------------------------
+    @property
     def in_training(self) -> bool:
-        assert self._anatomy is not None
-        return self._anatomy.blocks[0].training
+        return bool(self.anatomy.blocks[0].training)
 
     @property
     def by_arrow(self) -> bool:
         """Whether every linear routes by itself, by its experts' weights (evaluation only)."""
-        return self.routing == ARROW and not self.in_training and self.looking is None
+        return self.route == ARROW and not self.in_training and self._features is None
 
     @property
     def idle(self) -> bool:
-        return self.suspended or (self.routing == "removed" and not self.in_training)
+        return self._suspended or (self.route == REMOVED and not self.in_training)
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
         """Inside, the experts contribute nothing: the model is its base, and whatever else is attached."""
-        before, self.suspended = self.suspended, True
+        before, self._suspended = self._suspended, True
         try:
             yield
         finally:
-            self.suspended = before
+            self._suspended = before
 
     @contextmanager
     def aside(self, without: tuple[int, ...] = ()) -> Iterator[None]:
         """Inside, other forwards may run (evaluation mode, some experts left out); the step's own pass comes back."""
-        assert self._anatomy is not None
-        training = [module for module in self._anatomy.model.modules() if module.training]
-        kept = self.running, self.record, self.recording, self.without, self.routing
-        self.recording, self.without = False, without
+        training = [module for module in self.anatomy.model.modules() if module.training]
+        kept = self.running, self.record, self._recording, self._without, self.route
+        self._recording, self._without = False, without
         try:
-            self._anatomy.model.eval()
+            self.anatomy.model.eval()
             yield
         finally:
             for module in training:
                 module.training = True
-            self.running, self.record, self.recording, self.without, self.routing = kept
+            self.running, self.record, self._recording, self._without, self.route = kept
+
+    def set_route(self, route: str) -> None:
+        """What evaluations are routed by from now on; see routes.py. Raises ConfigError for what there is not."""
+        check_route(route, self.experts)
+        self.route = route
+
+    def start_recording(self) -> None:
+        self.record, self._recording = None, True
+
+    def take_record(self) -> Pass | None:
+        """The training forward of this micro-batch, whose graph must not live on."""
+        record, self.record, self._recording = self.record, None, False
+        return record
 
     @torch.no_grad()
     def features_of(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
         """``[M, F]``: what the router reads at every real token of some batches."""
-        assert self._anatomy is not None
-        self.looking = []
+        self._features = []
         try:
             with self.aside():
                 for batch in batches:
-                    given = ("input_ids", "attention_mask", "position_ids")
-                    inputs = {k: batch[k] for k in given if batch.get(k) is not None}
-                    self._anatomy.model(**inputs, use_cache=False)
-            return torch.cat(self.looking)
+                    self.anatomy.model(**_inputs(batch), use_cache=False)
+            return torch.cat(self._features)
         finally:
-            self.looking = None
+            self._features = None
+
+    @torch.no_grad()
+    def loss_alone(self, number: int | None, batches: Iterable[Mapping[str, Any]]) -> float:
+        """Task loss of one expert alone, gate 1, over all trained tokens of some batches; None: of the base without any."""
+        total = count = 0.0
+        with self.aside():
+            self.route = REMOVED if number is None else f"{ONE}{number}"
+            for batch in batches:
+                tokens = float(batch["labels"][..., 1:].ne(IGNORE_INDEX).sum())
+                loss = self.anatomy.model(**_inputs(batch), labels=batch["labels"], use_cache=False).loss
+                total, count = total + float(loss) * tokens, count + tokens
+        return total / max(count, 1.0)
 
     # -- the backbone -----------------------------------------------------------------------------------
     def around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,16 +165,16 @@ class RoutedForward:
             if self.by_arrow:
                 self.running = Pass(context, None, features=context.valid)
             elif weights is not None:
-                fixed = fixed_mixture(self.roster, weights, context.valid.device)
+                fixed = fixed_mixture(self.experts.roster, weights, context.valid.device)
                 self.running = Pass(context, None, mixtures={SHARED: fixed})
             else:
-                phase = phase_of(self.config, self.roster, self.in_training, self.without)
+                phase = phase_of(self.config, self.experts.roster, self.in_training, self._without)
                 self.running = Pass(context, phase)
                 self._read_first(call, original)
             running = self.running
             output = original(*args, **kwargs)
             if self.in_training:
-                if self.recording and self.record is None and torch.is_grad_enabled():
+                if self._recording and self.record is None and torch.is_grad_enabled():
                     self.record = running
             else:
                 keep_on_cache(output, running.context)
@@ -153,33 +188,31 @@ class RoutedForward:
 
     def _fixed(self) -> dict[int, float] | None:
         """Gates that no router decides: asked for at evaluation, or the oracle's expert."""
-        if not self.in_training and self.routing.startswith((ONE, MIXTURE)):
-            return self.fixed_weights(self.routing)
-        if self.config.router != "oracle" or self.without:
+        if not self.in_training and is_fixed(self.route):
+            return fixed_weights(self.route, self.experts)
+        if self.config.router != "oracle" or self._without:
             return None
-        served = self.roster.serving(self.evaluated) if self.evaluated and not self.in_training else None
-        return {self.current if served is None else served: 1.0}
+        known = None if self.in_training else self.experts.roster.serving(self.evaluated)
+        return {self.experts.current if known is None else known: 1.0}
 
     def _read_first(self, call: dict[str, Any], backbone: Callable[..., Any]) -> None:
         """Features that exist before the first block."""
-        assert self._anatomy is not None
-        if not self.routers:
-            self.read_features(torch.zeros(1, 1, 1, device=self.running.context.valid.device))  # type: ignore[union-attr]
+        assert self.running is not None
+        if not self.experts.routers:
+            self.read_features(torch.zeros(1, 1, 1, device=self.running.context.valid.device))
         elif self.config.features == "embedding":
             embeds = call.get("inputs_embeds")
-            self.read_features(self._anatomy.embedding(call["input_ids"]) if embeds is None else embeds)
+            self.read_features(self.anatomy.embedding(call["input_ids"]) if embeds is None else embeds)
         elif self.config.features == "prepass":
             self.read_features(self._read_ahead(call, backbone))
 
     def _read_ahead(self, call: dict[str, Any], backbone: Callable[..., Any]) -> Tensor:
         """Final hidden states with every adapter off; decoding continues a cache of its own."""
-        assert self._anatomy is not None and self.running is not None
+        assert self.running is not None
         caches = not self.in_training and call.get("use_cache") is not False
         past = self.running.context.past
         with self.bypassed():
-            hidden, self.running.prepass = prepass(
-                self._anatomy, backbone, call, past, PREPASS, caches=caches
-            )
+            hidden, self.running.prepass = prepass(self.anatomy, backbone, call, past, PREPASS, caches=caches)
         return hidden
 
     def read_features(self, hidden: Tensor) -> None:
@@ -187,7 +220,7 @@ class RoutedForward:
         running = self.running
         if running is None or self.idle or running.mixtures:
             return
-        if not self.routers:
+        if not self.experts.routers:
             running.features = hidden
         else:
             running.features = router_features(
@@ -196,17 +229,17 @@ class RoutedForward:
                 prefix=self.config.prefix_tokens if self.config.granularity == "sequence" else None,
                 pair=self.config.features == "embedding",
             )
-            if self.looking is not None:
-                self.looking.append(running.features[running.context.valid])
-        if self.config.router_sites == SHARED or not self.routers:
+            if self._features is not None:
+                self._features.append(running.features[running.context.valid])
+        if self.config.router_sites == SHARED or not self.experts.routers:
             running.mixtures[SHARED] = self._mix(running, SHARED)
 
     def _mix(self, running: Pass, site: str) -> Mixture:
         assert running.phase is not None and running.features is not None
-        router = self.router(site) if self.routers else None
+        router = self.experts.routers.at(site) if self.experts.routers else None
         return mix(
             self.config,
-            self.roster,
+            self.experts.roster,
             running.phase,
             router,
             running.features,
@@ -216,7 +249,7 @@ class RoutedForward:
 
     def mixtures_of(self, done: Pass) -> list[Mixture]:
         """The mixtures of a pass, with their graph: one, or one per site."""
-        return list(done.mixtures.values()) or [self._mix(done, site) for site in self.routers]
+        return list(done.mixtures.values()) or [self._mix(done, site) for site in self.experts.routers]
 
     # -- the linears ------------------------------------------------------------------------------------
     def delta(self, site: str) -> Callable[[Tensor], Tensor | None]:
@@ -240,45 +273,19 @@ class RoutedForward:
                     f"{list(gates.shape[:2])}: a method that runs some tokens only cannot be used with it "
                     "(layer_routing: set its engine and train_engine to masked)"
                 )
-            change: Tensor = self.bank(site)(x, mixture)
+            change: Tensor = self.experts.bank(site)(x, mixture)
             return change
 
         return of
 
     def _arrow(self, site: str, x: Tensor) -> Mixture:
         """Of every expert but a newborn, whose direction is chance."""
-        numbers = phase_of(self.config, self.roster, False, self.without).numbers
-        experts = [self.bank(site).expert(str(number)) for number in numbers]
+        numbers = phase_of(self.config, self.experts.roster, False, self._without).numbers
+        experts = [self.experts.bank(site).expert(str(number)) for number in numbers]
         router = self.arrows.setdefault(site, ArrowRouter())
         gates = router(x, experts, self.config.top_k)
-        return mixture_of(self.roster, numbers, gates, gates.weight)
+        return mixture_of(self.experts.roster, numbers, gates, gates.weight)
 
-    # -- evaluation -------------------------------------------------------------------------------------
-    def set_routing(self, routing: str) -> None:
-        """``on``, ``removed`` (the base), ``arrow`` (modules/arrow.py), ``expert:<number or skill>`` (that one alone,
-        gate 1), or fixed gates, ``mixture:<number or skill>=<weight>,...``. Raises ConfigError for anything else."""
-        if routing.startswith((ONE, MIXTURE)):
-            self.fixed_weights(routing)
-        elif routing not in ("on", "removed", ARROW):
-            raise ConfigError(
-                f"routing {routing!r} is not one of on, removed, arrow, expert:<number or skill>, "
-                "mixture:<number or skill>=<weight>,..."
-            )
-        self.routing = routing
 
-    def fixed_weights(self, routing: str) -> dict[int, float]:
-        """The gates that a routing ``expert:`` or ``mixture:`` names, by expert number."""
-        if routing.startswith(ONE):
-            return {self.number_of(routing.removeprefix(ONE)): 1.0}
-        found: dict[int, float] = {}
-        for part in routing.removeprefix(MIXTURE).split(","):
-            expert, _, weight = part.rpartition("=")
-            try:
-                value = float(weight)
-            except ValueError:
-                raise ConfigError(f"{routing!r}: {part!r} is not <number or skill>=<weight>") from None
-            number = self.number_of(expert.strip())
-            if number in found or not math.isfinite(value):
-                raise ConfigError(f"{routing!r}: give expert {number} one finite weight")
-            found[number] = value
-        return found
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: batch[name] for name in MODEL_INPUTS if batch.get(name) is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ from headgate.ops.randomness import derive_seed
 
 Bypass = Callable[[], AbstractContextManager[Any]]
 REFERENCE_ROWS, REFERENCE_TOKENS = 32, 64
+
+
+class Look(NamedTuple):
+    """Documents as the bare model reads them: ``[N, H]`` fp32 mean final hidden states and ``[N]`` token counts."""
+
+    embeddings: Tensor
+    tokens: Tensor
 
 
 @contextmanager
@@ -39,8 +46,8 @@ def skill_embeddings(
     min_samples: int = 32,
     min_tokens: int = 2048,
     bypassed: Bypass = nullcontext,
-) -> tuple[Tensor, Tensor]:
-    """``[N, H]`` fp32 mean final hidden state and ``[N]`` token count of every document of the first batches.
+) -> Look:
+    """Every document of the first batches.
 
     Takes batches until there are ``min_samples`` documents and ``min_tokens`` tokens, or no more batches. In packed
     rows every document counts; padding enters nothing.
@@ -56,13 +63,13 @@ def skill_embeddings(
                 if batch.get(name) is not None
             }
             anatomy.model(**inputs, use_cache=False)
-            found_NH, found_N = document_means(captured.pop(), documents_of(batch))
-            means.append(found_NH.cpu())
-            tokens.append(found_N.cpu())
-            samples, count = samples + len(found_N), count + int(found_N.sum())
+            means_NH, tokens_N = document_means(captured.pop(), documents_of(batch))
+            means.append(means_NH.cpu())
+            tokens.append(tokens_N.cpu())
+            samples, count = samples + len(tokens_N), count + int(tokens_N.sum())
             if samples >= min_samples and count >= min_tokens:
                 break
-    return torch.cat(means), torch.cat(tokens)
+    return Look(torch.cat(means), torch.cat(tokens))
 
 
 def documents_of(batch: Mapping[str, Any]) -> Tensor:
@@ -73,8 +80,8 @@ def documents_of(batch: Mapping[str, Any]) -> Tensor:
     return torch.zeros_like(batch["input_ids"]) if mask is None else torch.as_tensor(mask).long() - 1
 
 
-def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> tuple[Tensor, Tensor]:
-    """``[N, H]`` and ``[N]``: what the bare model writes by itself (32 documents, 2,048 tokens), as skill_embeddings.
+def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> Look:
+    """What the bare model writes by itself (32 documents, 2,048 tokens).
 
     Its token mean is what every skill's embedding has in common, and it needs no data: the first skill of a stream
     could not be centred by skills that are still to come.

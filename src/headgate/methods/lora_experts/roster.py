@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 NAN = float("nan")
+RATE = 0.05
+"""Of the moving usage and loss."""
 BUFFERS: dict[str, Any] = {
     "age": 0,  # accepted optimizer steps since birth
     "usage": 0.0,  # moving share of the dispatches
@@ -28,7 +30,11 @@ BUFFERS: dict[str, Any] = {
 
 @dataclass
 class ExpertInfo:
-    """``founder``: mature from the start. ``born``: optimizer step. ``frozen``: the linears that no longer train."""
+    """``founder``: mature from the start. ``born``: optimizer step. ``frozen``: the linears that no longer train.
+
+    ``on_trial``: its segment's evidence is still to decide whether it stays (trial.py). ``resting``: its B is 0, so that a
+    skill that the base serves best is sent to the base; it counts towards no cap.
+    """
 
     number: int
     rank: int
@@ -37,6 +43,8 @@ class ExpertInfo:
     reason: str = "start"
     founder: bool = False
     pinned: bool = False
+    on_trial: bool = False
+    resting: bool = False
     skills: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
 
@@ -88,6 +96,11 @@ class Roster(nn.Module):
     def info(self, number: int) -> ExpertInfo:
         return self.infos[self.place(number)]
 
+    @property
+    def kept(self) -> list[ExpertInfo]:
+        """Those that count towards the caps."""
+        return [info for info in self.infos if not (info.on_trial or info.resting)]
+
     def serving(self, skill: str) -> int | None:
         """The expert that a skill's name was given to."""
         return next((info.number for info in self.infos if skill in info.skills), None)
@@ -115,11 +128,33 @@ class Roster(nn.Module):
         total = served.sum()
         return (served / total if total > 0 else torch.full_like(served, 1 / len(numbers))).tolist()
 
-    def maturity(self, ages: Sequence[int], ramp: int) -> list[float]:
-        """m_i = age / ramp up to 1; 1 for a founder."""
+    def maturity(self, ramp: int, ahead: int = 0) -> list[float]:
+        """m_i = age / ramp up to 1, ``ahead`` steps from now; 1 for a founder."""
+        ages = self.age.tolist()
         return [
-            1.0 if info.founder else min(1.0, age / ramp) for info, age in zip(self.infos, ages, strict=True)
+            1.0 if info.founder else min(1.0, (age + ahead) / ramp)
+            for info, age in zip(self.infos, ages, strict=True)
         ]
+
+    def follow(
+        self, names: Sequence[str], dispatched: Tensor, tokens: Tensor, loss: Tensor, current: int
+    ) -> None:
+        """An accepted micro-batch: who served which share of its tokens, and the loss of the expert that trains."""
+        now, places = (
+            torch.zeros_like(self.usage),
+            {info.name: place for place, info in enumerate(self.infos)},
+        )
+        now[[places[name] for name in names]] = dispatched
+        self.usage.lerp_(now, RATE)
+        self.served += now * tokens
+        place = self.place(current)
+        old = self.loss[place]
+        self.loss[place] = torch.where(old.isnan(), loss, old.lerp(loss, RATE))
+
+    def grow_older(self, ramp: int) -> None:
+        """One accepted optimizer step; an expert that matures by it keeps the loss it matured at."""
+        self.age += 1
+        self.loss_at_maturity.copy_(torch.where(self.age == ramp, self.loss, self.loss_at_maturity))
 
     def structure(self) -> dict[str, Any]:
         return {"experts": [asdict(info) for info in self.infos], "next_number": self.next_number}

@@ -2,7 +2,7 @@
 
     tau = tau_min + (tau_0 - tau_min) 2^(-dt / h)                 dt: age of the youngest expert
     g_i proportional to m_i exp(z_i / tau)                        m_i: maturity; 0 takes no part at all
-    all of them while one is immature; then the top k; then the top 1 with its probability among all
+    the top k of the mature ones and every young one; then the top 1 of all with its probability among them
 
 An expert of maturity 0 is left out of every product rather than multiplied by zero: the function at its birth is
 then the old one bit for bit. Its first training step counts as age 1, or it could never receive a gradient; the
@@ -28,25 +28,30 @@ from headgate.ops.gating import Gates, capacity_mask, maturity_gates
 
 @dataclass(frozen=True)
 class Phase:
-    """Where routing stands: experts taking part, their maturity, the temperature, gates kept (None: all)."""
+    """Where routing stands: experts taking part, their maturity, the temperature, gates kept of the mature (None: all)."""
 
     numbers: tuple[int, ...]
     maturity: tuple[float, ...]
     temperature: float
     k: int | None
 
+    @property
+    def young(self) -> list[int]:
+        """Places of the experts that are not mature yet."""
+        return [place for place, m in enumerate(self.maturity) if m < 1]
+
 
 def phase_of(config: LoraExpertsConfig, roster: Roster, training: bool, without: Sequence[int] = ()) -> Phase:
     """The phase of a forward; ``training``: one step older than what was accepted. ``without``: left out."""
     ages = [age + training for age in roster.age.tolist()]
-    maturity = roster.maturity(ages, config.maturity_steps)
+    maturity = roster.maturity(config.maturity_steps, ahead=int(training))
     there = [i for i, m in enumerate(maturity) if m > 0 and roster.infos[i].number not in without]
     if config.router == "sum":
         maturity = [1.0] * len(maturity)
     since_birth = min(ages[i] for i in there)
     decay = 2 ** (-since_birth / config.temperature_half_life)
     temperature = config.temperature_min + (config.temperature_start - config.temperature_min) * decay
-    k: int | None = None
+    k: int | None = None if config.dense_phase else config.top_k
     if all(maturity[i] >= 1 for i in there):
         ripe = min(ages[i] - (0 if roster.infos[i].founder else config.maturity_steps) for i in there)
         k = 1 if config.top_1_after is not None and ripe >= config.top_1_after else config.top_k
@@ -77,12 +82,14 @@ def mix(
         weight = level.view(1, 1, -1)
         return mixture_of(roster, phase.numbers, Gates(weight, torch.zeros_like(weight)), weight)
     logits = router(features, [str(number) for number in phase.numbers])
-    gates = maturity_gates(logits, maturity, phase.temperature, phase.k)
+    gates = maturity_gates(logits, maturity, phase.temperature, phase.k, phase.young)
     probs = gates.weight
     if gates.chosen is not None:
-        probs = torch.softmax(logits / phase.temperature, dim=-1)
+        probs = torch.softmax(logits / phase.temperature + maturity.log(), dim=-1)
     dropped = None
-    if capacity and config.capacity_factor is not None and phase.k is not None:
+    sparse = phase.k is not None and (gates.chosen is not None or not phase.young)
+    if capacity and config.capacity_factor is not None and sparse:
+        assert phase.k is not None
         limit = math.ceil(config.capacity_factor * phase.k * int(valid.sum()) / len(phase.numbers))
         gates, dropped = capacity_mask(gates, valid, limit)
     return mixture_of(roster, phase.numbers, gates, probs, dropped)

@@ -4,9 +4,14 @@ The plan's meta-router is one of these: a policy sees the evidence about a skill
 gives every new name an expert, ``never`` keeps to the first, ``oracle`` is ``always`` with the name of unlabelled
 segments revealed, and ``novelty`` compares the skill's embedding with the library:
 
-    similarity < threshold  (its whole bootstrap interval)    -> novel
+    a label that is known                                     -> known: its expert
     similarity >= threshold (its whole bootstrap interval)    -> known: route to the most similar expert
-    otherwise, or too few samples, or within the cooldown     -> undecided: buffer and wait
+    similarity < threshold  (its whole bootstrap interval)    -> novel; at the cap: capped
+    otherwise, or too few samples, or within the cooldown     -> undecided
+
+What is not known trains an expert of its own on trial (trial.py): a guard must not send a segment into somebody else's
+expert. ``gate: own_loss`` is the plan's performance gate, which compares losses on two different texts and so mistakes
+an easy text for one that is served.
 
 Deviation: the cooldown holds for spawns that no label announces. A labelled boundary is not noise.
 """
@@ -29,6 +34,8 @@ from headgate.modules.skill_library import SkillLibrary
 from headgate.ops import novelty
 from headgate.ops.randomness import generator
 
+Kind = Literal["novel", "known", "undecided", "capped"]
+
 
 class Decision(NamedTuple):
     """What to do with a skill. ``expert`` is the one to route to (``known``), or the nearest one, or None.
@@ -37,7 +44,7 @@ class Decision(NamedTuple):
     that do not look at embeddings give NaN for all four numbers.
     """
 
-    kind: Literal["novel", "known", "undecided"]
+    kind: Kind
     expert: int | None
     similarity: float
     threshold: float
@@ -57,10 +64,10 @@ class Evidence:
         skill: the skill's name where the segment is labelled; None where the method is not told.
         true_skill: the name whether told or not; only the policy ``oracle`` reads it.
         skills: expert by skill name, for every name met so far.
-        num_experts: experts now; current: the one that trained last, by number (numbers outlive evictions).
+        num_experts: experts now, on trial or not; current: the one that trained last, by number (numbers outlive evictions).
         last_spawn_step: optimizer step of the last spawn, None before it.
         best_loss: task loss on this skill of the best existing expert; loss_at_maturity: that expert's own loss
-            when it matured. None where not measured: the performance gate then does not apply.
+            when it matured. None where not measured: ``gate: own_loss`` then does not apply.
     """
 
     embeddings_NH: Tensor
@@ -96,12 +103,19 @@ class SpawnConfig(StrictConfig):
     min_tokens: int = Field(default=2048, ge=1)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     cooldown: int = Field(default=200, ge=0)
-    """Optimizer steps after a spawn in which no unlabelled skill spawns."""
+    """Optimizer steps after a spawn in which no unlabelled skill is called novel."""
+    gate: Literal["base", "own_loss"] = "base"
+    """``base``: an expert that is born is on trial until its segment ends; what it and the older experts take off the base's
+    loss on rows kept out of training decides. ``own_loss``: the plan's gate before birth, and no trial for what is novel."""
     loss_ratio: float = Field(default=1.1, ge=0)
-    """Spawn only if the best existing expert's loss exceeds this many times its own loss at maturity."""
+    """``gate: own_loss``: spawn only if the best expert's loss exceeds this many times its own loss at maturity."""
+    served: float = Field(default=0.9, gt=0, le=1)
+    """``gate: base``: an older expert serves a skill if it takes off this share of what the expert on trial takes off."""
+    least_gain: float = Field(default=0.02, ge=0, lt=1)
+    """``gate: base``: share of the base's loss that an expert must take off to stay."""
     max_experts: int = Field(default=64, ge=1)
     strict: bool = False
-    """A skill still undecided at the end of its segment is an error, not only reported."""
+    """A skill undecided at its boundary is an error; otherwise its expert's trial decides."""
 
     @model_validator(mode="after")
     def _checked(self) -> SpawnConfig:
@@ -144,7 +158,7 @@ def build_policy(config: SpawnConfig, library: SkillLibrary, seed: int = 0) -> S
     return POLICIES[config.policy](config, library, seed)
 
 
-def _unmeasured(kind: Literal["novel", "known"], expert: int | None, n: int, reason: str) -> Decision:
+def _unmeasured(kind: Kind, expert: int | None, n: int, reason: str) -> Decision:
     nan = float("nan")
     return Decision(kind, expert, nan, nan, nan, nan, n, reason)
 
@@ -156,7 +170,7 @@ def _by_name(name: str, evidence: Evidence, max_experts: int) -> Decision:
     if not evidence.skills and evidence.num_experts == 1:
         return _unmeasured("known", evidence.current, n, "the first skill belongs to the first expert")
     if evidence.num_experts >= max_experts:
-        return _unmeasured("known", evidence.current, n, f"max_experts={max_experts} reached")
+        return _unmeasured("capped", evidence.current, n, f"max_experts={max_experts} reached")
     return _unmeasured("novel", None, n, f"skill {name!r} is new")
 
 
@@ -201,11 +215,15 @@ class Novelty(SpawnPolicy):
         config, library = self.config, self.library
         n, tokens = len(evidence.embeddings_NH), int(evidence.tokens_N.sum())
         nan = float("nan")
+        if evidence.skill is not None and evidence.skill in evidence.skills:
+            return _by_name(evidence.skill, evidence, config.max_experts)
+        if not library.experts and not evidence.skills:
+            return _unmeasured("known", evidence.current, n, "the first skill belongs to the first expert")
         if n < config.min_samples or tokens < config.min_tokens:
             short = f"{n} samples of {config.min_samples}, {tokens} tokens of {config.min_tokens}"
             return Decision("undecided", None, nan, nan, nan, nan, n, f"too little data: {short}")
         if not library.experts:
-            return _unmeasured("known", evidence.current, n, "the first skill belongs to the first expert")
+            return _unmeasured("undecided", None, n, "no skill has been looked at yet")
         thresholds_K = self.thresholds(n)
         cosines_K = library.similarities(evidence.embeddings_NH, evidence.tokens_N).cpu()
         place = int((cosines_K - thresholds_K).argmax())
@@ -220,14 +238,14 @@ class Novelty(SpawnPolicy):
             similarity, novelty.library_similarity(drawn_RK - surplus_K, config.similarity), config.confidence
         )
 
-        def found(kind: Literal["novel", "known", "undecided"], reason: str) -> Decision:
+        def decision(kind: Kind, reason: str) -> Decision:
             return Decision(kind, nearest, similarity, threshold, low, high, n, reason)
 
         if low >= threshold:
-            return found("known", "similar to a known skill")
+            return decision("known", "similar to a known skill")
         if high >= threshold:
-            return found("undecided", "the interval contains the threshold")
-        return self._guarded(evidence, found)
+            return decision("undecided", "the interval contains the threshold")
+        return self._guarded(evidence, decision)
 
     def thresholds(self, samples: int) -> Tensor:
         """``[K]``: what a look of so many samples is held against, expert by expert."""
@@ -237,18 +255,19 @@ class Novelty(SpawnPolicy):
         fixed = novelty.threshold_schedule(count, config.base, config.delta, config.threshold_min)
         return torch.full((count,), fixed)
 
-    def _guarded(self, evidence: Evidence, found: Callable[..., Decision]) -> Decision:
+    def _guarded(self, evidence: Evidence, decision: Callable[[Kind, str], Decision]) -> Decision:
         config = self.config
         if evidence.num_experts >= config.max_experts:
-            return found("known", f"novel, but max_experts={config.max_experts} reached")
+            return decision("capped", f"novel, but max_experts={config.max_experts} reached")
         last = evidence.last_spawn_step
         if evidence.skill is None and last is not None and evidence.global_step - last < config.cooldown:
-            return found("undecided", f"novel, but within {config.cooldown} steps of the last spawn")
-        if evidence.best_loss is not None and evidence.loss_at_maturity is not None:
+            return decision("undecided", f"novel, but within {config.cooldown} steps of the last spawn")
+        gated = config.gate == "own_loss" and evidence.best_loss is not None
+        if gated and evidence.loss_at_maturity is not None and evidence.best_loss is not None:
             limit = config.loss_ratio * evidence.loss_at_maturity
             if evidence.best_loss <= limit:
-                return found(
+                return decision(
                     "known",
                     f"novel, but the best expert serves it: loss {evidence.best_loss:.3f} <= {limit:.3f}",
                 )
-        return found("novel", "unlike every known skill")
+        return decision("novel", "unlike every known skill")

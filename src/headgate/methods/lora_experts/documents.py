@@ -1,0 +1,59 @@
+"""Documents of a batch: taken out, known again, put together anew, or kept out of training.
+
+Legend: N documents, B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from headgate.methods.lora_experts.probe import documents_of
+from headgate.methods.step import IGNORE_INDEX
+
+
+def _places(batch: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+    """Row and ``[T]`` mask of every document, rows in order, on the CPU."""
+    for row, of in enumerate(documents_of(batch).cpu()):
+        for number in of[of >= 0].unique().tolist():
+            yield row, of == number
+
+
+def documents_in(batch: Mapping[str, Any]) -> Tensor:
+    """``[N, T, 2]`` on the CPU: token id and label of every document of a batch, rows in order, padded with -100."""
+    pairs = torch.stack([batch["input_ids"], batch["labels"]], -1).cpu()
+    rows = [pairs[row][of] for row, of in _places(batch)]
+    return pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
+
+
+def document_ids(documents_NT2: Tensor) -> Tensor:
+    """``[N]``: a 64-bit polynomial hash of each document's tokens, so that the same text is known again."""
+    tokens = documents_NT2[..., 0]
+    powers = torch.full((tokens.shape[1],), 6364136223846793005).cumprod(0)  # Knuth's multiplier, modulo 2^64
+    return ((tokens + 1) * (tokens >= 0) * powers).sum(-1)
+
+
+def as_batch(documents_NT2: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Documents as a right-padded batch, one a row."""
+    real = documents_NT2[..., 0] != IGNORE_INDEX
+    kept = documents_NT2[:, : int(real.sum(-1).max())]
+    ids, labels = kept.unbind(-1)
+    mask = ids != IGNORE_INDEX
+    batch = {"input_ids": torch.where(mask, ids, 0), "labels": labels, "attention_mask": mask.long()}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def labels_without(batch: Mapping[str, Any], ids: Tensor) -> Tensor | None:
+    """``[B, T]``: the labels with those of the documents of these ids taken out; None where the batch has none of them."""
+    there = torch.isin(document_ids(documents_in(batch)), ids).tolist()
+    if not any(there):
+        return None
+    labels = torch.as_tensor(batch["labels"]).clone()
+    for (row, of), out in zip(_places(batch), there, strict=True):
+        if out:
+            labels[row, of.to(labels.device)] = IGNORE_INDEX
+    return labels
