@@ -70,7 +70,9 @@ def _streams(arms: dict[str, dict[str, Any]]) -> list[str]:
     """Of a stream: every skill's loss at its end, the average, what was lost and gained; means over seeds."""
     if not arms:
         return []
-    skills = list(dict.fromkeys(skill for arm in arms.values() for skill in arm["skills"]))  # arms may differ in theirs
+    skills = list(
+        dict.fromkeys(skill for arm in arms.values() for skill in arm["skills"])
+    )  # arms may differ in theirs
     columns = ["arm", *skills, "average", "backward transfer", "forgetting", "forward transfer"]
     lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, arm in arms.items():
