@@ -77,19 +77,22 @@ def _prepare(
     columns: Mapping[str, Transform],
     packed: bool,
 ) -> PreparedDataset:
+    stored: datasets.Dataset
     if isinstance(rows, datasets.Dataset):
-        tokens, summary = tokens_of(rows, encoder)
+        stored = rows
+        tokens, summary = tokens_of(stored, encoder)
     else:
-        rows = datasets.Dataset(pyarrow_table(as_table([dict(row) for row in rows])))
-        summary = check_sample(rows, encoder) if len(rows) else {"checked": 0, "notes": []}
-        made = encoder(rows.data.table, list(range(len(rows)))) if len(rows) else pyarrow.table({"row": []})
+        stored = datasets.Dataset(pyarrow_table(as_table([dict(row) for row in rows])))
+        count = len(stored)
+        summary = check_sample(stored, encoder) if count else {"checked": 0, "notes": []}
+        made = encoder(stored.data.table, list(range(count))) if count else pyarrow.table({"row": []})
         tokens = datasets.Dataset(pyarrow_table(made))
     if not len(tokens):
         raise DataError("no row has a token to train on: check max_length, loss_on and the completions")
-    report = report_of(tokens, len(rows), encoder.max_length, config.group_by_length, summary)
+    report = report_of(tokens, len(stored), encoder.max_length, config.group_by_length, summary)
     for note in report.notes:
         warnings.warn(note, stacklevel=3)
-    dataset = _with_columns(tokens, rows, columns)
+    dataset = _with_columns(tokens, stored, columns)
     return PreparedDataset(pack(dataset, encoder.max_length) if packed else dataset, report)
 
 
@@ -112,7 +115,7 @@ def _with_columns(
         for name, value in values.items():
             made[name].append(value)
     for name, list_of_values in made.items():
-        dataset = dataset.add_column(name, list_of_values)  # type: ignore[call-arg]
+        dataset = dataset.add_column(name, list_of_values)
     return dataset
 
 

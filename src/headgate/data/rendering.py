@@ -87,13 +87,14 @@ def _marked(
 ) -> tuple[str, list[Span]]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts, marks = render_jinja_template(
+    rendered: Any = render_jinja_template(
         [list(turns)],
         tools=tools,
         chat_template=template,
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
+    texts, marks = rendered
     spans = [(int(low), int(high)) for low, high in marks[0] if high > low]
     if not spans:
         raise DataError(f"{where}: the chat template's generation marks hold no assistant text")

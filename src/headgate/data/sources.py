@@ -46,7 +46,7 @@ def load_rows(config: SourceConfig) -> datasets.Dataset:
     if config.mix:
         parts = [load_rows(part) for part in config.mix]
         numbered = [
-            part.add_column(MIX, numpy.full(len(part), number, dtype=numpy.int32))  # type: ignore[call-arg]
+            part.add_column(MIX, numpy.full(len(part), number, dtype=numpy.int32))
             for number, part in enumerate(parts)
         ]
         together = datasets.concatenate_datasets(numbered)
@@ -128,8 +128,9 @@ def divided(train: SourceConfig, validation: SourceConfig | None) -> tuple[Sourc
     if validation is None:
         return train, None
     share = validation.options.get("validation_share")
-    parts = []
-    for part in train.mix or [train]:
+    parts: list[SourceConfig] = []
+    sources: list[SourceConfig] = [*train.mix] or [train]
+    for part in sources:
         if _same_rows(part, validation):
             share = part.options.get("validation_share", 0.05 if share is None else share)
             part = part.model_copy(update={"options": {**part.options, "validation_share": share}})
