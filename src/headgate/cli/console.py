@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,6 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from transformers import TrainerCallback
-
-from headgate.experiments.run import Console
 
 out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
@@ -41,43 +37,12 @@ def describe_log(logs: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-class _Bar(TrainerCallback):
-    """A progress bar with loss, learning rate, tokens/s and ETA."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.task = progress, None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.task = self.progress.add_task(
-            "train", total=state.max_steps, completed=state.global_step, detail=""
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self.task is not None and logs and describe_log(logs):
-            self.progress.update(self.task, detail=describe_log(logs))
-
-
-class _Lines(TrainerCallback):
-    """One plain line per log, with the time left."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.start, self.first = time.monotonic(), state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        text = describe_log(logs or {})
-        if not text:
-            return
-        done = state.global_step - self.first
-        left = (time.monotonic() - self.start) / max(done, 1) * (state.max_steps - state.global_step)
-        out.print(f"step {state.global_step}/{state.max_steps}  {text}  eta {left:.0f}s")
-
-
 @contextmanager
-def live_console() -> Iterator[Console]:
+def live_console() -> Iterator[Any]:
     """A Console for ``experiments.run``; warnings become one-line notes."""
+    from headgate.cli.progress import Bar, Lines
+    from headgate.experiments.console import Console
+
     old = warnings.showwarning
     seen: set[str] = set()
 
@@ -90,7 +55,7 @@ def live_console() -> Iterator[Console]:
     warnings.showwarning = show  # type: ignore[assignment]
     try:
         if not sys.stdout.isatty():
-            yield Console(say=out.print, callbacks=[_Lines()])
+            yield Console(say=out.print, callbacks=[Lines()])
             return
         columns = [
             TextColumn("{task.description}"),
@@ -107,7 +72,7 @@ def live_console() -> Iterator[Console]:
                     tasks[what] = progress.add_task(what, total=total, detail="")
                 progress.update(tasks[what], completed=done)
 
-            yield Console(say=progress.console.print, callbacks=[_Bar(progress)], progress=advance)
+            yield Console(say=progress.console.print, callbacks=[Bar(progress)], progress=advance)
     finally:
         warnings.showwarning = old
 

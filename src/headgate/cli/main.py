@@ -1,11 +1,13 @@
 """The ``headgate`` command: one verb a file, errors without a traceback, exit codes that scripts can read.
 
 Exit codes: 0 done; 1 something failed; 2 a recipe or an argument is wrong; 130 interrupted (state saved).
+A verb's file is imported when that verb is called: help, a version and a typo need neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 import os
 import platform
@@ -14,53 +16,80 @@ import warnings
 
 import typer
 
-from headgate.cli.bench import bench
-from headgate.cli.compare import compare
-from headgate.cli.data import data
-from headgate.cli.evaluate import evaluate
-from headgate.cli.export import export
-from headgate.cli.generate import generate
-from headgate.cli.info import env, schema
-from headgate.cli.inspect import inspect
-from headgate.cli.report import report
-from headgate.cli.runs import cite, diff, runs
-from headgate.cli.sources import sources
-from headgate.cli.sweep import sweep
-from headgate.cli.train import train
-from headgate.cli.validate import validate
-from headgate.cli.verify import verify
+import headgate
 from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Routed and gated fine-tuning of language models, with the evidence.",
-)
-app.command()(train)
-app.command()(compare)
-app.command()(sweep)
-app.command("eval")(evaluate)
-app.command()(generate)
-app.command()(export)
-app.command()(inspect)
-app.command()(verify)
-app.command()(report)
-app.command()(runs)
-app.command()(diff)
-app.command()(cite)
-app.command()(bench)
-app.command()(validate)
-app.command()(sources)
-app.command()(data)
-app.command()(schema)
-app.command()(env)
+VERBS: dict[str, tuple[str, str]] = {
+    "train": (
+        "train:train",
+        "Train, evaluate, and write a run directory. A partial run resumes where it stopped.",
+    ),
+    "compare": ("compare:compare", "Run every arm at every seed and say what the difference is."),
+    "sweep": ("sweep:sweep", "Run every combination of the recipe's sweep: section."),
+    "eval": (
+        "evaluate:evaluate",
+        "Measure a run, a saved checkpoint or a bare model; per-item predictions are written.",
+    ),
+    "generate": ("generate:generate", "Continue prompts, with routing live or removed."),
+    "export": ("export:export", "Write plain PEFT adapters or merged weights."),
+    "verify": (
+        "verify:verify",
+        "Load what was saved, measure it again, and say what differs from what is reported.",
+    ),
+    "inspect": ("inspect:inspect", "What routers, schemas, experts and gates learned."),
+    "report": (
+        "report:report",
+        "One self-contained page of a comparison, a sweep, a run or a folder of runs.",
+    ),
+    "runs": ("runs:runs", "List run directories; --csv exports all their figures."),
+    "diff": ("runs:diff", "What differs between two runs: recipe, environment, results."),
+    "cite": ("runs:cite", "BibTeX of what a run used."),
+    "bench": ("bench:bench", "Speed and memory against named peers, one JSON line last."),
+    "validate": ("validate:validate", "Check a recipe without loading a model, and print what it would do."),
+    "data": ("data:data", "Rows as they are trained."),
+    "sources": ("sources:sources", "What data can be read, by name."),
+    "schema": ("info:schema", "JSON Schema of a recipe."),
+    "env": ("info:env", "Versions and hardware, to paste into an issue."),
+}
+"""Verb -> ``file:function`` below ``headgate.cli``, and its line of the help."""
+HEAVY = frozenset(VERBS) - {"runs", "diff", "report", "schema", "sources"}
+"""Verbs that import transformers, whose talk is then turned down."""
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"headgate {headgate.__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    """Routed and gated fine-tuning of language models, with the evidence."""
+
+
+def command_line(verb: str | None) -> typer.Typer:
+    """The program with ``verb``'s own command, and the others as a line of help each."""
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, callback=_top)
+    for name, (place, line) in VERBS.items():
+        if name == verb:
+            module, function = place.split(":")
+            app.command(name)(getattr(importlib.import_module(f"headgate.cli.{module}"), function))
+        else:
+            app.command(name, help=line)(_another)
+    return app
+
+
+def _another() -> None:
+    """A verb that was not asked for; ``command_line`` was built for another one."""
+    raise AssertionError("the verb of the command line is imported before it runs")
 
 
 def quiet_libraries() -> None:
     """Progress bars and advice of the libraries underneath are not part of this program's output."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import datasets
     import transformers
 
@@ -89,11 +118,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    keep_freed_memory()
+    verb = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore", FutureWarning)  # advice to the libraries' own authors
-    quiet_libraries()
     try:
-        app(standalone_mode=True)
+        if verb in HEAVY and "--help" not in sys.argv:
+            keep_freed_memory()
+            quiet_libraries()
+        command_line(verb)(standalone_mode=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

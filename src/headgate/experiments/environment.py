@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
 from headgate.experiments.redaction import command_line
 
 PACKAGES = [
@@ -37,6 +34,9 @@ PACKAGES = [
 
 def environment() -> dict[str, Any]:
     """Everything about this machine and installation that can change a result."""
+    import psutil
+    import torch
+
     import headgate
 
     versions = {"headgate": headgate.__version__, "python": platform.python_version()}

@@ -9,7 +9,6 @@ from typing import Any
 from headgate.errors import CheckpointError, ConfigError
 from headgate.experiments.run_directory import RunDirectory, find_runs
 from headgate.files import read_json
-from headgate.methods.registry import method_class
 
 HEADGATE_CITATION = "@software{headgate2026,\n  title={Headgate: routed and gated fine-tuning of language models},\n  year={2026},\n  version={VERSION}\n}"
 
@@ -87,6 +86,8 @@ def difference(a: RunDirectory, b: RunDirectory) -> dict[str, dict[str, tuple[An
 
 def citations(directory: RunDirectory) -> list[str]:
     """BibTeX of Headgate and of every method that the run used."""
+    from headgate.methods.registry import method_class
+
     version = directory.environment()["versions"]["headgate"]
     methods = [method_class(name).citation for name in directory.recipe().methods]
     return [HEADGATE_CITATION.replace("VERSION", version), *methods]

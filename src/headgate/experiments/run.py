@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from headgate.data.collation import Collator
 from headgate.errors import CheckpointError, ConfigError
 from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.tasks import run_task
+from headgate.experiments.console import Console as Console
 from headgate.experiments.continual import SegmentEnds, continual
 from headgate.experiments.inputs import input_digests
 from headgate.experiments.model_card import model_card
@@ -29,15 +28,6 @@ from headgate.training import checkpoint
 from headgate.training.order import Replay
 from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer, StopSignals
-
-
-@dataclass
-class Console:
-    """Where a run tells what it does. The command line gives one with a progress bar; the default is silent."""
-
-    say: Callable[[str], None] = lambda _message: None
-    callbacks: Sequence[TrainerCallback] = ()
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
 def run(

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 
 from headgate.errors import CheckpointError, DamagedFile, RunBusy
 from headgate.experiments.environment import environment
-from headgate.experiments.inputs import input_digests, require_same_inputs
-from headgate.experiments.recipe import Recipe
-from headgate.experiments.recipe_file import dump_recipe, recipe_from
 from headgate.files import digest, read_json, sync_tree, write_atomically, write_json
-from headgate.training.checkpoint import checkpoints
+from headgate.training.folders import checkpoints
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+if TYPE_CHECKING:  # reading what runs left behind needs neither a recipe's models nor torch
+    from headgate.experiments.recipe import Recipe
+
 Status = Literal["new", "complete", "partial", "failed"]
 
 
@@ -98,6 +98,8 @@ class RunDirectory:
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run. Raises CheckpointError where there is none, or a torn one."""
+        from headgate.experiments.recipe_file import recipe_from
+
         return recipe_from(self.recipe_content(), str(self.recipe_file))
 
     def recipe_content(self) -> dict[str, Any]:
@@ -149,21 +151,32 @@ class RunDirectory:
         """The telemetry rows so far; a line that is torn or still being written is left out."""
         return list(self.iterate_metrics())
 
+    def thinned_metrics(self, most: int) -> list[dict[str, Any]]:
+        """About ``most`` training rows and as many validations, evenly spaced: enough to draw, quick to read."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_bytes().splitlines()
+        validations = [i for i, line in enumerate(lines) if b'"eval_' in line]
+        trained = [i for i, line in enumerate(lines) if b'"eval_' not in line]
+        kept = {
+            i for part in (validations, trained) for i in (*part[:: max(1, len(part) // most)], *part[-1:])
+        }
+        return [row for i in sorted(kept) if (row := _row(lines[i])) is not None]
+
     def iterate_metrics(self) -> Iterator[dict[str, Any]]:
         """As ``metrics``, one row at a time."""
         if not self.metrics_file.exists():
             return
         with self.metrics_file.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                if (row := _row(line)) is not None:
                     yield row
 
     def open(self, recipe: Recipe, *, fresh: bool = False) -> None:
         """Create or reopen for this recipe. Raises CheckpointError if the folder holds another recipe's run."""
+        from headgate.experiments.inputs import input_digests
+        from headgate.experiments.recipe_file import dump_recipe
+
         try:
             other = self.recipe_file.exists() and not fresh and self.recipe().identity() != recipe.identity()
         except DamagedFile:
@@ -204,13 +217,17 @@ class RunDirectory:
                         f"{error}: nobody can tell whether the run's inputs are the same; start over with --fresh"
                     ) from None
                 return
+            from headgate.experiments.inputs import require_same_inputs
+
             require_same_inputs(before, now, self.path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep every other process out while this one writes. Raises RunBusy where one is writing already."""
+        made = [parent for parent in (self.path.parent, *self.path.parent.parents) if not parent.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        file = self.path.with_name(f".{self.path.name}.lock")
+        lock = FileLock(file, timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -221,6 +238,13 @@ class RunDirectory:
             yield
         finally:
             lock.release()
+            if (
+                not self.path.exists()
+            ):  # the input was refused before anything was written: nothing is left of it
+                file.unlink(missing_ok=True)
+                for folder in made:
+                    with suppress(OSError):
+                        folder.rmdir()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last and whole; what was only needed to resume is deleted."""
@@ -244,6 +268,15 @@ class RunDirectory:
                     self.path / "failed.json",
                     {"error": f"{type(error).__name__}: {error}", "traceback": text},
                 )
+
+
+def _row(line: str | bytes) -> dict[str, Any] | None:
+    """A line of ``metrics.jsonl`` as a row; None for a torn one, or one that is no row."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def find_runs(root: str | Path) -> Iterator[RunDirectory]:

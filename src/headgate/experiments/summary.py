@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics as plain_statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -14,8 +14,10 @@ from headgate.errors import ConfigError
 from headgate.evaluation import continual
 from headgate.evaluation.predictions import read_predictions
 from headgate.experiments import statistics
-from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
+
+if TYPE_CHECKING:  # a report reads summaries without a recipe's models
+    from headgate.experiments.recipe import Recipe
 
 LOWER_IS_BETTER = ("loss", "perplexity", "seconds", "flops")
 Runs = Mapping[str, Mapping[int, RunDirectory]]

@@ -5,7 +5,6 @@ A folder without a manifest, or whose files do not match it, is never resumed fr
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from headgate.errors import CheckpointError, DamagedFile
 from headgate.files import digest, read_json, sync_tree, write_json
 from headgate.methods.compose import MethodStack
 from headgate.methods.registry import method_class
+from headgate.training.folders import checkpoints as checkpoints
 
 FORMAT_VERSION = 2
 SEALED_SINCE = 2
@@ -133,13 +133,6 @@ def damage(folder: Path) -> str | None:
 def _is_finite(path: Path) -> bool:
     with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
         return all(bool(torch.isfinite(file.get_tensor(name)).all()) for name in file.keys())  # noqa: SIM118
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    folders = Path(output_dir).glob("checkpoint-*")
-    numbered = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(numbered, key=lambda path: -int(path.name.split("-")[1]))
 
 
 def last_valid(output_dir: str | Path, tell: Callable[[str], None] | None = None) -> Path | None:

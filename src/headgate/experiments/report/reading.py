@@ -14,6 +14,8 @@ from headgate.experiments.run_directory import RunDirectory, find_runs
 from headgate.experiments.summary import Metric
 from headgate.experiments.sweep_table import describe
 
+ROWS_IN_ALL = 20_000
+"""Telemetry rows of a whole folder of runs: the more runs, the fewer of each."""
 NOT_VARIED = ("base", "name", "seed", "output_dir", "report_to", "logging_every", "compare", "sweep")
 
 
@@ -28,12 +30,23 @@ def read_study(folder: Path) -> Study:
             return _comparison(folder, json.loads((folder / file).read_text()))
     if (folder / "sweep.json").exists():
         return _sweep(folder, json.loads((folder / "sweep.json").read_text()))
-    runs = [Run(directory) for directory in find_runs(folder)]
+    directories = list(find_runs(folder))
+    most = max(20, ROWS_IN_ALL // max(len(directories), 1))
+    runs = [Run(directory, most) for directory in directories if _readable(directory)]
     if not runs:
         raise CheckpointError(f"{folder} holds no comparison and no run: there is nothing to report")
     if runs[0].directory.path == folder:
         return _single(folder, runs[0])
     return _many(folder, runs)
+
+
+def _readable(directory: RunDirectory) -> bool:
+    """A run whose recipe is torn has no place in a report; ``headgate runs`` lists it as damaged."""
+    try:
+        directory.recipe_content()
+    except CheckpointError:
+        return False
+    return True
 
 
 def _comparison(folder: Path, content: Mapping[str, Any]) -> Study:

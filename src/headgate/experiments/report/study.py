@@ -5,7 +5,6 @@ Nothing is computed that the runs do not hold; the statistics of a comparison ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.summary import Metric
@@ -32,16 +30,16 @@ class Run:
     """One run directory, read as it is: its recipe is not validated, so that an older run still has a report."""
 
     directory: RunDirectory
+    most_rows: int = 2_000
+    """Telemetry rows that are read, evenly spaced, besides every validation: a figure shows no more."""
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        content: dict[str, Any] = yaml.safe_load(self.directory.recipe_file.read_text())
-        return content
+        return self.directory.recipe_content()
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.directory.path / "env.json").read_text())
-        return content
+        return self.directory.environment()
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
@@ -49,7 +47,7 @@ class Run:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        return self.directory.metrics()
+        return self.directory.thinned_metrics(self.most_rows)
 
     @property
     def training(self) -> dict[str, Any]:
