@@ -166,7 +166,7 @@ def test_exit_is_monotone_and_random_holds_its_share() -> None:
     assert (gates[..., 1:] <= gates[..., :-1]).all() and 0 < gates.mean() < 1
     model, method = routed("random_token")
     logits(model, {"input_ids": batch_of(16, 100, padded=False)["input_ids"]})
-    assert float(method.used(method.route)) == pytest.approx(0.6, abs=0.02)
+    assert float(method.shares.used(method.route)) == pytest.approx(0.6, abs=0.02)
 
 
 def test_stochastic_depth_scales_by_survival() -> None:
@@ -190,10 +190,10 @@ def test_shuffled_keeps_utilization() -> None:
     model, method = routed("gumbel_token")
     batch = batch_of(4, 12)
     before = logits(model, batch)
-    used = method.used(method.route)
+    used = method.shares.used(method.route)
     method.set_routing("shuffled")
     after = logits(model, batch)
-    assert float(method.used(method.route)) == pytest.approx(float(used)) and not torch.allclose(
+    assert float(method.shares.used(method.route)) == pytest.approx(float(used)) and not torch.allclose(
         before, after
     )
     with pytest.raises(ModelError, match="shuffled"):

@@ -135,6 +135,10 @@ class LayerRoutingConfig(StrictConfig):
         return self
 
     @property
+    def gates_per_block(self) -> int:
+        return 2 if self.units == "attention_mlp" else 1
+
+    @property
     def routes_per(self) -> str:
         """``batch``, ``sample`` or ``token``."""
         allowed = GRANULARITIES.get(self.policy, ("batch",))
@@ -160,6 +164,10 @@ class LayerRoutingConfig(StrictConfig):
                     f"skip={self.skip}: block {block} is not routable; blocks {blocks.start} to {blocks.stop - 1} are"
                 )
         return blocks
+
+    def num_skipped(self, num_blocks: int) -> int:
+        """Whole blocks that the target leaves out, of those that have a gate."""
+        return min(len(self.routable(num_blocks)), round((1 - self.target_utilization) * num_blocks))
 
     def train_engine_for(self) -> str:
         """``masked`` where closed gates need their gradient, unless told otherwise."""

@@ -1,0 +1,93 @@
+"""What is reported of depth: the log line of a step, and open gates counted on held-out data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headgate.methods.layer_routing.config import LayerRoutingConfig
+from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.shares import Shares
+from headgate.ops.depth import adaptivity, binary_entropy
+from headgate.ops.routing_losses import flat_mean
+
+
+def telemetry(route: Route) -> dict[str, Tensor]:
+    """Open rates of a route on real tokens, and whether its gates depend on the token."""
+    opened, valid = (route.weight != 0).float(), route.context.valid
+    rates = flat_mean(opened.expand(*valid.shape, -1), valid)
+    line = {
+        "routing/blocks": rates,
+        "routing/dead": (rates == 0).sum().float(),
+        "routing/always_on": (rates == 1).sum().float(),
+        "routing/adaptivity": adaptivity(opened, valid).mean(),
+    }
+    if route.logits is not None:
+        line["routing/entropy"] = binary_entropy(torch.sigmoid(route.logits)).mean() / math.log(2)
+    return line
+
+
+class Tally:
+    """Open gates on real tokens, counted on the device: one sum a forward."""
+
+    def __init__(self, tokens: int = 0, opened: Sequence[int] | None = None) -> None:
+        self.tokens: Tensor | int = tokens
+        self.opened: Tensor | int = 0 if opened is None else torch.tensor(opened)
+
+    def counts(self) -> tuple[int, list[int] | None]:
+        """Real tokens, and of each gate how many of them it was open for; JSON."""
+        return int(self.tokens), self.opened.tolist() if isinstance(self.opened, Tensor) else None
+
+    def add(self, route: Route) -> None:
+        valid = route.context.valid
+        opened = (route.weight != 0) & valid.unsqueeze(-1)
+        self.tokens = self.tokens + valid.sum()
+        self.opened = self.opened + opened.sum((0, 1))
+
+
+class ValidationTally:
+    """Tallies of the last validation, one a skill; saved with the run, so that its summary outlives a kill."""
+
+    def __init__(self) -> None:
+        self.by_skill: dict[str | None, Tally] = {}
+        self.current: Tally | None = None
+
+    def start(self, skill: str | None) -> None:
+        self.current = self.by_skill[skill] = Tally()
+
+    def stop(self) -> None:
+        self.current = None
+
+    def add(self, route: Route) -> None:
+        """Count an inference forward, where a validation is on."""
+        if self.current is not None:
+            self.current.add(route)
+
+    def counts(self) -> list[list[Any]]:
+        """JSON, for ``restore``."""
+        return [[skill, *tally.counts()] for skill, tally in self.by_skill.items()]
+
+    def restore(self, counts: Iterable[Sequence[Any]]) -> None:
+        self.by_skill = {skill: Tally(tokens, opened) for skill, tokens, opened in counts}
+
+    def figures(self, shares: Shares, config: LayerRoutingConfig, engine: str) -> dict[str, float]:
+        """Utilization, adaptivity (nats, mean over gates) and executed share, ``..._eval``; {} where none ran.
+
+        Gates at inference are 0 or 1, so I(gate; token) = H(E p) - E H(p) is the entropy of the open rate.
+        """
+        counted = [tally for tally in self.by_skill.values() if int(tally.tokens)]
+        if not counted:
+            return {}
+        tokens = torch.stack([torch.as_tensor(tally.tokens) for tally in counted]).sum()
+        rates = torch.stack([torch.as_tensor(tally.opened) for tally in counted]).sum(0) / tokens
+        used = shares.always + (rates * shares.per_gate.to(rates)).sum()
+        executed = torch.as_tensor(shares.executed(used, config, engine)) + shares.first_forward
+        return {
+            "routing_utilization_eval": float(used),
+            "routing_adaptivity_eval": float(binary_entropy(rates).mean()),
+            "routing_executed_eval": float(executed),
+        }
