@@ -3,7 +3,7 @@
     lagrangian   lambda (u - t) + rho / 2 (u - t)^2,   lambda <- lambda + eta (u - t)
     penalty      lambda sum_l w_l mean g_l
     target       kappa (u - t)^2
-    REINFORCE    -(baseline - cost) log p(g), cost = CE + price(u)
+    REINFORCE    -(baseline - cost) log p(g), cost = CE + price; the price of ``penalty`` is lambda per open block
 
 All of it moves once an optimizer step, by the mean over the accumulation window's accepted micro-batches and over
 ranks: how a batch is cut into micro-batches changes nothing.
@@ -26,7 +26,7 @@ from headgate.ops.routing_losses import flat_mean, reinforce_loss
 RATE = 0.05
 """Of the running threshold, baseline and utilization."""
 UNMET = 0.05
-"""Utilization above the target from which a finished run says that its budget was not reached."""
+"""Distance of utilization from the target from which a finished run says that its budget was not reached."""
 
 
 class Budget(nn.Module):
@@ -48,9 +48,9 @@ class Budget(nn.Module):
         self._window: Tensor | None = None
 
     def temperature(self, step: Step | None) -> float:
-        """tau = max(floor, tau_0 decay^epoch)."""
+        """tau = max(floor, tau_0 decay^epoch), within an epoch too: a run of less than one also anneals."""
         c = self.config
-        epoch = int(step.epoch) if step is not None else 0
+        epoch = step.epoch if step is not None else 0.0
         return max(c.temperature_floor, c.temperature * c.temperature_decay**epoch)
 
     # -- losses -----------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class Budget(nn.Module):
         config = self.config
         if config.policy == "reinforce":
             assert route.log_prob is not None
-            cost = self._cost(step, shares.used(route).detach())
+            cost = self._cost(step, shares.used(route).detach(), shares)
             baseline = torch.where(self.updates == 0, cost, self.baseline)
             return {"routing_policy": reinforce_loss(route.log_prob, baseline - cost)}
         if config.policy not in LEARNED or config.policy == "topk" or config.budget == "none":
@@ -78,7 +78,7 @@ class Budget(nn.Module):
             return target_penalty(used, config.target_utilization, config.budget_weight)
         return lagrangian(used, config.target_utilization, self.dual, config.damping)
 
-    def _cost(self, step: Step, used: Tensor) -> Tensor:
+    def _cost(self, step: Step, used: Tensor, shares: Shares) -> Tensor:
         """What REINFORCE lowers: CE plus the price of depth. The reward is its negative."""
         config = self.config
         loss = step.task_loss if step.task_loss is not None else torch.zeros_like(used)
@@ -86,8 +86,10 @@ class Budget(nn.Module):
             price = self.dual * used
         elif config.budget == "target":
             price = config.budget_weight * (used - config.target_utilization).square()
+        elif config.budget == "penalty":
+            price = config.budget_weight * (used - shares.always) * shares.num_blocks
         else:
-            price = config.budget_weight * used if config.budget == "penalty" else torch.zeros_like(used)
+            price = torch.zeros_like(used)
         return loss.detach() + price
 
     # -- running state ------------------------------------------------------------------------------------
@@ -95,12 +97,13 @@ class Budget(nn.Module):
         """Add an accepted micro-batch to the window's sums."""
         config, used = self.config, shares.used(route)
         figures = [torch.ones_like(used), used, torch.zeros_like(used), torch.zeros_like(used)]
-        if route.free is not None and route.logits is not None:
+        target = config.calibration_target
+        if target is not None and route.free is not None and route.logits is not None:
             logit, worth, always = entries(route, config, shares.per_gate)
-            wanted = (config.target_utilization - shares.always) * route.context.valid.sum() - always
+            wanted = (target - shares.always) * route.context.valid.sum() - always
             figures[2] = threshold_for(logit, worth, wanted) if len(logit) else self.threshold
         if config.policy == "reinforce":
-            figures[3] = self._cost(step, used)
+            figures[3] = self._cost(step, used, shares)
         summed = torch.stack([figure.float().reshape(()) for figure in figures])
         self._window = summed if self._window is None else self._window + summed
 
@@ -115,7 +118,11 @@ class Budget(nn.Module):
         if config.budget == "lagrangian":
             self.dual.copy_(dual_ascent(self.dual, used, config.target_utilization, config.dual_step))
         self._follow(self.utilization, used)
-        if config.policy in LEARNED and config.policy != "reinforce":
+        if (
+            config.calibration_target is not None
+            and config.policy in LEARNED
+            and config.policy != "reinforce"
+        ):
             self._follow(self.threshold, threshold)
         if config.policy == "reinforce":
             self._follow(self.baseline, cost)
@@ -143,19 +150,18 @@ class Budget(nn.Module):
         return {"routing_utilization": float(self.utilization), "routing_threshold": float(self.threshold)}
 
     def warn_if_unmet(self) -> None:
-        """Gates that never came down to the target are closed by the threshold alone: the router did not learn which."""
+        """Gates that never came to the target are set by the threshold alone: the router did not learn which."""
         config, used = self.config, float(self.utilization)
-        if (
-            not self.updates
-            or config.budget != "lagrangian"
-            or config.policy not in LEARNED
-            or used <= config.target_utilization + UNMET
-        ):
+        held = config.budget == "lagrangian" and config.policy in LEARNED and bool(self.updates)
+        if not held or abs(used - config.target_utilization) <= UNMET:
             return
+        above = used > config.target_utilization
         warnings.warn(
             f"layer_routing: at the end of training the gates asked for {used:.0%} of the blocks, not for "
             f"target_utilization={config.target_utilization:g}: the price of depth (dual variable {float(self.dual):.2f}) "
-            "has not reached its level, so the threshold closes what the router wants open. Train longer, or raise dual_step "
-            f"({config.dual_step:g}).",
+            + ("has not reached its level, " if above else "is above its level, ")
+            + f"so the threshold {'closes' if above else 'opens'} what the router wants {'open' if above else 'closed'}. "
+            + ("Train longer, or raise" if above else "Train longer, raise init_keep, or lower")
+            + f" dual_step ({config.dual_step:g}).",
             stacklevel=2,
         )

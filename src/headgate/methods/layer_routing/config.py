@@ -44,14 +44,17 @@ class LayerRoutingConfig(StrictConfig):
         router_lr: peak learning rate of the router.
         target_utilization: share of all blocks, on real tokens.
         budget: ``lagrangian`` holds the target; ``penalty`` (weight lambda) and ``target`` (weight kappa) are the
-            seed's; ``none``. budget_weight is lambda or kappa. dual_step, damping: of the Lagrangian.
+            seed's; ``none``. budget_weight is lambda or kappa; under reinforce lambda is paid per open block.
+            dual_step, damping: of the Lagrangian.
+        calibrate_to: the utilization that the inference threshold is set to hold; None: the target under
+            ``lagrangian``. Under the other budgets a gate is open where p > .5, and depth is what the price made it.
         calibrate_on: what the inference threshold is set on: ``validation`` (the first tokens of every validation set;
             where there is none, of a stream's skills, and with several processes as the other), or ``training`` (a
             running mean over training batches).
         kd: distil from ``teacher``: ``base`` (the same model with adapter and routing off) or ``run:<path>`` (that
             run's LoRA adapter on the same base); kd_weight, kd_temperature, kd_warmup (steps without it). The task
             loss then has weight 1 - kd_weight.
-        temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch.
+        temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch, continuously.
         entropy_bonus: weight of the gates' entropy (reinforce, gumbel, exit).
         drop_rate, schedule, scaling: stochastic depth; ``scaling: false`` shows the inference mismatch.
         skip: static: the blocks to skip; None finds them greedily on the first training batches.
@@ -76,6 +79,7 @@ class LayerRoutingConfig(StrictConfig):
     budget_weight: float = Field(default=0.1, ge=0)
     dual_step: float = Field(default=0.01, ge=0)
     damping: float = Field(default=2.0, ge=0)
+    calibrate_to: float | None = Field(default=None, gt=0, le=1)
     calibrate_on: Literal["validation", "training"] = "validation"
     kd: bool = True
     teacher: str = "base"
@@ -133,6 +137,13 @@ class LayerRoutingConfig(StrictConfig):
                 f"keep={self.keep}: at least one block runs before a router has anything to read"
             )
         return self
+
+    @property
+    def calibration_target(self) -> float | None:
+        """The utilization that the threshold holds at inference, or None where a gate is open at p > .5."""
+        if self.calibrate_to is not None or self.budget != "lagrangian":
+            return self.calibrate_to
+        return self.target_utilization
 
     @property
     def gates_per_block(self) -> int:

@@ -32,38 +32,50 @@ def telemetry(route: Route) -> dict[str, Tensor]:
 
 
 class Tally:
-    """Open gates on real tokens, counted on the device: one sum a forward."""
+    """Open gates on real tokens, counted on the device: one sum a forward.
 
-    def __init__(self, tokens: int = 0, opened: Sequence[int] | None = None) -> None:
+    ``padding``: the id that generation fills a finished row with; such a token is not real, though its mask says so.
+    """
+
+    def __init__(
+        self, tokens: int = 0, opened: Sequence[int] | None = None, padding: int | None = None
+    ) -> None:
         self.tokens: Tensor | int = tokens
         self.opened: Tensor | int = 0 if opened is None else torch.tensor(opened)
+        self.padding = padding
 
     def counts(self) -> tuple[int, list[int] | None]:
         """Real tokens, and of each gate how many of them it was open for; JSON."""
         return int(self.tokens), self.opened.tolist() if isinstance(self.opened, Tensor) else None
 
     def add(self, route: Route) -> None:
-        valid = route.context.valid
+        context, valid = route.context, route.context.valid
+        if self.padding is not None and context.past and context.ids is not None:
+            valid = valid & (context.ids != self.padding)
         opened = (route.weight != 0) & valid.unsqueeze(-1)
         self.tokens = self.tokens + valid.sum()
         self.opened = self.opened + opened.sum((0, 1))
 
 
-class ValidationTally:
-    """Tallies of the last validation, one a skill; saved with the run, so that its summary outlives a kill."""
+class DepthRecord:
+    """Tallies of the last validation, one a skill, saved with the run; and that of an evaluation in progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: LayerRoutingConfig) -> None:
+        self.config = config
         self.by_skill: dict[str | None, Tally] = {}
         self.current: Tally | None = None
 
     def start(self, skill: str | None) -> None:
         self.current = self.by_skill[skill] = Tally()
 
+    def start_task(self, padding: int | None) -> None:
+        self.current = Tally(padding=padding)
+
     def stop(self) -> None:
         self.current = None
 
     def add(self, route: Route) -> None:
-        """Count an inference forward, where a validation is on."""
+        """Count an inference forward, where something is being evaluated."""
         if self.current is not None:
             self.current.add(route)
 
@@ -74,20 +86,34 @@ class ValidationTally:
     def restore(self, counts: Iterable[Sequence[Any]]) -> None:
         self.by_skill = {skill: Tally(tokens, opened) for skill, tokens, opened in counts}
 
-    def figures(self, shares: Shares, config: LayerRoutingConfig, engine: str) -> dict[str, float]:
-        """Utilization, adaptivity (nats, mean over gates) and executed share, ``..._eval``; {} where none ran.
+    def of_task(self, shares: Shares, engine: str, routing: str) -> dict[str, float]:
+        """``depth`` and ``executed_share`` of the evaluation in progress; {} where no token was seen."""
+        if self.config.policy == "dense" or routing == "removed":
+            return {"depth": 1.0, "executed_share": 1.0}
+        used, executed, _ = self._measured([self.current] if self.current else [], shares, engine) or (
+            0,
+            0,
+            0,
+        )
+        return {"depth": used, "executed_share": executed} if executed else {}
 
-        Gates at inference are 0 or 1, so I(gate; token) = H(E p) - E H(p) is the entropy of the open rate.
-        """
-        counted = [tally for tally in self.by_skill.values() if int(tally.tokens)]
-        if not counted:
+    def of_validation(self, shares: Shares, engine: str) -> dict[str, float]:
+        """Utilization, adaptivity (nats, mean over gates) and executed share, ``..._eval``; {} where none ran."""
+        measured = self._measured(self.by_skill.values(), shares, engine)
+        if measured is None:
             return {}
+        names = ("routing_utilization_eval", "routing_executed_eval", "routing_adaptivity_eval")
+        return dict(zip(names, measured, strict=True))
+
+    def _measured(
+        self, tallies: Iterable[Tally], shares: Shares, engine: str
+    ) -> tuple[float, float, float] | None:
+        """Gates at inference are 0 or 1, so I(gate; token) = H(E p) - E H(p) is the entropy of the open rate."""
+        counted = [tally for tally in tallies if int(tally.tokens)]
+        if not counted:
+            return None
         tokens = torch.stack([torch.as_tensor(tally.tokens) for tally in counted]).sum()
         rates = torch.stack([torch.as_tensor(tally.opened) for tally in counted]).sum(0) / tokens
         used = shares.always + (rates * shares.per_gate.to(rates)).sum()
-        executed = torch.as_tensor(shares.executed(used, config, engine)) + shares.first_forward
-        return {
-            "routing_utilization_eval": float(used),
-            "routing_adaptivity_eval": float(binary_entropy(rates).mean()),
-            "routing_executed_eval": float(executed),
-        }
+        executed = torch.as_tensor(shares.executed(used, self.config, engine)) + shares.first_forward
+        return float(used), float(executed), float(binary_entropy(rates).mean())

@@ -15,7 +15,7 @@ from headgate.methods.context import Context
 from headgate.methods.layer_routing.budget import Budget
 from headgate.methods.layer_routing.calibration import CALIBRATION_TOKENS, cheapest_mask, threshold_at
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
-from headgate.methods.layer_routing.figures import ValidationTally, telemetry
+from headgate.methods.layer_routing.figures import DepthRecord, telemetry
 from headgate.methods.layer_routing.forward import INPUTS, Pass, RoutedForward
 from headgate.methods.layer_routing.policies import Route, Situation, decide, fixed_gates, route_losses
 from headgate.methods.layer_routing.shares import Shares
@@ -54,8 +54,8 @@ class LayerRouting(Method):
         self.router: LayerRouter | None = None
         self.budget = Budget(self.config)
         self.teacher = Teacher(self.config)
-        self.tally = ValidationTally()
-        self.execution = RoutedForward(self.config, self.decide, self.tally.add)
+        self.record = DepthRecord(self.config)
+        self.execution = RoutedForward(self.config, self.decide, self.record.add)
         self.hidden_size = self.num_blocks = 0
         self.blocks = range(0)
         self._step: Step | None = None
@@ -120,10 +120,10 @@ class LayerRouting(Method):
     def structure(self) -> dict[str, Any]:
         """Config and sizes, and what the last validation counted: a run's summary follows from saved state alone."""
         sizes = {"hidden_size": self.hidden_size, "num_blocks": self.num_blocks}
-        return {**super().structure(), **sizes, "validation": self.tally.counts()}
+        return {**super().structure(), **sizes, "validation": self.record.counts()}
 
     def restore(self, structure: Mapping[str, Any]) -> None:
-        self.tally.restore(structure.get("validation", []))
+        self.record.restore(structure.get("validation", []))
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any]) -> LayerRouting:
@@ -154,13 +154,13 @@ class LayerRouting(Method):
         target: float | None = None,
         tokens: int = CALIBRATION_TOKENS,
     ) -> None:
-        """Set the inference threshold so that utilization is ``target`` (the config's) on the first ``tokens`` real ones.
+        """Set the inference threshold so that utilization is ``target`` on the first ``tokens`` real ones.
 
         Nothing happens where no threshold decides: a policy without a router, routing removed, no token that is free.
         """
         if self.router is None or self.execution.routing == "removed":
             return
-        target = self.config.target_utilization if target is None else target
+        target = target or self.config.calibration_target or self.config.target_utilization
         routes = self.execution.routes(batches)
         threshold = threshold_at(target, routes, self.config, self.shares, tokens)
         if threshold is not None:
@@ -243,22 +243,32 @@ class LayerRouting(Method):
 
     # -- evaluation -------------------------------------------------------------------------------------
     def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
-        """The threshold is set so that the budget holds on validation data, as the router is now."""
-        self.tally.stop()  # the forwards that calibrate are no part of the validation
-        if probe is not None and self.config.calibrate_on == "validation":
-            self.calibrate(probe)
-        self.tally.start(skill)
+        """Where the budget is one that a threshold holds, it is set on validation data, as the router is now."""
+        self.record.stop()  # the forwards that calibrate are no part of the validation
+        target = self.config.calibration_target
+        if target is not None and probe is not None and self.config.calibrate_on == "validation":
+            self.calibrate(probe, target)
+        self.record.start(skill)
 
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:
-        self.tally.stop()
+        self.record.stop()
 
     def summary(self) -> Mapping[str, Any]:
         """What training held (running means), and what the last validation measured: ``..._eval``."""
         self.budget.warn_if_unmet()
         return {
             **self.budget.figures(),
-            **self.tally.figures(self.shares, self.config, self.execution.engine),
+            **self.record.of_validation(self.shares, self.execution.engine),
         }
+
+    def start_figures(self, padding: int | None) -> None:
+        self.record.start_task(padding)
+
+    def evaluation_figures(self) -> Mapping[str, float]:
+        """``depth`` (utilization on real tokens) and ``executed_share`` (of the blocks' FLOPs) of an evaluation."""
+        figures = self.record.of_task(self.shares, self.execution.engine, self.routing)
+        self.record.stop()
+        return figures
 
     @property
     def routing(self) -> str:
