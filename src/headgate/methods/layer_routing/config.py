@@ -25,11 +25,35 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 }
 """The first is the default; policies not listed decide for the batch."""
 
+SEED: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "truncate": {},
+    "stochastic_depth": {"drop_rate": 0.5, "scaling": False},
+    "reinforce": {
+        "features": "embedding",
+        "budget": "penalty",
+        "budget_weight": 0.05,
+        "init_keep": 0.5,
+        "router_lr": 5e-5,
+        "kd": False,
+    },
+    "gumbel": {
+        "granularity": "sample",
+        "budget": "penalty",
+        "budget_weight": 2 / 18,
+        "init_keep": 0.5,
+        "router_lr": 3e-5,
+    },
+}
+"""What ``preset: seed`` sets, by policy: the original's costs, rates and starts. Its Gumbel price is 1.0 times the mean
+gate of 18 blocks; lambda = 2 / 18 charges the same for all of them under weights that rise from 0 to 1."""
+
 
 class LayerRoutingConfig(StrictConfig):
     """Options of layer_routing.
 
     Attributes:
+        preset: ``seed``: the original's settings of this policy, where nothing else is given.
         policy: who decides; see docs/methods/layer_routing.md.
         granularity: ``token`` or ``sample``; ``auto`` is the policy's own.
         keep, keep_last: blocks that always run, at the bottom (``auto``: max(1, round(.18 L))) and at the top.
@@ -63,6 +87,7 @@ class LayerRoutingConfig(StrictConfig):
         eval_routing: ``on``, ``removed`` (full depth) or ``shuffled`` (gates permuted over tokens: the control).
     """
 
+    preset: Literal["default", "seed"] = "default"
     policy: Policy = "gumbel"
     granularity: Literal["auto", "batch", "sample", "token"] = "auto"
     keep: int | Literal["auto"] = "auto"
@@ -100,10 +125,19 @@ class LayerRoutingConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _kd_where_it_means_something(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("policy", "gumbel") not in LEARNED:
-            return {"kd": False, **given}
-        return given
+    def _fill(cls, given: Any) -> Any:
+        """The preset's values, and no distillation where there is no router to teach; what is given wins."""
+        if not isinstance(given, dict):
+            return given
+        policy = given.get("policy", "gumbel")
+        filled = {"kd": False, **given} if policy not in LEARNED else given
+        if given.get("preset") != "seed":
+            return filled
+        if policy not in SEED:
+            raise ValueError(
+                f"preset: seed has no policy {policy!r} (it has {', '.join(SEED)}): leave preset out"
+            )
+        return {**SEED[policy], **filled}
 
     @model_validator(mode="after")
     def _consistent(self) -> LayerRoutingConfig:
