@@ -30,6 +30,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "drop_token": {"policy": "gumbel", "granularity": "token", "kv": "drop"},
     "drop_sample": {"policy": "gumbel", "kv": "drop"},
     "reuse_token": {"policy": "gumbel", "granularity": "token", "kv": "reuse"},
+    "patch_token": {"policy": "gumbel", "granularity": "token", "patch": {"rank": 4}},
+    "patch_sample": {"policy": "gumbel", "patch": {"rank": 4}, "units": "attention_mlp"},
     "reuse_exit": {"policy": "exit", "kv": "reuse", "units": "attention_mlp"},
 }
 
@@ -43,6 +45,8 @@ def routed(name: str, family: str = "llama") -> tuple[Any, LayerRouting]:
     if method.router is not None:
         stream = torch.Generator().manual_seed(2)
         with torch.no_grad():
+            for patch in method.patches:
+                patch.up.copy_(torch.randn(patch.up.shape, generator=stream) * 0.2)
             for parameter in method.router.parameters():
                 if parameter.ndim > 1:
                     parameter.copy_(torch.randn(parameter.shape, generator=stream))

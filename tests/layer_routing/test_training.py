@@ -127,11 +127,16 @@ def test_saved_and_loaded_it_generates_the_same(tmp_path: Path) -> None:
         assert torch.equal(model.generate(**batch, **options), trainer.model.generate(**batch, **options))
 
 
-def test_resumed_is_uninterrupted(tmp_path: Path) -> None:
-    whole, cut = trainer_of(tmp_path / "a", {}), trainer_of(tmp_path / "b", {}, save_steps=3)
+@pytest.mark.parametrize("options", [{}, {"patch": {"rank": 4}, "granularity": "token", "init_keep": 0.6}])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_is_uninterrupted(tmp_path: Path, options: dict[str, Any], accumulation: int) -> None:
+    """Killed between two optimizer steps within an epoch: dual, temperature, patches and router go on bitwise."""
+    arguments = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2}
+    whole = trainer_of(tmp_path / "a", options, **arguments)
+    cut = trainer_of(tmp_path / "b", options, save_steps=3, **arguments)
     whole.train()
     cut.train()
-    again = trainer_of(tmp_path / "b", {})
+    again = trainer_of(tmp_path / "b", options, **arguments)
     again.train(resume_from_checkpoint=str(tmp_path / "b" / "out" / "checkpoint-3"))
     ours, theirs = whole.methods.state_dict(), again.methods.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)

@@ -25,6 +25,13 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 }
 """The first is the default; policies not listed decide for the batch."""
 
+
+class PatchConfig(StrictConfig):
+    """What a closed unit leaves: x + up(gelu(down(norm x))) of this rank, instead of x."""
+
+    rank: int = Field(default=16, ge=1)
+
+
 SEED: dict[str, dict[str, Any]] = {
     "dense": {},
     "truncate": {},
@@ -58,6 +65,7 @@ class LayerRoutingConfig(StrictConfig):
         granularity: ``token`` or ``sample``; ``auto`` is the policy's own.
         keep, keep_last: blocks that always run, at the bottom (``auto``: max(1, round(.18 L))) and at the top.
         units: one gate per ``block``, or one for attention and one for the MLP.
+        patch: a low-rank map that a closed unit leaves instead of nothing, ``{rank: 16}``; trained as the adapter is.
         kv: keys and values of a block's skipped tokens: ``full`` (made all the same), ``drop`` (absent for the block)
             or ``reuse`` (those of the last block below where the token ran). Training and inference alike.
         features: what the router reads: ``block`` (input of the first routable block), ``embedding``, or ``prepass``
@@ -93,6 +101,7 @@ class LayerRoutingConfig(StrictConfig):
     keep: int | Literal["auto"] = "auto"
     keep_last: int = Field(default=0, ge=0)
     units: Literal["block", "attention_mlp"] = "block"
+    patch: PatchConfig | None = None
     kv: Literal["full", "drop", "reuse"] = "full"
     features: Literal["block", "embedding", "prepass"] = "block"
     prefix_tokens: int = Field(default=16, ge=1)
@@ -155,6 +164,10 @@ class LayerRoutingConfig(StrictConfig):
             raise ValueError(
                 f"kv: {self.kv} is about tokens that skip a block which others run; policy {self.policy!r} never does "
                 "that: leave kv out"
+            )
+        if self.patch is not None and self.policy == "dense":
+            raise ValueError(
+                "patch stands in for a closed block; policy 'dense' closes none: leave patch out"
             )
         if self.features == "prepass" and self.policy not in LEARNED:
             raise ValueError(

@@ -11,20 +11,18 @@ from torch import Tensor
 
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.policies import Route
-from headgate.methods.layer_routing.shares import Shares
+from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.ops.depth import adaptivity, binary_entropy
-from headgate.ops.routing_losses import flat_mean
 
 
 def telemetry(route: Route) -> dict[str, Tensor]:
     """Open rates of a route on real tokens, and whether its gates depend on the token."""
-    opened, valid = (route.weight != 0).float(), route.context.valid
-    rates = flat_mean(opened.expand(*valid.shape, -1), valid)
+    opened, rates = (route.weight != 0).float(), open_rates(route)
     line = {
         "routing/blocks": rates,
         "routing/dead": (rates == 0).sum().float(),
         "routing/always_on": (rates == 1).sum().float(),
-        "routing/adaptivity": adaptivity(opened, valid).mean(),
+        "routing/adaptivity": adaptivity(opened, route.context.valid).mean(),
     }
     if route.logits is not None:
         line["routing/entropy"] = binary_entropy(torch.sigmoid(route.logits)).mean() / math.log(2)
@@ -114,6 +112,5 @@ class DepthRecord:
             return None
         tokens = torch.stack([torch.as_tensor(tally.tokens) for tally in counted]).sum()
         rates = torch.stack([torch.as_tensor(tally.opened) for tally in counted]).sum(0) / tokens
-        used = shares.always + (rates * shares.per_gate.to(rates)).sum()
-        executed = torch.as_tensor(shares.executed(used, self.config, engine)) + shares.first_forward
-        return float(used), float(executed), float(binary_entropy(rates).mean())
+        executed = torch.as_tensor(shares.executed(rates, self.config, engine)) + shares.first_forward
+        return float(shares.used_at(rates)), float(executed), float(binary_entropy(rates).mean())

@@ -7,7 +7,7 @@ cache carry what the next decoding step needs: a document's prefix, the gates of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -70,10 +70,13 @@ class RoutedForward:
         self.now = Pass()
 
     # -- installation ---------------------------------------------------------------------------------
-    def install(self, anatomy: Anatomy, blocks: range) -> Iterator[Handle]:
-        """Handle by handle, so that what is in when a later part refuses can be taken out."""
-        config, self.anatomy = self.config, anatomy
-        sparse = "sparse" in (self.engine, config.train_engine_for()) or config.gates_per_block == 2
+    def install(self, anatomy: Anatomy, blocks: range, patches: Sequence[nn.Module]) -> Iterator[Handle]:
+        """Handle by handle, so that what is in when a later part refuses can be taken out.
+
+        ``patches``: one a gate, or none.
+        """
+        config, self.anatomy, units = self.config, anatomy, self.config.gates_per_block
+        sparse = "sparse" in (self.engine, config.train_engine_for()) or units == 2
         parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in blocks] if sparse else None
         self._check_kv(anatomy)
         yield override_forward(anatomy.backbone, self._around_backbone)
@@ -94,6 +97,7 @@ class RoutedForward:
                     self._engine_now,
                     lambda call, hidden: self._keys(place, call, hidden),
                     drops=config.kv == "drop",
+                    patches=patches[place * units : (place + 1) * units] if place >= 0 else (),
                 )
 
             yield override_forward(block, make)

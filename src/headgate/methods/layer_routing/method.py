@@ -18,22 +18,23 @@ from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
 from headgate.methods.layer_routing.figures import DepthRecord, telemetry
 from headgate.methods.layer_routing.forward import INPUTS, Pass, RoutedForward
 from headgate.methods.layer_routing.policies import Route, Situation, decide, fixed_gates, route_losses
-from headgate.methods.layer_routing.shares import Shares
+from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.methods.layer_routing.teacher import Teacher
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.models.block_parts import evaluating
 from headgate.modules.layer_router import LayerRouter
+from headgate.modules.patch import Patch
 from headgate.ops.randomness import derive_seed, generator
 
-ROUTER = "layer_router"
+ROUTER, PATCH = "layer_router", "layer_patch"
 PURPOSE = "layer_routing"
 
 
 class LayerRouting(Method):
     """Which blocks run for a batch, a document or a token; see the package docstring.
 
-    State: the ``router``, the ``budget``, and ``fixed`` (gates of truncate and static, drop probabilities of
+    State: the ``router``, the ``budget``, the ``patches``, and ``fixed`` (gates of truncate and static, drop probabilities of
     stochastic depth).
     """
 
@@ -52,6 +53,7 @@ class LayerRouting(Method):
     def __init__(self, config: LayerRoutingConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
         self.router: LayerRouter | None = None
+        self.patches = nn.ModuleList()
         self.budget = Budget(self.config)
         self.teacher = Teacher(self.config)
         self.record = DepthRecord(self.config)
@@ -82,6 +84,10 @@ class LayerRouting(Method):
                 trunk_gradient=config.trunk_gradient,
                 generator=generator(self.seed, 0, "layer_routing.init"),
             )
+        if config.patch is not None:
+            stream, rank = generator(self.seed, 0, "layer_routing.patch"), config.patch.rank
+            gates = range(len(self.blocks) * config.gates_per_block)
+            self.patches.extend(Patch(hidden_size, rank, generator=stream) for _ in gates)
         self.register_buffer("fixed", fixed_gates(config, num_blocks))
 
     def attach(self, anatomy: Anatomy) -> None:
@@ -96,7 +102,7 @@ class LayerRouting(Method):
         self.execution.anatomy = anatomy
         self.shares = Shares.of(self.config, anatomy, self.blocks)
         if self.config.policy != "dense":
-            for handle in self.execution.install(anatomy, self.blocks):
+            for handle in self.execution.install(anatomy, self.blocks, list(self.patches)):
                 self.handles.append(handle)
 
     def detach(self) -> None:
@@ -112,10 +118,12 @@ class LayerRouting(Method):
 
     # -- what is trained, what is saved -------------------------------------------------------------------
     def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        return {ROUTER: list(self.router.parameters())} if self.router is not None else {}
+        groups = {ROUTER: list(self.router.parameters())} if self.router is not None else {}
+        return {**groups, PATCH: list(self.patches.parameters())} if self.config.patch is not None else groups
 
     def group_learning_rates(self, learning_rate: float) -> Mapping[str, float]:
-        return {ROUTER: self.config.router_lr} if self.config.policy in LEARNED else {}
+        rates = {ROUTER: self.config.router_lr} if self.config.policy in LEARNED else {}
+        return {**rates, PATCH: learning_rate} if self.config.patch is not None else rates
 
     def structure(self) -> dict[str, Any]:
         """Config and sizes, and what the last validation counted: a run's summary follows from saved state alone."""
@@ -219,7 +227,7 @@ class LayerRouting(Method):
         """What this forward ran of the blocks' FLOPs: everything under ``masked``, keys and values included."""
         if self.route is None:
             return 1.0
-        return self.shares.executed(self.shares.used(self.route), self.config, self.config.train_engine_for())
+        return self.shares.executed(open_rates(self.route), self.config, self.config.train_engine_for())
 
     def extra_forwards(self, step: Step) -> float:
         """The router's own first forward, and the teacher's."""

@@ -12,6 +12,10 @@ from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.policies import Route
 from headgate.models.anatomy import Anatomy
 from headgate.ops.depth import utilization
+from headgate.ops.routing_losses import flat_mean
+
+FRACTIONAL = ("topk", "stochastic_depth")
+"""Policies whose open gates are below 1, so that a patch acts on every token."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Shares:
     Attributes:
         per_gate: of the whole depth, ``[G]``. always: of the blocks without a gate.
         keys_values: of one block, what it costs to make keys and values.
+        patch: of one block, what a closed unit's patch costs; 0 without one.
         first_forward: forwards that the router's features cost, in training and at inference.
         num_blocks: of the model.
     """
@@ -30,6 +35,7 @@ class Shares:
     keys_values: float
     first_forward: float
     num_blocks: int
+    patch: float = 0.0
 
     @classmethod
     def of(cls, config: LayerRoutingConfig, anatomy: Anatomy, blocks: Sequence[int]) -> Shares:
@@ -45,6 +51,7 @@ class Shares:
             keys_values=2 * h * kv / block,
             first_forward=1.0 if config.features == "prepass" else 0.0,
             num_blocks=anatomy.num_blocks,
+            patch=2 * h * config.patch.rank / block if config.patch is not None else 0.0,
         )
 
     def of_gates(self, target: float) -> float:
@@ -56,9 +63,22 @@ class Shares:
         weight = (route.weight != 0).float() if weight is None else weight
         return utilization(weight, route.context.valid, self.per_gate, self.always)
 
-    def executed(self, used: Tensor, config: LayerRoutingConfig, engine: str) -> float | Tensor:
-        """Share of the blocks' FLOPs that runs where ``used`` of all blocks is open: all of them under ``masked``."""
+    def used_at(self, rates: Tensor) -> Tensor:
+        """Share of all blocks where every gate is open at its rate, ``[G]``."""
+        return self.always + (rates * self.per_gate.to(rates)).sum()
+
+    def executed(self, rates: Tensor, config: LayerRoutingConfig, engine: str) -> float | Tensor:
+        """Share of the blocks' FLOPs that runs at these open rates: all of them under ``masked``, patches besides."""
+        everywhere = engine == "masked" or config.policy in FRACTIONAL
+        patched = (len(rates) if everywhere else (1 - rates).sum()) * self.patch / self.num_blocks
         if engine == "masked":
-            return 1.0
+            return 1.0 + patched
+        used = self.used_at(rates)
         makes_all_keys = config.routes_per == "token" and config.kv == "full"
-        return used + (1 - used) * self.keys_values if makes_all_keys else used
+        return patched + (used + (1 - used) * self.keys_values if makes_all_keys else used)
+
+
+def open_rates(route: Route) -> Tensor:
+    """How often each gate is open on real tokens, ``[G]``."""
+    valid = route.context.valid
+    return flat_mean((route.weight != 0).float().expand(*valid.shape, -1), valid)
