@@ -80,6 +80,9 @@ class LayerRoutingConfig(StrictConfig):
             dual_step, damping: of the Lagrangian.
         calibrate_to: the utilization that the inference threshold is set to hold; None: the target under
             ``lagrangian``. Under the other budgets a gate is open where p > .5, and depth is what the price made it.
+        fallback: ``mask``: at every validation the best fixed mask of the depth that is held is searched, and served at
+            inference wherever routing does not beat it; the result names which. Costs a forward per block and closed
+            block over two batches.
         calibrate_on: what the inference threshold is set on: ``validation`` (the first tokens of every validation set;
             where there is none, of a stream's skills, and with several processes as the other), or ``training`` (a
             running mean over training batches).
@@ -115,6 +118,7 @@ class LayerRoutingConfig(StrictConfig):
     damping: float = Field(default=2.0, ge=0)
     calibrate_to: float | None = Field(default=None, gt=0, le=1)
     calibrate_on: Literal["validation", "training"] = "validation"
+    fallback: Literal["none", "mask"] = "none"
     kd: bool = True
     teacher: str = "base"
     kd_weight: float = Field(default=0.5, gt=0, le=1)
@@ -168,6 +172,11 @@ class LayerRoutingConfig(StrictConfig):
         if self.patch is not None and self.policy == "dense":
             raise ValueError(
                 "patch stands in for a closed block; policy 'dense' closes none: leave patch out"
+            )
+        if self.fallback == "mask" and (self.policy not in LEARNED or self.calibration_target is None):
+            raise ValueError(
+                "fallback: mask compares a router with a mask at the depth that its threshold holds: it needs a learned "
+                "policy, and budget: lagrangian or calibrate_to"
             )
         if self.features == "prepass" and self.policy not in LEARNED:
             raise ValueError(
@@ -224,8 +233,9 @@ class LayerRoutingConfig(StrictConfig):
         return blocks
 
     def num_skipped(self, num_blocks: int) -> int:
-        """Whole blocks that the target leaves out, of those that have a gate."""
-        return min(len(self.routable(num_blocks)), round((1 - self.target_utilization) * num_blocks))
+        """Whole blocks that the depth at inference leaves out, of those that have a gate."""
+        depth = self.calibration_target or self.target_utilization
+        return min(len(self.routable(num_blocks)), round((1 - depth) * num_blocks))
 
     def train_engine_for(self) -> str:
         """``masked`` where closed gates need their gradient, unless told otherwise."""

@@ -21,8 +21,9 @@ from headgate.methods.context import Context, remember
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.engines import RoutedBlock
 from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_far, without_closed
-from headgate.methods.layer_routing.policies import Route, refuse_shuffled_decoding
+from headgate.methods.layer_routing.policies import Route, fixed_route, refuse_shuffled_decoding
 from headgate.methods.prepass import PrepassCache, prepass
+from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy
 from headgate.models.block_parts import ATTENTION_KINDS, BlockParts, evaluating
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
@@ -67,6 +68,9 @@ class RoutedForward:
         self.routing: str = config.eval_routing
         self.anatomy: Anatomy | None = None
         self.suspended = False
+        self.mask: Tensor | None = (
+            None  # gates [G] that a search tries at inference, instead of what is decided
+        )
         self.now = Pass()
 
     # -- installation ---------------------------------------------------------------------------------
@@ -148,6 +152,22 @@ class RoutedForward:
                 assert self.now.route is not None
                 yield self.now.route
 
+    def loss(self, batches: Iterable[Mapping[str, Any]], mask: Tensor | None = None) -> float:
+        """Mean over labelled tokens at inference, under a fixed ``mask`` ``[G]`` or as decided."""
+        assert self.anatomy is not None, "attach the method first"
+        model, total, count = self.anatomy.model, 0.0, 0
+        self.mask = mask
+        try:
+            with evaluating(model), torch.no_grad():
+                for batch in batches:
+                    inputs = {name: batch[name] for name in (*INPUTS, "labels") if name in batch}
+                    labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+                    total += float(model(**inputs, use_cache=False).loss) * labelled
+                    count += labelled
+        finally:
+            self.mask = None
+        return total / max(count, 1)
+
     def _around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._idle:
@@ -183,8 +203,13 @@ class RoutedForward:
         return kept
 
     def _read(self, hidden: Tensor) -> None:
-        if not self._idle and self.now.context is not None:
-            self.now.route = self.decide(hidden, self.now.context, self.in_training)
+        context = self.now.context
+        if self._idle or context is None:
+            return
+        if self.mask is not None and not self.in_training:
+            self.now.route = fixed_route(self.mask.to(hidden.device), context)
+        else:
+            self.now.route = self.decide(hidden, context, self.in_training)
 
     def _after(self, cache: Any, first: PrepassCache | None) -> None:
         """What the next decoding step needs goes onto the cache; what only a backward needs goes."""

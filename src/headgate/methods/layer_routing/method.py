@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, get_args
 
@@ -13,16 +14,29 @@ from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
 from headgate.methods.context import Context
 from headgate.methods.layer_routing.budget import Budget
-from headgate.methods.layer_routing.calibration import CALIBRATION_TOKENS, cheapest_mask, threshold_at
+from headgate.methods.layer_routing.calibration import (
+    CALIBRATION_TOKENS,
+    SEARCH_BATCHES,
+    cheapest_mask,
+    first_tokens,
+    threshold_at,
+)
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
+from headgate.methods.layer_routing.fallback import Fallback
 from headgate.methods.layer_routing.figures import DepthRecord, telemetry
-from headgate.methods.layer_routing.forward import INPUTS, Pass, RoutedForward
-from headgate.methods.layer_routing.policies import Route, Situation, decide, fixed_gates, route_losses
+from headgate.methods.layer_routing.forward import Pass, RoutedForward
+from headgate.methods.layer_routing.policies import (
+    Route,
+    Situation,
+    decide,
+    fixed_gates,
+    fixed_route,
+    route_losses,
+)
 from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.methods.layer_routing.teacher import Teacher
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
-from headgate.models.block_parts import evaluating
 from headgate.modules.layer_router import LayerRouter
 from headgate.modules.patch import Patch
 from headgate.ops.randomness import derive_seed, generator
@@ -53,6 +67,7 @@ class LayerRouting(Method):
     def __init__(self, config: LayerRoutingConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
         self.router: LayerRouter | None = None
+        self.fallback: Fallback | None = None
         self.patches = nn.ModuleList()
         self.budget = Budget(self.config)
         self.teacher = Teacher(self.config)
@@ -84,6 +99,8 @@ class LayerRouting(Method):
                 trunk_gradient=config.trunk_gradient,
                 generator=generator(self.seed, 0, "layer_routing.init"),
             )
+        if config.fallback == "mask":
+            self.fallback = Fallback(len(self.blocks) * config.gates_per_block)
         if config.patch is not None:
             stream, rank = generator(self.seed, 0, "layer_routing.patch"), config.patch.rank
             gates = range(len(self.blocks) * config.gates_per_block)
@@ -143,6 +160,8 @@ class LayerRouting(Method):
     # -- the decision -----------------------------------------------------------------------------------
     def decide(self, hidden: Tensor, context: Context, training: bool) -> Route | None:
         """The route of a forward, from what the router reads."""
+        if self.fallback is not None and not training and bool(self.fallback.served):
+            return fixed_route(self.fallback.mask, context)
         step = self._step if training else None
         now = Situation(
             training=training,
@@ -169,25 +188,18 @@ class LayerRouting(Method):
         if self.router is None or self.execution.routing == "removed":
             return
         target = target or self.config.calibration_target or self.config.target_utilization
-        routes = self.execution.routes(batches)
-        threshold = threshold_at(target, routes, self.config, self.shares, tokens)
+        routes = self.execution.routes(first_tokens(batches, tokens))
+        threshold = threshold_at(target, routes, self.config, self.shares)
         if threshold is not None:
             self.budget.threshold.copy_(threshold)
 
-    def find_mask(self, batches: Iterable[Mapping[str, Any]], closed: int, used: int = 2) -> None:
-        """Fix the mask of ``closed`` blocks that costs least loss on the first ``used`` batches, block by block."""
-        anatomy = self.execution.anatomy
-        assert anatomy is not None, "attach the method first"
-        model, first = anatomy.model, list(islice(batches, used))
-
-        def loss(mask: Tensor) -> float:
-            self.fixed.copy_(mask)
-            inputs = ({k: b[k] for k in (*INPUTS, "labels") if k in b} for b in first)
-            return sum(float(model(**batch, use_cache=False).loss) for batch in inputs)
-
-        with evaluating(model), torch.no_grad():
-            mask = cheapest_mask(loss, len(self.blocks), closed, self.config.gates_per_block)
-        self.fixed.copy_(mask)
+    def best_mask(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+        """Gates ``[G]`` of the mask at this depth that costs least loss on the first batches, found block by block."""
+        first, config = list(islice(batches, SEARCH_BATCHES)), self.config
+        closed = config.num_skipped(self.num_blocks)
+        return cheapest_mask(
+            lambda mask: self.execution.loss(first, mask), len(self.blocks), closed, config.gates_per_block
+        )
 
     # -- training ---------------------------------------------------------------------------------------
     def check_model(self, anatomy: Anatomy) -> None:
@@ -203,7 +215,7 @@ class LayerRouting(Method):
     def on_stage_start(self, scheduled: Any, probe: Any) -> None:
         searches = self.config.policy == "static" and self.config.skip is None
         if searches and not self.budget.updates and probe is not None:
-            self.find_mask(probe, self.config.num_skipped(self.num_blocks))
+            self.fixed.copy_(self.best_mask(probe))
 
     def on_step_start(self, step: Step) -> None:
         self._step, self.execution.now = step, Pass()
@@ -254,8 +266,14 @@ class LayerRouting(Method):
         """Where the budget is one that a threshold holds, it is set on validation data, as the router is now."""
         self.record.stop()  # the forwards that calibrate are no part of the validation
         target = self.config.calibration_target
-        if target is not None and probe is not None and self.config.calibrate_on == "validation":
-            self.calibrate(probe, target)
+        if target is not None and probe is not None and self.routing != "removed":
+            first = list(first_tokens(probe, CALIBRATION_TOKENS))
+            if self.fallback is not None:
+                self.fallback.served.fill_(False)  # what is calibrated and measured is the router
+            if self.config.calibrate_on == "validation":
+                self.calibrate(first, target)
+            if self.fallback is not None:
+                self.fallback.choose(self.best_mask(first), partial(self.execution.loss, first))
         self.record.start(skill)
 
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:
@@ -264,8 +282,12 @@ class LayerRouting(Method):
     def summary(self) -> Mapping[str, Any]:
         """What training held (running means), and what the last validation measured: ``..._eval``."""
         self.budget.warn_if_unmet()
+        served = (
+            self.fallback.figures(self.config.gates_per_block, self.blocks.start) if self.fallback else {}
+        )
         return {
             **self.budget.figures(),
+            **served,
             **self.record.of_validation(self.shares, self.execution.engine),
         }
 

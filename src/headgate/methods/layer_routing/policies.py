@@ -76,7 +76,7 @@ def decide(
     """The route of a forward; ``hidden`` ``[B, T, H]`` is what the router reads."""
     policy = config.policy
     if policy in ("truncate", "static"):
-        return Route(now.fixed.view(1, 1, -1).to(hidden.device), context)
+        return fixed_route(now.fixed.to(hidden.device), context)
     if policy == "stochastic_depth":
         return Route(_stochastic_depth(now, config.scaling).to(hidden.device), context)
     if policy == "random":
@@ -92,6 +92,11 @@ def decide(
         weight = _shuffle(weight, context.valid, now)
         return Route(weight, context, logits, member=member, free=context.valid)
     return _per_document(config, router, hidden, context, now)
+
+
+def fixed_route(mask: Tensor, context: Context) -> Route:
+    """The same gates ``[G]`` for every token."""
+    return Route(mask.view(1, 1, -1), context)
 
 
 def fixed_gates(config: LayerRoutingConfig, num_blocks: int) -> Tensor:
