@@ -31,11 +31,11 @@ def test_the_better_of_both_is_served(tmp_path: Path) -> None:
     figures = method.summary()
     fixed, router = method.execution.loss(batches, method.fallback.mask), figures["routing_loss_router"]
     assert figures["routing_loss_mask"] == pytest.approx(fixed, rel=1e-5)
-    assert figures["routing_served"] == ("mask" if fixed <= router else "router")
+    assert figures["routing_in_use"] == ("mask" if fixed <= router else "router")
     mask = torch.tensor([1.0, 0.0, 1.0])
     for losses, served in (((1.0, 2.0), "router"), ((2.0, 1.0), "mask"), ((1.0, 1.0), "mask")):
         method.fallback.choose(mask, lambda mask, pair=losses: pair[mask is not None])
-        assert method.summary()["routing_served"] == served
+        assert method.summary()["routing_in_use"] == served
         with torch.no_grad():
             model(**batch_of())
         assert method.route is not None and (method.route.logits is None) == (served == "mask")
@@ -59,7 +59,7 @@ def test_training_goes_on_with_the_router(tmp_path: Path) -> None:
     trainer, _ = evaluated(tmp_path, **TOKEN)
     method = method_of(trainer)
     assert method.fallback is not None
-    method.fallback.served.fill_(True)
+    method.fallback.active.fill_(True)
     trainer.model.train()
     trainer.model(**batch_of())
     assert method.route is not None and method.route.logits is not None

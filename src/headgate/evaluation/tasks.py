@@ -19,7 +19,7 @@ from headgate.evaluation.lm_eval_bridge import harness_task
 from headgate.evaluation.perplexity import perplexity, text_perplexity
 from headgate.evaluation.predictions import prompt_hash
 from headgate.evaluation.scorers import flexible, score
-from headgate.methods.figures import measured
+from headgate.methods.figures import evaluation_figures
 
 Progress = Callable[[int, int], None]
 
@@ -170,7 +170,7 @@ def run_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | No
 
     ``task.routing`` holds for this task alone; what methods measure of it (depth) stands among the metrics. Raises ConfigError for a task that does not exist.
     """
-    with routing(model, task.routing), measured(model, tokenizer.pad_token_id) as figures:
+    with routing(model, task.routing), evaluation_figures(model, tokenizer.pad_token_id) as figures:
         result = _run(model, tokenizer, task, progress)
     return TaskResult({**result.metrics, **figures}, result.items)
 

@@ -19,7 +19,7 @@ class MeasuresEvaluation(Protocol):
 
 
 @contextmanager
-def measured(model: Any, padding: int | None) -> Iterator[dict[str, float]]:
+def evaluation_figures(model: Any, padding: int | None) -> Iterator[dict[str, float]]:
     """Yields figures that are there once the context is left: those of the methods on ``model``, by name."""
     methods = [m for m in getattr(model, "headgate_methods", ()) if isinstance(m, MeasuresEvaluation)]
     figures: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What is reported of depth: the log line of a step, and open gates counted on held-out data."""
+"""What is reported of depth: the log line of a step, and open gates tallies on held-out data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def telemetry(route: Route) -> dict[str, Tensor]:
 
 
 class Tally:
-    """Open gates on real tokens, counted on the device: one sum a forward.
+    """Open gates on real tokens, tallies on the device: one sum a forward.
 
     ``padding``: the id that generation fills a finished row with; such a token is not real, though its mask says so.
     """
@@ -88,7 +88,7 @@ class DepthRecord:
         """``depth`` and ``executed_share`` of the evaluation in progress; {} where no token was seen."""
         if self.config.policy == "dense" or routing == "removed":
             return {"depth": 1.0, "executed_share": 1.0}
-        used, executed, _ = self._measured([self.current] if self.current else [], shares, engine) or (
+        used, executed, _ = self._means([self.current] if self.current else [], shares, engine) or (
             0,
             0,
             0,
@@ -97,20 +97,20 @@ class DepthRecord:
 
     def of_validation(self, shares: Shares, engine: str) -> dict[str, float]:
         """Utilization, adaptivity (nats, mean over gates) and executed share, ``..._eval``; {} where none ran."""
-        measured = self._measured(self.by_skill.values(), shares, engine)
-        if measured is None:
+        means = self._means(self.by_skill.values(), shares, engine)
+        if means is None:
             return {}
         names = ("routing_utilization_eval", "routing_executed_eval", "routing_adaptivity_eval")
-        return dict(zip(names, measured, strict=True))
+        return dict(zip(names, means, strict=True))
 
-    def _measured(
+    def _means(
         self, tallies: Iterable[Tally], shares: Shares, engine: str
     ) -> tuple[float, float, float] | None:
         """Gates at inference are 0 or 1, so I(gate; token) = H(E p) - E H(p) is the entropy of the open rate."""
-        counted = [tally for tally in tallies if int(tally.tokens)]
-        if not counted:
+        tallies = [tally for tally in tallies if int(tally.tokens)]
+        if not tallies:
             return None
-        tokens = torch.stack([torch.as_tensor(tally.tokens) for tally in counted]).sum()
-        rates = torch.stack([torch.as_tensor(tally.opened) for tally in counted]).sum(0) / tokens
+        tokens = torch.stack([torch.as_tensor(tally.tokens) for tally in tallies]).sum()
+        rates = torch.stack([torch.as_tensor(tally.opened) for tally in tallies]).sum(0) / tokens
         executed = torch.as_tensor(shares.executed(rates, self.config, engine)) + shares.first_forward
         return float(shares.used_at(rates)), float(executed), float(binary_entropy(rates).mean())

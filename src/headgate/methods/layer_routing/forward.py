@@ -152,20 +152,25 @@ class RoutedForward:
                 assert self.now.route is not None
                 yield self.now.route
 
+    @contextmanager
+    def under(self, mask: Tensor | None) -> Iterator[None]:
+        """Inside, inference runs a fixed mask ``[G]`` instead of what is decided; None changes nothing."""
+        self.mask = mask
+        try:
+            yield
+        finally:
+            self.mask = None
+
     def loss(self, batches: Iterable[Mapping[str, Any]], mask: Tensor | None = None) -> float:
         """Mean over labelled tokens at inference, under a fixed ``mask`` ``[G]`` or as decided."""
         assert self.anatomy is not None, "attach the method first"
         model, total, count = self.anatomy.model, 0.0, 0
-        self.mask = mask
-        try:
-            with evaluating(model), torch.no_grad():
-                for batch in batches:
-                    inputs = {name: batch[name] for name in (*INPUTS, "labels") if name in batch}
-                    labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-                    total += float(model(**inputs, use_cache=False).loss) * labelled
-                    count += labelled
-        finally:
-            self.mask = None
+        with self.under(mask), evaluating(model), torch.no_grad():
+            for batch in batches:
+                inputs = {name: batch[name] for name in (*INPUTS, "labels") if name in batch}
+                labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+                total += float(model(**inputs, use_cache=False).loss) * labelled
+                count += labelled
         return total / max(count, 1)
 
     def _around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -160,7 +160,7 @@ class LayerRouting(Method):
     # -- the decision -----------------------------------------------------------------------------------
     def decide(self, hidden: Tensor, context: Context, training: bool) -> Route | None:
         """The route of a forward, from what the router reads."""
-        if self.fallback is not None and not training and bool(self.fallback.served):
+        if self.fallback is not None and not training and bool(self.fallback.active):
             return fixed_route(self.fallback.mask, context)
         step = self._step if training else None
         now = Situation(
@@ -269,7 +269,7 @@ class LayerRouting(Method):
         if target is not None and probe is not None and self.routing != "removed":
             first = list(first_tokens(probe, CALIBRATION_TOKENS))
             if self.fallback is not None:
-                self.fallback.served.fill_(False)  # what is calibrated and measured is the router
+                self.fallback.active.fill_(False)  # what is calibrated and measured is the router
             if self.config.calibrate_on == "validation":
                 self.calibrate(first, target)
             if self.fallback is not None:
@@ -282,12 +282,12 @@ class LayerRouting(Method):
     def summary(self) -> Mapping[str, Any]:
         """What training held (running means), and what the last validation measured: ``..._eval``."""
         self.budget.warn_if_unmet()
-        served = (
+        choice = (
             self.fallback.figures(self.config.gates_per_block, self.blocks.start) if self.fallback else {}
         )
         return {
             **self.budget.figures(),
-            **served,
+            **choice,
             **self.record.of_validation(self.shares, self.execution.engine),
         }
 
