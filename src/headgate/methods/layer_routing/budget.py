@@ -129,6 +129,10 @@ class Budget(nn.Module):
         self.updates += 1
         return used
 
+    def set_threshold(self, threshold: Tensor) -> None:
+        """Of inference, as calibrated; the running mean over training goes on from there."""
+        self.threshold.copy_(threshold)
+
     def _follow(self, average: Tensor, value: Tensor) -> None:
         average.copy_(torch.where(self.updates == 0, value, average.lerp(value, RATE)))
 

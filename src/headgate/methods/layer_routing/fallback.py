@@ -23,11 +23,15 @@ class Fallback(nn.Module):
 
     def choose(self, mask: Tensor, loss: Callable[[Tensor | None], float]) -> None:
         """Hold ``mask`` against the router: ``loss`` under a mask, or as the router decides (None)."""
-        self.active.fill_(False)  # the router is measured as it decides, not as it was served before
+        self.withdraw()  # the router is measured as it decides
         router, fixed = loss(None), loss(mask)
         self.mask.copy_(mask)
         self.losses.copy_(torch.tensor([router, fixed]))
         self.active.fill_(fixed <= router)
+
+    def withdraw(self) -> None:
+        """The router is served again, until the next choice."""
+        self.active.fill_(False)
 
     def figures(self, gates_per_block: int, first_block: int) -> dict[str, str | float | list[int]]:
         """What a result says: who is served, both losses, the blocks that the mask skips; {} before a validation."""

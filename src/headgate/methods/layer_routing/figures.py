@@ -88,12 +88,8 @@ class DepthRecord:
         """``depth`` and ``executed_share`` of the evaluation in progress; {} where no token was seen."""
         if self.config.policy == "dense" or routing == "removed":
             return {"depth": 1.0, "executed_share": 1.0}
-        used, executed, _ = self._means([self.current] if self.current else [], shares, engine) or (
-            0,
-            0,
-            0,
-        )
-        return {"depth": used, "executed_share": executed} if executed else {}
+        means = self._means([self.current] if self.current is not None else [], shares, engine)
+        return dict(zip(("depth", "executed_share"), means[:2], strict=True)) if means is not None else {}
 
     def of_validation(self, shares: Shares, engine: str) -> dict[str, float]:
         """Utilization, adaptivity (nats, mean over gates) and executed share, ``..._eval``; {} where none ran."""

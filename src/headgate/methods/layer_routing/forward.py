@@ -71,7 +71,7 @@ class RoutedForward:
         self.mask: Tensor | None = (
             None  # gates [G] that a search tries at inference, instead of what is decided
         )
-        self.now = Pass()
+        self.forget()
 
     # -- installation ---------------------------------------------------------------------------------
     def install(self, anatomy: Anatomy, blocks: range, patches: Sequence[nn.Module]) -> Iterator[Handle]:
@@ -80,6 +80,8 @@ class RoutedForward:
         ``patches``: one a gate, or none.
         """
         config, self.anatomy, units = self.config, anatomy, self.config.gates_per_block
+        if config.policy == "dense":
+            return
         sparse = "sparse" in (self.engine, config.train_engine_for()) or units == 2
         parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in blocks] if sparse else None
         self._check_kv(anatomy)
@@ -107,6 +109,15 @@ class RoutedForward:
             yield override_forward(block, make)
             if config.kv == "reuse":
                 yield override_attribute(block, CHECKPOINTS, True)
+
+    def uninstall(self) -> None:
+        """Once its handles are removed: nothing of the model is held any longer."""
+        self.anatomy = None
+        self.forget()
+
+    def forget(self) -> None:
+        """What the last forward left."""
+        self.now = Pass()
 
     def _check_kv(self, anatomy: Anatomy) -> None:
         model: Any = anatomy.model

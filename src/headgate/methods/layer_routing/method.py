@@ -24,7 +24,7 @@ from headgate.methods.layer_routing.calibration import (
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
 from headgate.methods.layer_routing.fallback import Fallback
 from headgate.methods.layer_routing.figures import DepthRecord, telemetry
-from headgate.methods.layer_routing.forward import Pass, RoutedForward
+from headgate.methods.layer_routing.forward import RoutedForward
 from headgate.methods.layer_routing.policies import (
     Route,
     Situation,
@@ -116,15 +116,13 @@ class LayerRouting(Method):
                 f"the router was made for {self.num_blocks} blocks of width {self.hidden_size}; this model has "
                 f"{anatomy.num_blocks} of width {anatomy.hidden_size}: load it with its own base model"
             )
-        self.execution.anatomy = anatomy
         self.shares = Shares.of(self.config, anatomy, self.blocks)
-        if self.config.policy != "dense":
-            for handle in self.execution.install(anatomy, self.blocks, list(self.patches)):
-                self.handles.append(handle)
+        for handle in self.execution.install(anatomy, self.blocks, list(self.patches)):
+            self.handles.append(handle)
 
     def detach(self) -> None:
         super().detach()
-        self.execution.now, self.execution.anatomy = Pass(), None
+        self.execution.uninstall()
 
     @property
     def attached(self) -> bool:
@@ -187,11 +185,13 @@ class LayerRouting(Method):
         """
         if self.router is None or self.execution.routing == "removed":
             return
+        if self.fallback is not None:
+            self.fallback.withdraw()  # a served mask has no logits to set a threshold by
         target = target or self.config.calibration_target or self.config.target_utilization
         routes = self.execution.routes(first_tokens(batches, tokens))
         threshold = threshold_at(target, routes, self.config, self.shares)
         if threshold is not None:
-            self.budget.threshold.copy_(threshold)
+            self.budget.set_threshold(threshold)
 
     def best_mask(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
         """Gates ``[G]`` of the mask at this depth that costs least loss on the first batches, found block by block."""
@@ -218,7 +218,8 @@ class LayerRouting(Method):
             self.fixed.copy_(self.best_mask(probe))
 
     def on_step_start(self, step: Step) -> None:
-        self._step, self.execution.now = step, Pass()
+        self._step = step
+        self.execution.forget()
 
     def loss_weight(self, step: Step) -> float:
         return 1 - self.config.kd_weight if self.teacher.teaches(step) else 1.0
@@ -268,8 +269,6 @@ class LayerRouting(Method):
         target = self.config.calibration_target
         if target is not None and probe is not None and self.routing != "removed":
             first = list(first_tokens(probe, CALIBRATION_TOKENS))
-            if self.fallback is not None:
-                self.fallback.active.fill_(False)  # what is calibrated and measured is the router
             if self.config.calibrate_on == "validation":
                 self.calibrate(first, target)
             if self.fallback is not None:
