@@ -19,6 +19,7 @@ from headgate.experiments.run import run
 ROOT = Path(__file__).parents[2]
 FAMILIES = {
     "Qwen/Qwen2-0.5B": "random:qwen2",
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "random:llama",
     "TinyLlama/TinyLlama_v1.1": "random:llama",
     "google/gemma-3-270m": "random:gemma3",
     "google/gemma-3-1b-pt": "random:gemma3",

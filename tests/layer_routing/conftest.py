@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headgate.methods.context import Context
 from headgate.methods.layer_routing import LayerRouting
 from headgate.methods.layer_routing.policies import Route
 from headgate.models.anatomy import Anatomy, describe
@@ -20,13 +21,11 @@ class Forced(LayerRouting):
 
     gates: Tensor
 
-    def _decide(self, hidden: Tensor) -> None:
-        if self._idle or self._context is None:
-            return
-        gates, past = self.gates, self._context.past
+    def decide(self, hidden: Tensor, context: Context, training: bool) -> Route:
+        gates, past = self.gates, context.past
         if gates.shape[1] > 1:
             gates = gates[:, past : past + hidden.shape[1]]
-        self.route = Route(gates, self._context)
+        return Route(gates, context)
 
 
 def model_of(

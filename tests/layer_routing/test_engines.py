@@ -42,7 +42,7 @@ def gates_of(kind: str, rows: int, length: int, units: int = 1) -> Tensor:
 
 def run(method: Forced, model, batch, engine: str, gates: Tensor):
     """Logits at real tokens, gradients of the adapter and of the gates."""
-    method.engine = engine
+    method.execution.engine = engine
     method.gates = gates.clone().requires_grad_()
     model.zero_grad()
     real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
@@ -90,7 +90,7 @@ def agree(
         opened = gates != 0
         torch.testing.assert_close(gate_grad_s[opened], gate_grad[opened], atol=1e-5, rtol=1e-4)
     if kind not in ("open", "closed"):
-        method.routing = "removed"
+        method.set_routing("removed")
         assert not torch.allclose(model(**batch).logits[0, -3:], logits[-3:], atol=1e-3)
 
 
@@ -121,11 +121,11 @@ def test_all_open_and_detached_are_bitwise_the_model(family: str) -> None:
         plain = model(**batch).logits
         for units in ("block", "attention_mlp"):
             method = attach(Forced(keep=1, units=units), anatomy)
-            method.gates = gates_of("open", 3, 9, method.units)
+            method.gates = gates_of("open", 3, 9, method.config.gates_per_block)
             for engine in ("sparse", "masked"):
-                method.engine = engine
+                method.execution.engine = engine
                 assert torch.equal(model(**batch).logits, plain)
-            method.gates = gates_of("token", 3, 9, method.units)
+            method.gates = gates_of("token", 3, 9, method.config.gates_per_block)
             assert not torch.equal(model(**batch).logits, plain)
             method.detach()
             assert torch.equal(model(**batch).logits, plain)
@@ -146,10 +146,10 @@ def cached_is_recompute(family: str, kind: str, units: str, kv: str = "full", **
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
     method = attach(Forced(keep=1, units=units, kv=kv), anatomy)
-    method.gates = gates_of(kind, 2, 8, method.units)
+    method.gates = gates_of(kind, 2, 8, method.config.gates_per_block)
     with torch.no_grad():
         for engine in ("sparse", "masked"):
-            method.engine = engine
+            method.execution.engine = engine
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             whole = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
             cache, pieces = None, []
@@ -180,7 +180,7 @@ def checkpointed_is_plain(engine: str, units: str, kv: str = "full") -> None:
     model, _, anatomy = model_of("llama")
     batch = batch_of()
     method = attach(Forced(keep=1, units=units, train_engine=engine, kv=kv), anatomy)
-    gates = gates_of("token", 3, 9, method.units)
+    gates = gates_of("token", 3, 9, method.config.gates_per_block)
     model.train()
     logits, grads, gate_grad = run(method, model, batch, engine, gates)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -215,7 +215,7 @@ def test_closed_blocks_do_not_run() -> None:
     token = torch.ones(4, 64, 3)
     token[:, ::2] = 0
     saved = (full - flops(token)) / (3 * block)
-    assert 0.5 * (1 - method.kv_share) - 0.08 < saved < 0.5
+    assert 0.5 * (1 - method.shares.keys_values) - 0.08 < saved < 0.5
 
 
 def test_unknown_families_are_refused_by_name() -> None:

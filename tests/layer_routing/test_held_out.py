@@ -38,7 +38,7 @@ def test_the_result_is_what_inspection_measures(tmp_path: Path, granularity: str
         sum(depth.adaptivity) / len(depth.adaptivity), abs=1e-5
     )
     used = found["routing_utilization_eval"]
-    made = method.kv_share if granularity == "token" else 0.0
+    made = method.shares.keys_values if granularity == "token" else 0.0
     assert found["routing_executed_eval"] == pytest.approx(used + (1 - used) * made)
     assert 0 <= found["routing_adaptivity_eval"] <= math.log(2)
 
@@ -61,7 +61,7 @@ def test_the_budget_holds_on_validation_data_whatever_training_reached(
     assert method_of(trainer).summary()["routing_utilization_eval"] == pytest.approx(target, abs=0.02)
     running, _ = evaluated(tmp_path / "b", **asked, calibrate_on="training")
     ours, theirs = (method_of(t).state_dict() for t in (trainer, running))
-    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == {"threshold"}
+    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == {"budget.threshold"}
 
 
 def test_every_policy_that_routes_has_them_and_full_depth_reads_one(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_both_engines_are_the_formula(kv: str) -> None:
         with torch.no_grad():
             expected = anatomy.head(reference(anatomy, ids, method.gates, kv))
             for engine in ("masked", "sparse"):
-                method.engine = engine
+                method.execution.engine = engine
                 found = model(input_ids=ids, use_cache=False).logits
                 torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
             method.detach()
@@ -110,7 +110,7 @@ def test_all_open_is_bitwise_the_model(family: str, kv: str) -> None:
         method = attach(Forced(keep=1, kv=kv), anatomy)
         method.gates = gates_of("open", 3, 9)
         for engine in ("sparse", "masked"):
-            method.engine = engine
+            method.execution.engine = engine
             assert torch.equal(model(**batch).logits, plain)
         method.gates = gates_of("token", 3, 9)
         assert not torch.equal(model(**batch).logits, plain)

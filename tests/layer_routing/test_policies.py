@@ -30,6 +30,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "drop_token": {"policy": "gumbel", "granularity": "token", "kv": "drop"},
     "drop_sample": {"policy": "gumbel", "kv": "drop"},
     "reuse_token": {"policy": "gumbel", "granularity": "token", "kv": "reuse"},
+    "patch_token": {"policy": "gumbel", "granularity": "token", "patch": {"rank": 4}},
+    "patch_sample": {"policy": "gumbel", "patch": {"rank": 4}, "units": "attention_mlp"},
     "reuse_exit": {"policy": "exit", "kv": "reuse", "units": "attention_mlp"},
 }
 
@@ -43,6 +45,8 @@ def routed(name: str, family: str = "llama") -> tuple[Any, LayerRouting]:
     if method.router is not None:
         stream = torch.Generator().manual_seed(2)
         with torch.no_grad():
+            for patch in method.patches:
+                patch.up.copy_(torch.randn(patch.up.shape, generator=stream) * 0.2)
             for parameter in method.router.parameters():
                 if parameter.ndim > 1:
                     parameter.copy_(torch.randn(parameter.shape, generator=stream))
@@ -166,7 +170,7 @@ def test_exit_is_monotone_and_random_holds_its_share() -> None:
     assert (gates[..., 1:] <= gates[..., :-1]).all() and 0 < gates.mean() < 1
     model, method = routed("random_token")
     logits(model, {"input_ids": batch_of(16, 100, padded=False)["input_ids"]})
-    assert float(method.used(method.route)) == pytest.approx(0.6, abs=0.02)
+    assert float(method.shares.used(method.route)) == pytest.approx(0.6, abs=0.02)
 
 
 def test_stochastic_depth_scales_by_survival() -> None:
@@ -190,10 +194,10 @@ def test_shuffled_keeps_utilization() -> None:
     model, method = routed("gumbel_token")
     batch = batch_of(4, 12)
     before = logits(model, batch)
-    used = method.used(method.route)
+    used = method.shares.used(method.route)
     method.set_routing("shuffled")
     after = logits(model, batch)
-    assert float(method.used(method.route)) == pytest.approx(float(used)) and not torch.allclose(
+    assert float(method.shares.used(method.route)) == pytest.approx(float(used)) and not torch.allclose(
         before, after
     )
     with pytest.raises(ModelError, match="shuffled"):

@@ -58,7 +58,7 @@ def test_it_costs_one_forward(tmp_path: Path) -> None:
         flops[features] = float(trainer.flops)
         executed = {row["routing/executed"] for row in logs_of(trainer)}
         assert executed == {1.0 + (features == "prepass")}
-        assert method_of(trainer).first_forward == (features == "prepass")
+        assert method_of(trainer).shares.first_forward == (features == "prepass")
     trainable = sum(p.numel() for p in trainer.named_trainable.values())
     forwards = (flops["block"] - 2.0 * float(trainer.trained_tokens) * trainable) / 2
     assert flops["prepass"] - flops["block"] == pytest.approx(forwards, rel=0.1)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.layer_routing import LayerRouting
-from headgate.methods.layer_routing.teaching import read_teacher, teacher_loss
+from headgate.methods.layer_routing.teacher import read_teacher
 from headgate.models.anatomy import describe
 from headgate.models.load import load_adapter, load_model
 
@@ -89,7 +89,7 @@ def test_the_loss_is_against_the_teachers_logits(tmp_path: Path, saved: Path) ->
     method, seen = method_of(trainer), {}
 
     def look(step: Any) -> Any:
-        loss = teacher_loss(method, step)
+        loss = method.teacher.loss(trainer.anatomy, step, method.execution.paused())
         seen.update(loss=float(loss.detach()), hidden=step.hidden.detach().clone(), batch=step.batch)
         return {}
 

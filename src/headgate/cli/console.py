@@ -78,10 +78,13 @@ def live_console() -> Iterator[Any]:
 
 
 def result_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    """One row a task: accuracy with its interval, loss, perplexity, items."""
+    """One row a task: accuracy with its interval, loss, perplexity, items, and the depth it ran at where that varies."""
+    routed = any("depth" in metrics for metrics in rows.values())
     table = Table(title=title, title_justify="left")
     for column in ("task", "accuracy (95%)", "loss", "perplexity", "items", "truncated"):
         table.add_column(column, justify="left" if column == "task" else "right")
+    if routed:
+        table.add_column("depth (FLOPs run)", justify="right")
     for name, metrics in rows.items():
         accuracy = (
             f"{metrics['accuracy']:.1%} [{metrics['low']:.1%}, {metrics['high']:.1%}]"
@@ -95,5 +98,9 @@ def result_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
             f"{metrics['perplexity']:.3f}" if "perplexity" in metrics else "-",
             str(metrics.get("items", "-")),
             f"{metrics['truncated_rate']:.1%}" if "truncated_rate" in metrics else "-",
+            *(
+                [f"{metrics['depth']:.1%} ({metrics['executed_share']:.1%})" if "depth" in metrics else "-"]
+                * routed
+            ),
         )
     return table

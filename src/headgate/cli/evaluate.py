@@ -20,6 +20,8 @@ from headgate.experiments.paired import paired_lines, paired_report
 from headgate.files import write_atomically
 from headgate.methods.base import build_config
 
+ROUTING_HELP = "How methods act: on, removed; shuffled (layer_routing: the control); arrow, expert:NUMBER (lora_experts); all, dense (schema_bank)."
+
 
 def evaluate(
     target: Annotated[
@@ -75,7 +77,7 @@ def evaluate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run programs that the model wrote, in a sandbox.")
     ] = False,
-    routing: Annotated[str | None, typer.Option(help="on, removed, all, dense: how methods act.")] = None,
+    routing: Annotated[str | None, typer.Option(help=ROUTING_HELP)] = None,
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter to put on a bare model.")] = None,
     device: Annotated[str, typer.Option()] = "auto",
     output: Annotated[

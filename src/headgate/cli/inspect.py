@@ -10,21 +10,40 @@ import typer
 from rich.table import Table
 
 from headgate.cli.console import out
-from headgate.experiments.inspection import inspect_run
+from headgate.errors import ConfigError
+from headgate.experiments.inspection import inspect_oracle, inspect_run
 from headgate.experiments.rank_sweep import rank_sweeps
 from headgate.experiments.run_directory import RunDirectory
 
 
 def inspect(
-    run: Annotated[
-        Path, typer.Argument(help="A finished run directory, or a sweep over a rank.", show_default=False)
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="A finished run directory, or a sweep over a rank; several with --oracle.",
+            show_default=False,
+        ),
     ],
     limit: Annotated[int, typer.Option(help="Examples to look at.")] = 200,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="What a choice per token would gain: among these runs, or among all masks of one run's depth.",
+        ),
+    ] = False,
 ) -> None:
     """Say what each schema does, which tokens get depth, how alike experts are; tables (JSON) and a figure (PNG, SVG) are written beside the run.
 
     Of a sweep over a rank: the law L = L_inf + a r^-b that its losses follow, and the rank to try next.
     """
+    if oracle:
+        _oracle(inspect_oracle([RunDirectory(run) for run in runs], limit=limit))
+        return
+    if len(runs) > 1:
+        raise ConfigError(f"{len(runs)} runs given: inspect looks into one, or into several with --oracle")
+    (run,) = runs
     if (run / "sweep.json").exists():
         _rank_laws(run)
         return
@@ -32,6 +51,26 @@ def inspect(
         found = json.loads(path.read_text())
         TOLD[name](found)
         out.print(f"written: {path}, {path.with_suffix('.png')}, {path.with_suffix('.svg')}", markup=False)
+
+
+def _oracle(path: Path) -> None:
+    gains = json.loads(path.read_text())
+    table = Table(title=f"one mask for all {gains['tokens']:,} tokens", title_justify="left")
+    for column in ("mask", "depth", "loss"):
+        table.add_column(column, justify="left" if column == "mask" else "right")
+    for mask in sorted(gains["masks"], key=lambda mask: mask["loss"])[:8]:
+        table.add_row(mask["name"], f"{mask['depth']:.1%}", f"{mask['loss']:.4f}")
+    out.print(table)
+    for name, value, against in (
+        ("per document, by its own losses (a bound)", "document", "single"),
+        ("per token, by its own loss (a bound: luck included)", "token", "single"),
+        ("per document, by its first 16 tokens, on the rest", "prefix", "single_after"),
+    ):
+        gain = gains[against] - gains[value]
+        out.print(
+            f"{name}: {gains[value]:.4f}, {gain:+.4f} nats against the best single mask there", markup=False
+        )
+    out.print(f"written: {path}", markup=False)
 
 
 def _rank_laws(folder: Path) -> None:

@@ -22,6 +22,7 @@ from headgate.evaluation.perplexity import perplexity, text_perplexity
 from headgate.evaluation.predictions import prompt_hash
 from headgate.evaluation.prompts import SHOT_SEPARATOR, few_shot_prefix, prompts_of
 from headgate.evaluation.scorers import PARSERS, check_golds, score, suited
+from headgate.methods.figures import evaluation_figures
 
 Progress = Callable[[int, int], None]
 
@@ -221,22 +222,27 @@ TASKS: dict[str, Callable[[Any, Any, EvalTask, Progress | None], TaskResult]] = 
 def run_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None = None) -> TaskResult:
     """Dispatch on the task's name; what is not ours is asked of lm-evaluation-harness.
 
-    ``task.routing`` holds for this task alone. Raises ConfigError for a task that does not exist.
+    ``task.routing`` holds for this task alone; what methods measure of it (depth) stands among the metrics. Raises ConfigError for a task that does not exist.
     """
-    with routing(model, task.routing):
-        if task.task in TASKS:
-            return TASKS[task.task](model, tokenizer, task, progress)
-        name = task.task.removeprefix("lm_eval:")
-        metrics, items = harness_task(
-            model,
-            tokenizer,
-            task.model_copy(update={"task": name}),
-            known=TASKS if name == task.task else (),
-            progress=progress,
-        )
-        if all(isinstance(item["correct"], bool) for item in items):
-            metrics = {**accuracy([item["correct"] for item in items]), **metrics}
-        return TaskResult(metrics, items)
+    with routing(model, task.routing), evaluation_figures(model, tokenizer.pad_token_id) as figures:
+        result = _run(model, tokenizer, task, progress)
+    return TaskResult({**result.metrics, **figures}, result.items)
+
+
+def _run(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+    if task.task in TASKS:
+        return TASKS[task.task](model, tokenizer, task, progress)
+    name = task.task.removeprefix("lm_eval:")
+    metrics, items = harness_task(
+        model,
+        tokenizer,
+        task.model_copy(update={"task": name}),
+        known=TASKS if name == task.task else (),
+        progress=progress,
+    )
+    if all(isinstance(item["correct"], bool) for item in items):
+        metrics = {**accuracy([item["correct"] for item in items]), **metrics}
+    return TaskResult(metrics, items)
 
 
 @contextmanager

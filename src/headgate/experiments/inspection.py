@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -10,13 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from headgate.data import wordmath
 from headgate.data.sources import load_rows
 from headgate.errors import ConfigError
+from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.token_heat import token_heat
 from headgate.files import write_atomically
+from headgate.methods.figures import evaluation_figures
 from headgate.methods.layer_routing.inspect import heat_map, measure, token_depth
+from headgate.methods.layer_routing.oracle import TokenLosses, choice, masked_losses, token_losses
 from headgate.methods.lora_experts.inspect import likeness
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
 from headgate.training.saved import load
@@ -38,8 +44,7 @@ def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]
         raise ConfigError(f"{directory.path} trained no method: there is nothing to inspect")
     directory.result()
     model, tokenizer = load(directory.path)
-    source = recipe.data.validation or recipe.data.train
-    rows = list(load_rows(source.model_copy(update={"limit": limit})))
+    source, rows = recipe.data.validation or recipe.data.train, _validation_rows(recipe, limit)
     written = {}
     for method in model.headgate_methods:
         if method.name not in INSPECTORS:
@@ -62,6 +67,58 @@ def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]
             f"{', '.join(recipe.methods)}: nothing to inspect; its telemetry is in metrics.jsonl"
         )
     return written
+
+
+def inspect_oracle(directories: Sequence[RunDirectory], *, limit: int = 200) -> Path:
+    """What a choice per token among several runs' masks would gain; of one run, among all masks of its depth.
+
+    Raises ConfigError for runs that tokenise differently, or one without a block to skip.
+    """
+    rows = _validation_rows(directories[0].recipe(), limit)
+    names: list[str] = []
+    losses: list[TokenLosses] = []
+    depths: list[float] = []
+    tokens: list[list[int]] | None = None
+    for directory in directories:
+        directory.result()
+        model, tokenizer = load(directory.path)
+        batches = _batches(model, tokenizer, [text_of(row) for row in rows])
+        ids = [row for batch in batches for row in batch["input_ids"].tolist()]
+        if tokens is not None and ids != tokens:
+            raise ConfigError(
+                f"{directory.path} reads other tokens than {directories[0].path}: give runs of one base model"
+            )
+        tokens = ids
+        if len(directories) > 1:
+            with evaluation_figures(model, None) as figures:
+                losses.append(token_losses(model, batches))
+            names.append(str(directory.path))
+            depths.append(figures.get("depth", 1.0))
+            continue
+        method = next((m for m in model.headgate_methods if m.name == "layer_routing"), None)
+        if method is None or not method.config.num_skipped(method.num_blocks):
+            raise ConfigError(
+                f"{directory.path}: --oracle chooses among masks of a run's depth, and this run skips no block: give a "
+                "run of layer_routing below full depth, or several runs"
+            )
+        masks, losses = masked_losses(method, model, batches)
+        shut = [(mask[:: method.config.gates_per_block] == 0).nonzero()[:, 0] for mask in masks]
+        names = ["skips " + ", ".join(str(method.blocks.start + int(p)) for p in places) for places in shut]
+        depths = [float(method.shares.used_at(mask)) for mask in masks]
+    gains = choice(torch.stack([one.loss for one in losses]), losses[0].document, losses[0].place)
+    means = [float(one.loss.mean()) for one in losses]
+    table = [{"name": n, "depth": d, "loss": loss} for n, d, loss in zip(names, depths, means, strict=True)]
+    folder = directories[0].path / "inspect"
+    folder.mkdir(exist_ok=True)
+    write_atomically(
+        folder / "oracle.json", json.dumps({"masks": table, **dataclasses.asdict(gains)}, indent=1)
+    )
+    return folder / "oracle.json"
+
+
+def _validation_rows(recipe: Recipe, limit: int) -> list[Mapping[str, Any]]:
+    source = recipe.data.validation or recipe.data.train
+    return list(load_rows(source.model_copy(update={"limit": limit})))
 
 
 def text_of(row: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from headgate.experiments.benchmarks.frame import (
     paired_ratio,
     spread,
 )
+from headgate.methods.context import Context
 from headgate.methods.layer_routing import LayerRouting
 from headgate.methods.layer_routing.policies import Route
 from headgate.models.anatomy import describe
@@ -39,14 +40,13 @@ class GivenGates(LayerRouting):
 
     gates: Tensor | None = None
 
-    def _decide(self, hidden: Tensor) -> None:
-        if self.gates is None or self._context is None:
-            self.route = None
-            return
+    def decide(self, hidden: Tensor, context: Context, training: bool) -> Route | None:
+        if self.gates is None:
+            return None
         gates = self.gates
         if gates.shape[1] > 1:
             gates = gates[:, -1:] if hidden.shape[1] == 1 else gates[:, : hidden.shape[1]]
-        self.route = Route(gates, self._context)
+        return Route(gates, context)
 
 
 def _model(device: str) -> Any:
@@ -95,10 +95,10 @@ def _timed(report: Report, name: str, full: Callable[[], Any], arms: dict[str, t
 
 def executed(method: LayerRouting, gates: Tensor, rows: int, length: int) -> float:
     """Share of the model's FLOPs (head included) that runs under these gates."""
-    used = method.always + float(gates.mean((0, 1)).sum()) / BLOCKS
+    used = method.shares.always + float(gates.mean((0, 1)).sum()) / BLOCKS
     if gates.shape[1] > 1:
-        used += (1 - used) * method.kv_share
-    anatomy = method._anatomy
+        used += (1 - used) * method.shares.keys_values
+    anatomy = method.execution.anatomy
     assert anatomy is not None
     pairs = rows * length * (length + 1) / 2
     full = float(forward_flops(anatomy, rows * length, pairs))
@@ -176,7 +176,7 @@ def _decoding(
     for skipped in (0.25, 0.5):
         gates = gates_for("sample", skipped, 1, 1, device)
         share = executed(method, gates, 1, 16 + steps)
-        share += (1 - share) * method.kv_share
+        share += (1 - share) * method.shares.keys_values
         arms[f"batch 1 {skipped:.0%}"] = ((lambda g=gates: decode(g, "routed")), share)
     found = _timed(report, "decode", lambda: decode(None, "full"), arms, rounds)
     for key, value in found.items():

@@ -5,13 +5,15 @@ or closes a gate for every later block. A closed block is not run at inference: 
 how much. The controls (random gates, a fixed mask, truncation, stochastic depth) say what the routing is worth.
 
     y = g F(x) + (1 - g) x                                   masked and sparse alike
+    y = g F(x) + (1 - g) (x + up gelu(down norm x))          with a patch
     g = 1[z + logistic noise > 0], gradient of sigmoid((z + noise) / tau)          gumbel, exit
     L = (1 - w) CE + w T^2 KL(base || routed) + lambda (u - t) + rho / 2 (u - t)^2, lambda += eta (u - t)
-    REINFORCE: -(baseline - cost) log p(g), cost = CE + price(u)
+    REINFORCE: -(baseline - cost) log p(g), cost = CE + price
 
 Implemented: nine policies, two engines that compute the same function, cached generation with live routes, three
 budgets, distillation from the model with its adapter off or from a saved run, calibration of the threshold,
-stochastic-depth scaling, three choices of what skipped tokens leave in keys and values, a first forward to read.
+stochastic-depth scaling, three choices of what skipped tokens leave in keys and values, low-rank patches on
+skipped paths, a first forward to read.
 
 Deviations: a per-document route is read off the document's first tokens, which run at full depth, so that it never
 sees the future (the seed pooled all positions, padding and later tokens included); the budget is a damped

@@ -26,14 +26,46 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 """The first is the default; policies not listed decide for the batch."""
 
 
+class PatchConfig(StrictConfig):
+    """What a closed unit leaves: x + up(gelu(down(norm x))) of this rank, instead of x."""
+
+    rank: int = Field(default=16, ge=1)
+
+
+SEED: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "truncate": {},
+    "stochastic_depth": {"drop_rate": 0.5, "scaling": False},
+    "reinforce": {
+        "features": "embedding",
+        "budget": "penalty",
+        "budget_weight": 0.05,
+        "init_keep": 0.5,
+        "router_lr": 5e-5,
+        "kd": False,
+    },
+    "gumbel": {
+        "granularity": "sample",
+        "budget": "penalty",
+        "budget_weight": 2 / 18,
+        "init_keep": 0.5,
+        "router_lr": 3e-5,
+    },
+}
+"""What ``preset: seed`` sets, by policy: the original's costs, rates and starts. Its Gumbel price is 1.0 times the mean
+gate of 18 blocks; lambda = 2 / 18 charges the same for all of them under weights that rise from 0 to 1."""
+
+
 class LayerRoutingConfig(StrictConfig):
     """Options of layer_routing.
 
     Attributes:
+        preset: ``seed``: the original's settings of this policy, where nothing else is given.
         policy: who decides; see docs/methods/layer_routing.md.
         granularity: ``token`` or ``sample``; ``auto`` is the policy's own.
         keep, keep_last: blocks that always run, at the bottom (``auto``: max(1, round(.18 L))) and at the top.
         units: one gate per ``block``, or one for attention and one for the MLP.
+        patch: a low-rank map that a closed unit leaves instead of nothing, ``{rank: 16}``; trained as the adapter is.
         kv: keys and values of a block's skipped tokens: ``full`` (made all the same), ``drop`` (absent for the block)
             or ``reuse`` (those of the last block below where the token ran). Training and inference alike.
         features: what the router reads: ``block`` (input of the first routable block), ``embedding``, or ``prepass``
@@ -44,14 +76,20 @@ class LayerRoutingConfig(StrictConfig):
         router_lr: peak learning rate of the router.
         target_utilization: share of all blocks, on real tokens.
         budget: ``lagrangian`` holds the target; ``penalty`` (weight lambda) and ``target`` (weight kappa) are the
-            seed's; ``none``. budget_weight is lambda or kappa. dual_step, damping: of the Lagrangian.
+            seed's; ``none``. budget_weight is lambda or kappa; under reinforce lambda is paid per open block.
+            dual_step, damping: of the Lagrangian.
+        calibrate_to: the utilization that the inference threshold is set to hold; None: the target under
+            ``lagrangian``. Under the other budgets a gate is open where p > .5, and depth is what the price made it.
+        fallback: ``mask``: at every validation the best fixed mask of the depth that is held is searched, and served at
+            inference wherever routing does not beat it; the result names which. Costs a forward per block and closed
+            block over two batches.
         calibrate_on: what the inference threshold is set on: ``validation`` (the first tokens of every validation set;
             where there is none, of a stream's skills, and with several processes as the other), or ``training`` (a
             running mean over training batches).
         kd: distil from ``teacher``: ``base`` (the same model with adapter and routing off) or ``run:<path>`` (that
             run's LoRA adapter on the same base); kd_weight, kd_temperature, kd_warmup (steps without it). The task
             loss then has weight 1 - kd_weight.
-        temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch.
+        temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch, continuously.
         entropy_bonus: weight of the gates' entropy (reinforce, gumbel, exit).
         drop_rate, schedule, scaling: stochastic depth; ``scaling: false`` shows the inference mismatch.
         skip: static: the blocks to skip; None finds them greedily on the first training batches.
@@ -60,11 +98,13 @@ class LayerRoutingConfig(StrictConfig):
         eval_routing: ``on``, ``removed`` (full depth) or ``shuffled`` (gates permuted over tokens: the control).
     """
 
+    preset: Literal["default", "seed"] = "default"
     policy: Policy = "gumbel"
     granularity: Literal["auto", "batch", "sample", "token"] = "auto"
     keep: int | Literal["auto"] = "auto"
     keep_last: int = Field(default=0, ge=0)
     units: Literal["block", "attention_mlp"] = "block"
+    patch: PatchConfig | None = None
     kv: Literal["full", "drop", "reuse"] = "full"
     features: Literal["block", "embedding", "prepass"] = "block"
     prefix_tokens: int = Field(default=16, ge=1)
@@ -76,7 +116,9 @@ class LayerRoutingConfig(StrictConfig):
     budget_weight: float = Field(default=0.1, ge=0)
     dual_step: float = Field(default=0.01, ge=0)
     damping: float = Field(default=2.0, ge=0)
+    calibrate_to: float | None = Field(default=None, gt=0, le=1)
     calibrate_on: Literal["validation", "training"] = "validation"
+    fallback: Literal["none", "mask"] = "none"
     kd: bool = True
     teacher: str = "base"
     kd_weight: float = Field(default=0.5, gt=0, le=1)
@@ -96,10 +138,19 @@ class LayerRoutingConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _kd_where_it_means_something(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("policy", "gumbel") not in LEARNED:
-            return {"kd": False, **given}
-        return given
+    def _fill(cls, given: Any) -> Any:
+        """The preset's values, and no distillation where there is no router to teach; what is given wins."""
+        if not isinstance(given, dict):
+            return given
+        policy = given.get("policy", "gumbel")
+        filled = {"kd": False, **given} if policy not in LEARNED else given
+        if given.get("preset") != "seed":
+            return filled
+        if policy not in SEED:
+            raise ValueError(
+                f"preset: seed has no policy {policy!r} (it has {', '.join(SEED)}): leave preset out"
+            )
+        return {**SEED[policy], **filled}
 
     @model_validator(mode="after")
     def _consistent(self) -> LayerRoutingConfig:
@@ -118,6 +169,15 @@ class LayerRoutingConfig(StrictConfig):
                 f"kv: {self.kv} is about tokens that skip a block which others run; policy {self.policy!r} never does "
                 "that: leave kv out"
             )
+        if self.patch is not None and self.policy == "dense":
+            raise ValueError(
+                "patch stands in for a closed block; policy 'dense' closes none: leave patch out"
+            )
+        if self.fallback == "mask" and (self.policy not in LEARNED or self.calibration_target is None):
+            raise ValueError(
+                "fallback: mask compares a router with a mask at the depth that its threshold holds: it needs a learned "
+                "policy, and budget: lagrangian or calibrate_to"
+            )
         if self.features == "prepass" and self.policy not in LEARNED:
             raise ValueError(
                 f"features: prepass is read by a router; policy {self.policy!r} has none: leave it out"
@@ -133,6 +193,17 @@ class LayerRoutingConfig(StrictConfig):
                 f"keep={self.keep}: at least one block runs before a router has anything to read"
             )
         return self
+
+    @property
+    def calibration_target(self) -> float | None:
+        """The utilization that the threshold holds at inference, or None where a gate is open at p > .5."""
+        if self.calibrate_to is not None or self.budget != "lagrangian":
+            return self.calibrate_to
+        return self.target_utilization
+
+    @property
+    def gates_per_block(self) -> int:
+        return 2 if self.units == "attention_mlp" else 1
 
     @property
     def routes_per(self) -> str:
@@ -160,6 +231,11 @@ class LayerRoutingConfig(StrictConfig):
                     f"skip={self.skip}: block {block} is not routable; blocks {blocks.start} to {blocks.stop - 1} are"
                 )
         return blocks
+
+    def num_skipped(self, num_blocks: int) -> int:
+        """Whole blocks that the depth at inference leaves out, of those that have a gate."""
+        depth = self.calibration_target or self.target_utilization
+        return min(len(self.routable(num_blocks)), round((1 - depth) * num_blocks))
 
     def train_engine_for(self) -> str:
         """``masked`` where closed gates need their gradient, unless told otherwise."""

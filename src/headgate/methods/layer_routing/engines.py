@@ -4,12 +4,15 @@
 g = 0. ``sparse`` does not run F where g = 0: whole rows are left out, and within a row keys and values are made
 for all tokens while queries and MLP run for the open ones (with ``kv: drop | reuse`` for the open ones only). Without
 a cache to fill, a row ends at its last open token: nobody looks further. A closed gate gets no gradient there.
+
+With a patch P a closed unit leaves x + P(x): (1 - g) P(x) is added to either engine's y, for tokens with g < 1 only in
+``sparse``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +37,7 @@ class RoutedBlock:
         engine: asked at every call: ``masked`` or ``sparse``.
         keys: what ``kv`` makes of the call: the attention mask or the cache replaced, or nothing changed.
         drops: ``kv: drop``, closed tokens leave no keys and values.
+        patches: one a unit, or none.
     """
 
     def __init__(
@@ -45,9 +49,11 @@ class RoutedBlock:
         engine: Callable[[], str],
         keys: Callable[[dict[str, Any], Tensor], dict[str, Any]] = lambda call, _hidden: call,
         drops: bool = False,
+        patches: Sequence[nn.Module] = (),
     ) -> None:
         self.block, self.original, self.parts = block, original, parts
         self.gate, self.engine, self.keys, self.drops = gate, engine, keys, drops
+        self.patches = list(patches)  # in a list: they belong to the method, not to the model
         self.names = list(inspect.signature(type(block).forward).parameters)[1:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,19 +66,39 @@ class RoutedBlock:
         call = self.keys(call, hidden)
         if kind == "open" and not weight.requires_grad:
             return self.original(hidden, **call)
+        weight = weight.to(hidden.dtype)
+        if weight.shape[-1] == 2 and not (
+            kind == "closed" and self.engine() == "sparse" and not self.patches
+        ):
+            return self._checkpointed(self._by_unit, hidden, weight, call)
+        output = self._whole(hidden, weight[..., 0], kind, call)
+        return with_hidden(output, self._patched(0, hidden_of(output), hidden, weight[..., :1]))
+
+    def _whole(self, hidden: Tensor, weight: Tensor, kind: str, call: dict[str, Any]) -> Any:
+        """g F(x) + (1 - g) x, one gate for the block."""
         sparse = self.engine() == "sparse"
         if kind == "closed" and sparse:
             assert self.parts is not None
             self.parts.write_cache(hidden, call, self._left(hidden, call))
             return hidden
-        weight = weight.to(hidden.dtype)
-        if weight.shape[-1] == 2:
-            return self._checkpointed(self._by_unit, hidden, weight, call)
-        weight = weight[..., 0]
         if not sparse or kind in ("open", "full"):
             output = self.original(hidden, **call)
             return with_hidden(output, gated(hidden, hidden_of(output), weight.unsqueeze(-1)))
         return self._sparse(hidden, weight.expand(hidden.shape[:2]), call)
+
+    def _patched(self, unit: int, output: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+        """``output`` + (1 - g) P(x) by a unit's patch; ``weight`` ``[B|1, T|1, 1]``."""
+        if not self.patches:
+            return output
+        patch = self.patches[unit]
+        if self.engine() == "masked" or weight.shape[1] == 1:
+            return output + (1 - weight) * patch(hidden)
+        weight = weight.expand(*hidden.shape[:2], 1)
+        tokens = OpenTokens(weight[..., 0] != 1)
+        if not len(tokens):
+            return output
+        left = (1 - tokens.take(weight)) * patch(tokens.take(hidden))
+        return tokens.put(output, tokens.take(output) + left)
 
     def _left(self, hidden: Tensor, call: Mapping[str, Any]) -> KeysValues | None:
         """Keys and values that closed tokens leave; None: their own are made."""
@@ -120,22 +146,23 @@ class RoutedBlock:
         """x' = x + g_a A(x), y = x' + g_m M(x'): gates of their own for attention and MLP."""
         assert self.parts is not None
         weight = weight.expand(*hidden.shape[:2], 2)
+        attention, mlp = weight[..., :1], weight[..., 1:]
         if self.engine() == "masked":
-            hidden = hidden + weight[..., :1] * self.parts.attention_branch(hidden, call)
-            return hidden + weight[..., 1:] * self.parts.mlp_branch(hidden)
-        tokens = OpenTokens(weight[..., 0] != 0)
+            middle = hidden + attention * self.parts.attention_branch(hidden, call)
+            middle = self._patched(0, middle, hidden, attention)
+            return self._patched(1, middle + mlp * self.parts.mlp_branch(middle), middle, mlp)
+        tokens, middle = OpenTokens(attention[..., 0] != 0), hidden
         if len(tokens):
             added = self.parts.open_attention(hidden, tokens, call, self._left(hidden, call))
-            mixed = tokens.take(hidden) + tokens.take(weight)[:, :1] * added
-            hidden = tokens.put(hidden, mixed)
+            middle = tokens.put(hidden, tokens.take(hidden) + tokens.take(attention) * added)
         else:
             self.parts.write_cache(hidden, call, self._left(hidden, call))
-        tokens = OpenTokens(weight[..., 1] != 0)
+        middle = self._patched(0, middle, hidden, attention)
+        tokens, output = OpenTokens(mlp[..., 0] != 0), middle
         if len(tokens):
-            before = tokens.take(hidden)
-            mixed = before + tokens.take(weight)[:, 1:] * self.parts.mlp_branch(before)
-            hidden = tokens.put(hidden, mixed)
-        return hidden
+            before = tokens.take(middle)
+            output = tokens.put(middle, before + tokens.take(mlp) * self.parts.mlp_branch(before))
+        return self._patched(1, output, middle, mlp)
 
     def _checkpointed(self, run: Forward, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
         """``run``, recomputed in the backward where the block's own forward would be."""

@@ -7,71 +7,90 @@ cache carry what the next decoding step needs: a document's prefix, the gates of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
 from headgate.methods.context import Context, remember
-from headgate.methods.layer_routing.bookkeeping import Tally
+from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.engines import RoutedBlock
 from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_far, without_closed
-from headgate.methods.layer_routing.policies import Route, Situation, decide, refuse_shuffled_decoding
+from headgate.methods.layer_routing.policies import Route, fixed_route, refuse_shuffled_decoding
 from headgate.methods.prepass import PrepassCache, prepass
-from headgate.methods.step import Step
+from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy
-from headgate.models.block_parts import ATTENTION_KINDS, BlockParts
+from headgate.models.block_parts import ATTENTION_KINDS, BlockParts, evaluating
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
-from headgate.ops.depth import utilization
-from headgate.ops.randomness import derive_seed, generator
-
-if TYPE_CHECKING:
-    from headgate.methods.layer_routing.config import LayerRoutingConfig
-    from headgate.modules.layer_router import LayerRouter
 
 PREPASS = "headgate_routing_prepass"
 CHECKPOINTS = "_can_checkpoint_with_cache"
 """transformers takes a block's cache away under activation checkpointing, unless this says that it may keep it."""
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass
+class Pass:
+    """What belongs to one forward, and is kept for its backward: a checkpointed block is recomputed from it."""
+
+    context: Context | None = None
+    cache: Any = None
+    route: Route | None = None
+    opened: Tensor | None = None
+    everyone: list[bool] = field(default_factory=list)
+    reused: dict[int, Reuse] = field(default_factory=dict)
 
 
 class RoutedForward:
-    """The part of LayerRouting that acts inside a forward."""
+    """The hooks in a model, and what belongs to the forward that is running.
 
-    config: LayerRoutingConfig
-    router: LayerRouter | None
-    handles: list[Handle]
-    seed: int
-    blocks: range
-    units: int
-    share: Tensor
-    always: float
-    threshold: Tensor
-    fixed: Tensor
-    routing: str
-    engine: str
-    suspended: bool
-    route: Route | None
-    tally: Tally | None
-    _anatomy: Anatomy | None
-    _step: Step | None
-    _context: Context | None
-    _opened: Tensor | None
-    _cache: Any
+    Args:
+        config: of the method.
+        decide: the route of a forward, from what the router reads ``[B, T, H]``, its context, and whether it trains.
+        observe: told every route at inference, once the forward is through.
+
+    ``engine`` and ``routing`` are those of inference; ``now`` is the running forward, or the last.
+    """
+
+    def __init__(
+        self,
+        config: LayerRoutingConfig,
+        decide: Callable[[Tensor, Context, bool], Route | None],
+        observe: Callable[[Route], None],
+    ) -> None:
+        self.config, self.decide, self.observe = config, decide, observe
+        self.engine: str = config.engine
+        self.routing: str = config.eval_routing
+        self.anatomy: Anatomy | None = None
+        self.suspended = False
+        self.mask: Tensor | None = (
+            None  # gates [G] that a search tries at inference, instead of what is decided
+        )
+        self.forget()
 
     # -- installation ---------------------------------------------------------------------------------
-    def _install(self, anatomy: Anatomy) -> None:
-        config = self.config
-        sparse = "sparse" in (self.engine, config.train_engine_for()) or self.units == 2
-        parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in self.blocks] if sparse else None
+    def install(self, anatomy: Anatomy, blocks: range, patches: Sequence[nn.Module]) -> Iterator[Handle]:
+        """Handle by handle, so that what is in when a later part refuses can be taken out.
+
+        ``patches``: one a gate, or none.
+        """
+        config, self.anatomy, units = self.config, anatomy, self.config.gates_per_block
+        if config.policy == "dense":
+            return
+        sparse = "sparse" in (self.engine, config.train_engine_for()) or units == 2
+        parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in blocks] if sparse else None
         self._check_kv(anatomy)
-        self.handles.append(override_forward(anatomy.backbone, self._around_backbone))
+        yield override_forward(anatomy.backbone, self._around_backbone)
         if config.features != "prepass":
-            first = self.blocks.start if config.features == "block" else 0
-            self.handles.append(on_block_input(anatomy.blocks[first], self._decide))
-        for place in range(-1 if config.kv == "reuse" else 0, len(self.blocks)):
-            block = anatomy.blocks[self.blocks.start + place]
+            first = blocks.start if config.features == "block" else 0
+            yield on_block_input(anatomy.blocks[first], self._read)
+        for place in range(-1 if config.kv == "reuse" else 0, len(blocks)):
+            block = anatomy.blocks[blocks.start + place]
 
             def make(
                 original: Callable[..., Any], block: nn.Module = block, place: int = place
@@ -81,14 +100,24 @@ class RoutedForward:
                     original,
                     parts[place] if parts and place >= 0 else None,
                     lambda: self._gate(place),
-                    self._engine,
+                    self._engine_now,
                     lambda call, hidden: self._keys(place, call, hidden),
                     drops=config.kv == "drop",
+                    patches=patches[place * units : (place + 1) * units] if place >= 0 else (),
                 )
 
-            self.handles.append(override_forward(block, make))
+            yield override_forward(block, make)
             if config.kv == "reuse":
-                self.handles.append(override_attribute(block, CHECKPOINTS, True))
+                yield override_attribute(block, CHECKPOINTS, True)
+
+    def uninstall(self) -> None:
+        """Once its handles are removed: nothing of the model is held any longer."""
+        self.anatomy = None
+        self.forget()
+
+    def forget(self) -> None:
+        """What the last forward left."""
+        self.now = Pass()
 
     def _check_kv(self, anatomy: Anatomy) -> None:
         model: Any = anatomy.model
@@ -104,141 +133,159 @@ class RoutedForward:
 
     # -- the backbone ---------------------------------------------------------------------------------
     @property
-    def _in_training(self) -> bool:
-        assert self._anatomy is not None
-        return self._anatomy.blocks[0].training
+    def in_training(self) -> bool:
+        assert self.anatomy is not None
+        return self.anatomy.blocks[0].training
 
     @property
     def _idle(self) -> bool:
-        return self.suspended or (self.routing == "removed" and not self._in_training)
+        return self.suspended or (self.routing == "removed" and not self.in_training)
 
-    def _engine(self) -> str:
-        engine: str = self.config.train_engine_for() if self._in_training else self.engine
-        return engine
+    def _engine_now(self) -> str:
+        return self.config.train_engine_for() if self.in_training else self.engine
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, the model runs at full depth and the current route is left alone."""
+        self.suspended = True
+        try:
+            yield
+        finally:
+            self.suspended = False
+
+    def routes(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[Route]:
+        """What inference decides on batches, one after the other."""
+        assert self.anatomy is not None, "attach the method first"
+        model = self.anatomy.model
+        with evaluating(model), torch.no_grad():
+            for batch in batches:
+                model(**{name: batch[name] for name in INPUTS if name in batch}, use_cache=False)
+                assert self.now.route is not None
+                yield self.now.route
+
+    @contextmanager
+    def under(self, mask: Tensor | None) -> Iterator[None]:
+        """Inside, inference runs a fixed mask ``[G]`` instead of what is decided; None changes nothing."""
+        self.mask = mask
+        try:
+            yield
+        finally:
+            self.mask = None
+
+    def loss(self, batches: Iterable[Mapping[str, Any]], mask: Tensor | None = None) -> float:
+        """Mean over labelled tokens at inference, under a fixed ``mask`` ``[G]`` or as decided."""
+        assert self.anatomy is not None, "attach the method first"
+        model, total, count = self.anatomy.model, 0.0, 0
+        with self.under(mask), evaluating(model), torch.no_grad():
+            for batch in batches:
+                inputs = {name: batch[name] for name in (*INPUTS, "labels") if name in batch}
+                labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+                total += float(model(**inputs, use_cache=False).loss) * labelled
+                count += labelled
+        return total / max(count, 1)
 
     def _around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._idle:
                 return original(*args, **kwargs)
             call = {**({"input_ids": args[0]} if args else {}), **kwargs}
-            if self._in_training:
+            if self.in_training:
                 kwargs["use_cache"] = False  # a cache that nobody reads would have every key and value made
-            self._forget()
-            self._context, self._cache = Context.read(call), call.get("past_key_values")
-            refuse_shuffled_decoding(self._context, self.routing == "shuffled")
-            first = self._read_first(partial(original, *args), kwargs)
+            context = Context.read(call)
+            refuse_shuffled_decoding(context, self.routing == "shuffled")
+            self.now = Pass(context, call.get("past_key_values"))
+            first = self._read_ahead(partial(original, *args), kwargs)
             output = original(*args, **kwargs)
             self._after(getattr(output, "past_key_values", None), first)
             return output
 
         return forward
 
-    def _forget(self) -> None:
-        """What belongs to one forward."""
-        self.route = self._context = self._opened = self._cache = None
-        self._everyone: list[bool] = []
-        self._reused: dict[int, Reuse] = {}
+    def release(self) -> None:
+        """After the backward: keys and values that only a recompute would ask for."""
+        self.now.reused = {}
 
-    def _read_first(self, backbone: Callable[..., Any], call: dict[str, Any]) -> PrepassCache | None:
+    def _read_ahead(self, backbone: Callable[..., Any], call: dict[str, Any]) -> PrepassCache | None:
         """With ``features: prepass``, the first forward and the decision that it allows."""
         if self.config.features != "prepass":
             return None
-        assert self._anatomy is not None and self._context is not None
-        self.suspended = True
-        try:
+        assert self.anatomy is not None and self.now.context is not None
+        with self.paused():
             caches = call.get("use_cache") is not False
-            hidden, kept = prepass(self._anatomy, backbone, call, self._context.past, PREPASS, caches=caches)
-        finally:
-            self.suspended = False
-        self._decide(hidden)
+            hidden, kept = prepass(
+                self.anatomy, backbone, call, self.now.context.past, PREPASS, caches=caches
+            )
+        self._read(hidden)
         return kept
+
+    def _read(self, hidden: Tensor) -> None:
+        context = self.now.context
+        if self._idle or context is None:
+            return
+        if self.mask is not None and not self.in_training:
+            self.now.route = fixed_route(self.mask.to(hidden.device), context)
+        else:
+            self.now.route = self.decide(hidden, context, self.in_training)
 
     def _after(self, cache: Any, first: PrepassCache | None) -> None:
         """What the next decoding step needs goes onto the cache; what only a backward needs goes."""
-        route = self.route
+        route = self.now.route
         if cache is not None and route is not None:
             if route.memory is not None:
                 remember(cache, route.memory)
-            if self._opened is not None:
-                remember(cache, Opened(self._opened), OPENED)
+            if self.now.opened is not None:
+                remember(cache, Opened(self.now.opened), OPENED)
             if first is not None:
                 remember(cache, first, PREPASS)
-        self._cache = None
-        if not self._in_training:
-            self._reused = {}
-            if self.tally is not None and route is not None:
-                self.tally.add(route)
+        self.now.cache = None
+        if not self.in_training:
+            self.release()
+            if route is not None:
+                self.observe(route)
 
-    # -- the route and its gates ------------------------------------------------------------------------
-    def _decide(self, hidden: Tensor) -> None:
-        if self._idle or self._context is None:
-            return
-        step, training = self._step if self._in_training else None, self._in_training
-        purpose = "layer_routing"
-        now = Situation(
-            training=training,
-            temperature=self.temperature(step),
-            threshold=self.threshold,
-            salt=derive_seed(self.seed, step.micro_step if step else 0, purpose),
-            streams=step.generator(purpose) if step else generator(self.seed, 0, purpose),
-            shuffled=self.routing == "shuffled",
-            units=self.units,
-            share=(self.config.target_utilization - self.always) / max(1 - self.always, 1e-9),
-            fixed=self.fixed,
-        )
-        self.route = decide(self.config, self.router, hidden, self._context, now)
-
+    # -- the gates of a block ---------------------------------------------------------------------------
     def _gate(self, place: int) -> tuple[Tensor, str] | None:
-        if self._idle or self._context is None:
+        if self._idle or self.now.context is None:
             return None
         if place < 0:  # the block whose keys and values the first routable one reuses
-            return self.share.new_ones(1, 1, 1), "open"
-        if self.route is None:
+            return torch.ones(1, 1, 1), "open"
+        if self.now.route is None:
             return None
-        first, last = place * self.units, (place + 1) * self.units
-        return self.route.weight[..., first:last], self.route.kind(first, last)
+        units = self.config.gates_per_block
+        first, last = place * units, (place + 1) * units
+        return self.now.route.weight[..., first:last], self.now.route.kind(first, last)
 
     def _keys(self, place: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         """A block's call with the keys and values that ``kv`` leaves it; attention's gate decides."""
         if self.config.kv == "drop":
-            return self._dropped(place, call, hidden)
+            return self._dropped(place * self.config.gates_per_block, call, hidden)
         if self.config.kv == "reuse":
             return {**call, "past_key_values": self._reuse(place, call.get("past_key_values"), hidden)}
         return call
 
-    def _dropped(self, place: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
-        assert self.route is not None and self._context is not None and self._anatomy is not None
-        if self._opened is None:
+    def _dropped(self, gate: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        assert self.now.route is not None and self.now.context is not None and self.anatomy is not None
+        if self.now.opened is None:
             shape = hidden.shape[0], hidden.shape[1]
-            self._opened = opened_so_far(self.route.weight, shape, self._cache, self._context.past)
-            self._everyone = self._opened.flatten(0, 1).all(0).tolist()
-        if self._everyone[place * self.units]:
+            self.now.opened = opened_so_far(
+                self.now.route.weight, shape, self.now.cache, self.now.context.past
+            )
+            self.now.everyone = self.now.opened.flatten(0, 1).all(0).tolist()
+        if self.now.everyone[gate]:
             return call
-        model: Any = self._anatomy.model
+        model: Any = self.anatomy.model
         boolean = model.config._attn_implementation == "sdpa"
-        opened = self._opened[..., place * self.units]
-        mask = without_closed(call.get("attention_mask"), opened, hidden, boolean=boolean)
+        mask = without_closed(call.get("attention_mask"), self.now.opened[..., gate], hidden, boolean=boolean)
         return {**call, "attention_mask": mask}
 
     def _reuse(self, place: int, cache: Any, hidden: Tensor) -> Reuse:
         if place < 0:
-            found = Reuse(cache, None, None)
+            reuse = Reuse(cache, None, None)
         else:
-            assert self.route is not None
-            first = place * self.units
-            everyone = self.route.kind(first, first + 1) in ("open", "full")
-            opened = (self.route.weight[..., first] != 0).expand(hidden.shape[:2])
-            found = Reuse(cache, self._reused[place - 1].held, None if everyone else opened)
-        self._reused[place] = found
-        return found
-
-    def temperature(self, step: Step | None) -> float:
-        """tau = max(floor, tau_0 decay^epoch)."""
-        c = self.config
-        epoch = int(step.epoch) if step is not None else 0
-        return max(c.temperature_floor, c.temperature * c.temperature_decay**epoch)
-
-    def used(self, route: Route, weight: Tensor | None = None) -> Tensor:
-        """Share of all blocks that the route opens on real tokens."""
-        weight = (route.weight != 0).float() if weight is None else weight
-        return utilization(weight, route.context.valid, self.share, self.always)
+            assert self.now.route is not None
+            gate = place * self.config.gates_per_block
+            everyone = self.now.route.kind(gate, gate + 1) in ("open", "full")
+            opened = (self.now.route.weight[..., gate] != 0).expand(hidden.shape[:2])
+            reuse = Reuse(cache, self.now.reused[place - 1].own, None if everyone else opened)
+        self.now.reused[place] = reuse
+        return reuse

@@ -79,7 +79,7 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Reuse:
-    """Stands in for a block's cache and gives closed tokens the keys and values ``below``; then they are ``held``.
+    """Stands in for a block's cache and gives closed tokens the keys and values ``below``; then they are its ``own``.
 
     ``open_BT`` None: every token is open, nothing is replaced. Transformers' attention asks a cache for ``update`` only.
     """
@@ -87,7 +87,7 @@ class Reuse:
     def __init__(self, cache: Any, below: tuple[Tensor, Tensor] | None, open_BT: Tensor | None) -> None:
         self.cache = getattr(cache, "self_attention_cache", cache)
         self.below, self.open_BT = below, open_BT
-        self.held: tuple[Tensor, Tensor] | None = None
+        self.own: tuple[Tensor, Tensor] | None = None
 
     def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
         """``[B, N, T, D]`` of the block's own; returns what it attends to, cached tokens included."""
@@ -95,6 +95,6 @@ class Reuse:
             assert self.below is not None
             opened = self.open_BT[:, None, :, None]
             key, value = torch.where(opened, key, self.below[0]), torch.where(opened, value, self.below[1])
-        if self.held is None:  # a recomputed block finds what its forward left
-            self.held = key, value
+        if self.own is None:  # a recomputed block finds what its forward left
+            self.own = key, value
         return (key, value) if self.cache is None else self.cache.update(key, value, layer, *args, **kwargs)

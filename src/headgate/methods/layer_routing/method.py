@@ -1,8 +1,10 @@
-"""LayerRouting as a Method: who decides, what it costs, what it is taught, and what a run keeps of it."""
+"""LayerRouting as a Method: a router or a rule, a budget, a teacher, and the forward that they act in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, get_args
 
 import torch
@@ -10,30 +12,45 @@ from torch import Tensor, nn
 
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
-from headgate.methods.layer_routing.bookkeeping import (
-    Tally,
-    follow,
-    held_out,
-    telemetry,
-    warn_of_unmet_budget,
-    worth,
+from headgate.methods.context import Context
+from headgate.methods.layer_routing.budget import Budget
+from headgate.methods.layer_routing.calibration import (
+    CALIBRATION_TOKENS,
+    SEARCH_BATCHES,
+    cheapest_mask,
+    first_tokens,
+    threshold_at,
 )
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
+from headgate.methods.layer_routing.fallback import Fallback
+from headgate.methods.layer_routing.figures import DepthRecord, telemetry
 from headgate.methods.layer_routing.forward import RoutedForward
-from headgate.methods.layer_routing.teaching import auxiliary_losses, read_teacher
+from headgate.methods.layer_routing.policies import (
+    Route,
+    Situation,
+    decide,
+    fixed_gates,
+    fixed_route,
+    route_losses,
+)
+from headgate.methods.layer_routing.shares import Shares, open_rates
+from headgate.methods.layer_routing.teacher import Teacher
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
-from headgate.models.block_parts import is_tuner
-from headgate.models.frozen_adapter import FrozenAdapter
 from headgate.modules.layer_router import LayerRouter
-from headgate.ops.layer_gates import drop_rates
-from headgate.ops.randomness import generator
+from headgate.modules.patch import Patch
+from headgate.ops.randomness import derive_seed, generator
 
-ROUTER = "layer_router"
+ROUTER, PATCH = "layer_router", "layer_patch"
+PURPOSE = "layer_routing"
 
 
-class LayerRouting(RoutedForward, Method):
-    """Which blocks run for a batch, a document or a token; see the package docstring."""
+class LayerRouting(Method):
+    """Which blocks run for a batch, a document or a token; see the package docstring.
+
+    State: the ``router``, the ``budget``, the ``patches``, and ``fixed`` (gates of truncate and static, drop probabilities of
+    stochastic depth).
+    """
 
     name = "layer_routing"
     Config = LayerRoutingConfig
@@ -44,68 +61,51 @@ class LayerRouting(RoutedForward, Method):
         "  title={Dynamic Layer Routing for LLMs}, author={N0AHZACH}, year={2025},\n"
         "  url={https://github.com/N0AHZACH/Research}\n}"
     )
+    fixed: Tensor
+    shares: Shares
 
     def __init__(self, config: LayerRoutingConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
         self.router: LayerRouter | None = None
-        self.routing: str = self.config.eval_routing
-        self.engine: str = self.config.engine
-        self.units = 2 if self.config.units == "attention_mlp" else 1
+        self.fallback: Fallback | None = None
+        self.patches = nn.ModuleList()
+        self.budget = Budget(self.config)
+        self.teacher = Teacher(self.config)
+        self.record = DepthRecord(self.config)
+        self.execution = RoutedForward(self.config, self.decide, self.record.add)
         self.hidden_size = self.num_blocks = 0
         self.blocks = range(0)
-        self._anatomy: Anatomy | None = None
         self._step: Step | None = None
-        self.suspended = False
-        self.teacher: FrozenAdapter | None = None
-        self.tally: Tally | None = None
-        self._tallies: dict[str | None, Tally] = {}
-        self._forget()
-        for name in ("threshold", "dual", "baseline", "held"):
-            self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("warm", torch.zeros((), dtype=torch.long))
-        self.threshold: Tensor
-        self.dual: Tensor
-        self.baseline: Tensor
-        self.held: Tensor
-        self.warm: Tensor
-        self.fixed: Tensor
 
     @property
     def reads_hidden(self) -> bool:
         return bool(self.config.kd)
+
+    @property
+    def route(self) -> Route | None:
+        """Of the last forward."""
+        return self.execution.now.route
 
     # -- installation ---------------------------------------------------------------------------------
     def _build(self, hidden_size: int, num_blocks: int) -> None:
         config = self.config
         self.hidden_size, self.num_blocks = hidden_size, num_blocks
         self.blocks = config.routable(num_blocks)
-        count = len(self.blocks) * self.units
         if config.policy in LEARNED:
             self.router = LayerRouter(
                 hidden_size,
-                count,
+                len(self.blocks) * config.gates_per_block,
                 init_keep=config.init_keep,
                 trunk_gradient=config.trunk_gradient,
                 generator=generator(self.seed, 0, "layer_routing.init"),
             )
-        self.register_buffer("fixed", self._fixed_gates(count))
-
-    def _fixed_gates(self, count: int) -> Tensor:
-        config, number = self.config, len(self.blocks)
-        if config.policy == "stochastic_depth":
-            rates = drop_rates(self.num_blocks, self.blocks.start, config.drop_rate, config.schedule)
-            return rates[:number].repeat_interleave(self.units)
-        open_R = torch.ones(number)
-        if config.policy == "truncate":
-            open_R[number - self.num_skipped :] = 0.0
-        elif config.policy == "static" and config.skip is not None:
-            open_R[[block - self.blocks.start for block in config.skip]] = 0.0
-        return open_R.repeat_interleave(self.units)
-
-    @property
-    def num_skipped(self) -> int:
-        """Whole blocks that the target leaves out, of those that have a gate."""
-        return min(len(self.blocks), round((1 - self.config.target_utilization) * self.num_blocks))
+        if config.fallback == "mask":
+            self.fallback = Fallback(len(self.blocks) * config.gates_per_block)
+        if config.patch is not None:
+            stream, rank = generator(self.seed, 0, "layer_routing.patch"), config.patch.rank
+            gates = range(len(self.blocks) * config.gates_per_block)
+            self.patches.extend(Patch(hidden_size, rank, generator=stream) for _ in gates)
+        self.register_buffer("fixed", fixed_gates(config, num_blocks))
 
     def attach(self, anatomy: Anatomy) -> None:
         """Install the gates. Raises ModelError for a router of another model or a family without the engine."""
@@ -116,39 +116,37 @@ class LayerRouting(RoutedForward, Method):
                 f"the router was made for {self.num_blocks} blocks of width {self.hidden_size}; this model has "
                 f"{anatomy.num_blocks} of width {anatomy.hidden_size}: load it with its own base model"
             )
-        self._anatomy = anatomy
-        self.share, self.always, self.kv_share = worth(anatomy, self.blocks, self.units)
-        if self.config.policy != "dense":
-            self._install(anatomy)
+        self.shares = Shares.of(self.config, anatomy, self.blocks)
+        for handle in self.execution.install(anatomy, self.blocks, list(self.patches)):
+            self.handles.append(handle)
 
     def detach(self) -> None:
         super().detach()
-        self._forget()
-        self._anatomy = None
+        self.execution.uninstall()
 
     @property
     def attached(self) -> bool:
-        return self._anatomy is not None
+        return self.execution.anatomy is not None
 
     def claims(self) -> Sequence[str]:
         return ("routes_blocks",)
 
     # -- what is trained, what is saved -------------------------------------------------------------------
     def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        return {ROUTER: list(self.router.parameters())} if self.router is not None else {}
+        groups = {ROUTER: list(self.router.parameters())} if self.router is not None else {}
+        return {**groups, PATCH: list(self.patches.parameters())} if self.config.patch is not None else groups
 
     def group_learning_rates(self, learning_rate: float) -> Mapping[str, float]:
-        return {ROUTER: self.config.router_lr} if self.config.policy in LEARNED else {}
+        rates = {ROUTER: self.config.router_lr} if self.config.policy in LEARNED else {}
+        return {**rates, PATCH: learning_rate} if self.config.patch is not None else rates
 
     def structure(self) -> dict[str, Any]:
         """Config and sizes, and what the last validation counted: a run's summary follows from saved state alone."""
         sizes = {"hidden_size": self.hidden_size, "num_blocks": self.num_blocks}
-        counts = [[skill, *tally.counts()] for skill, tally in self._tallies.items()]
-        return {**super().structure(), **sizes, "validation": counts}
+        return {**super().structure(), **sizes, "validation": self.record.counts()}
 
     def restore(self, structure: Mapping[str, Any]) -> None:
-        counts = structure.get("validation", [])
-        self._tallies = {skill: Tally(tokens, opened) for skill, tokens, opened in counts}
+        self.record.restore(structure.get("validation", []))
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any]) -> LayerRouting:
@@ -157,105 +155,157 @@ class LayerRouting(RoutedForward, Method):
         method.restore(structure)
         return method
 
+    # -- the decision -----------------------------------------------------------------------------------
+    def decide(self, hidden: Tensor, context: Context, training: bool) -> Route | None:
+        """The route of a forward, from what the router reads."""
+        if self.fallback is not None and not training and bool(self.fallback.active):
+            return fixed_route(self.fallback.mask, context)
+        step = self._step if training else None
+        now = Situation(
+            training=training,
+            temperature=self.budget.temperature(step),
+            threshold=self.budget.threshold,
+            salt=derive_seed(self.seed, step.micro_step if step else 0, PURPOSE),
+            streams=step.generator(PURPOSE) if step else generator(self.seed, 0, PURPOSE),
+            shuffled=self.execution.routing == "shuffled",
+            share=self.shares.of_gates(self.config.target_utilization),
+            fixed=self.fixed,
+        )
+        return decide(self.config, self.router, hidden, context, now)
+
+    def calibrate(
+        self,
+        batches: Iterable[Mapping[str, Any]],
+        target: float | None = None,
+        tokens: int = CALIBRATION_TOKENS,
+    ) -> None:
+        """Set the inference threshold so that utilization is ``target`` on the first ``tokens`` real ones.
+
+        Nothing happens where no threshold decides: a policy without a router, routing removed, no token that is free.
+        """
+        if self.router is None or self.execution.routing == "removed":
+            return
+        if self.fallback is not None:
+            self.fallback.withdraw()  # a served mask has no logits to set a threshold by
+        target = target or self.config.calibration_target or self.config.target_utilization
+        routes = self.execution.routes(first_tokens(batches, tokens))
+        threshold = threshold_at(target, routes, self.config, self.shares)
+        if threshold is not None:
+            self.budget.set_threshold(threshold)
+
+    def best_mask(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+        """Gates ``[G]`` of the mask at this depth that costs least loss on the first batches, found block by block."""
+        first, config = list(islice(batches, SEARCH_BATCHES)), self.config
+        closed = config.num_skipped(self.num_blocks)
+        return cheapest_mask(
+            lambda mask: self.execution.loss(first, mask), len(self.blocks), closed, config.gates_per_block
+        )
+
     # -- training ---------------------------------------------------------------------------------------
     def check_model(self, anatomy: Anatomy) -> None:
         """Raises ConfigError where no block is left to route, the target cannot be met, or the teacher is absent."""
         self.config.routable(anatomy.num_blocks)
-        if self.config.teacher != "base":
-            read_teacher(self.config.teacher).check(anatomy)
+        self.teacher.check(anatomy)
 
     def check_run(self, max_steps: int) -> None:
-        """A teacher needs an adapter to switch off, and what is named as one must be there and fit the model."""
-        anatomy = self._anatomy
-        if self.config.kd and anatomy is not None and not any(map(is_tuner, anatomy.model.modules())):
-            raise ConfigError(
-                "layer_routing: kd distils from the model with its adapter off, and this model has no adapter: "
-                "set lora, or methods.layer_routing.kd: false"
-            )
-        if self.config.teacher != "base" and anatomy is not None:
-            self.check_model(anatomy)
-            self.teacher = read_teacher(self.config.teacher).to(next(anatomy.model.parameters()).device)
+        if (anatomy := self.execution.anatomy) is not None:
+            self.config.routable(anatomy.num_blocks)
+            self.teacher.prepare(anatomy)
 
     def on_stage_start(self, scheduled: Any, probe: Any) -> None:
-        if (
-            self.config.policy == "static"
-            and self.config.skip is None
-            and not self.warm
-            and probe is not None
-        ):
-            from headgate.methods.layer_routing.inspect import fit_static
-
-            fit_static(self, probe, self.num_skipped)
+        searches = self.config.policy == "static" and self.config.skip is None
+        if searches and not self.budget.updates and probe is not None:
+            self.fixed.copy_(self.best_mask(probe))
 
     def on_step_start(self, step: Step) -> None:
-        self._step, self.route = step, None
+        self._step = step
+        self.execution.forget()
 
     def loss_weight(self, step: Step) -> float:
-        return 1 - self.config.kd_weight if self._distils(step) else 1.0
-
-    def _distils(self, step: Step) -> bool:
-        return bool(self.config.kd) and step.global_step >= self.config.kd_warmup
+        return 1 - self.config.kd_weight if self.teacher.teaches(step) else 1.0
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         """``routing_budget``, ``routing_kd``, ``routing_policy``, ``routing_entropy``, ``routing_member``."""
-        if self.route is None:
+        route, anatomy = self.route, self.execution.anatomy
+        if route is None or anatomy is None:
             return {}
-        return auxiliary_losses(self, self.route, step, distil=self._distils(step))
+        parts = {**self.budget.losses(route, step, self.shares), **route_losses(self.config, route)}
+        if self.teacher.teaches(step):
+            parts["routing_kd"] = self.config.kd_weight * self.teacher.loss(
+                anatomy, step, self.execution.paused()
+            )
+        return parts
 
     def executed_share(self, step: Step) -> float | Tensor:
         """What this forward ran of the blocks' FLOPs: everything under ``masked``, keys and values included."""
         if self.route is None:
             return 1.0
-        return self.executed_of(self.used(self.route), self.config.train_engine_for())
-
-    def executed_of(self, used: Tensor, engine: str) -> float | Tensor:
-        """The executed share where ``used`` of all blocks is open."""
-        if engine == "masked":
-            return 1.0
-        makes_all_keys = self.config.routes_per == "token" and self.config.kv == "full"
-        return used + (1 - used) * self.kv_share if makes_all_keys else used
-
-    @property
-    def first_forward(self) -> float:
-        """Forwards that the router's features cost, in training and at inference."""
-        return 1.0 if self.config.features == "prepass" else 0.0
+        return self.shares.executed(open_rates(self.route), self.config, self.config.train_engine_for())
 
     def extra_forwards(self, step: Step) -> float:
         """The router's own first forward, and the teacher's."""
-        return self.first_forward + float(step.accepted and self._distils(step))
+        first = self.shares.first_forward if self.attached else 0.0
+        return first + float(step.accepted and self.teacher.teaches(step))
 
     @torch.no_grad()
     def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
-        """Dual variable, threshold and baseline follow the accepted batches, the same on every rank."""
-        route, self._step, self._reused = self.route, None, {}
-        if route is None or not step.accepted:
-            return {}
-        used = follow(self, route, step)
-        return telemetry(self, route, step, used) if step.should_log else {}
+        """The budget sees accepted batches only, and moves with the optimizer."""
+        route, self._step = self.route, None
+        self.execution.release()
+        line: dict[str, Tensor] = {}
+        if route is not None and step.accepted:
+            self.budget.observe(route, step, self.shares)
+            if step.should_log:
+                executed = torch.as_tensor(self.executed_share(step)) + self.shares.first_forward
+                line = {**telemetry(route), "routing/executed": executed}
+        if step.is_window_end and (used := self.budget.update(step)) is not None and step.should_log:
+            line |= {"routing/utilization": used, **self.budget.telemetry(step)}
+        return line
 
+    # -- evaluation -------------------------------------------------------------------------------------
     def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
-        """The threshold is set so that the budget holds on validation data, as the router is now."""
-        self.tally = None
-        if probe is not None and self.config.calibrate_on == "validation":
-            from headgate.methods.layer_routing.inspect import fit_threshold
-
-            fit_threshold(self, probe)
-        self.tally = self._tallies[skill] = Tally()
+        """Where the budget is one that a threshold holds, it is set on validation data, as the router is now."""
+        self.record.stop()  # the forwards that calibrate are no part of the validation
+        target = self.config.calibration_target
+        if target is not None and probe is not None and self.routing != "removed":
+            first = list(first_tokens(probe, CALIBRATION_TOKENS))
+            if self.config.calibrate_on == "validation":
+                self.calibrate(first, target)
+            if self.fallback is not None:
+                self.fallback.choose(self.best_mask(first), partial(self.execution.loss, first))
+        self.record.start(skill)
 
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:
-        self.tally = None
+        self.record.stop()
 
     def summary(self) -> Mapping[str, Any]:
         """What training held (running means), and what the last validation measured: ``..._eval``."""
-        if self.warm:
-            warn_of_unmet_budget(self)
-        held = {"routing_utilization": float(self.held), "routing_threshold": float(self.threshold)}
-        return {**(held if self.warm else {}), **held_out(self, self._tallies.values())}
+        self.budget.warn_if_unmet()
+        choice = (
+            self.fallback.figures(self.config.gates_per_block, self.blocks.start) if self.fallback else {}
+        )
+        return {
+            **self.budget.figures(),
+            **choice,
+            **self.record.of_validation(self.shares, self.execution.engine),
+        }
 
-    # -- evaluation -------------------------------------------------------------------------------------
+    def start_figures(self, padding: int | None) -> None:
+        self.record.start_task(padding)
+
+    def evaluation_figures(self) -> Mapping[str, float]:
+        """``depth`` (utilization on real tokens) and ``executed_share`` (of the blocks' FLOPs) of an evaluation."""
+        figures = self.record.of_task(self.shares, self.execution.engine, self.routing)
+        self.record.stop()
+        return figures
+
+    @property
+    def routing(self) -> str:
+        """How blocks run at evaluation: ``on``, ``removed`` (full depth), ``shuffled`` (gates permuted over tokens)."""
+        return self.execution.routing
+
     def set_routing(self, routing: str) -> None:
-        """``on``, ``removed`` (full depth), ``shuffled`` (the gates permuted over tokens)."""
         known = get_args(LayerRoutingConfig.model_fields["eval_routing"].annotation)
         if routing not in known:
             raise ConfigError(f"routing {routing!r} is not one of {', '.join(known)}")
-        self.routing = routing
+        self.execution.routing = routing

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
 from headgate.methods.context import Context, Memory
 from headgate.methods.layer_routing.config import LayerRoutingConfig
+from headgate.ops.depth import binary_entropy
 from headgate.ops.gating import bernoulli_gates, gumbel_gates, straight_through, threshold_gates
-from headgate.ops.layer_gates import hashed_uniform, monotone, prefix_sums, top_tokens
+from headgate.ops.layer_gates import drop_rates, hashed_uniform, monotone, prefix_sums, top_tokens
 from headgate.ops.routing_losses import flat_mean
 
 
@@ -62,7 +64,6 @@ class Situation:
     salt: int
     streams: torch.Generator
     shuffled: bool = False
-    units: int = 1
     share: float = 1.0
     """P(open) of the random control, or the capacity of topk."""
     fixed: Tensor = field(default_factory=lambda: torch.ones(1))
@@ -75,7 +76,7 @@ def decide(
     """The route of a forward; ``hidden`` ``[B, T, H]`` is what the router reads."""
     policy = config.policy
     if policy in ("truncate", "static"):
-        return Route(now.fixed.view(1, 1, -1).to(hidden.device), context)
+        return fixed_route(now.fixed.to(hidden.device), context)
     if policy == "stochastic_depth":
         return Route(_stochastic_depth(now, config.scaling).to(hidden.device), context)
     if policy == "random":
@@ -87,10 +88,28 @@ def decide(
         return Route(gates.weight, context, gates.logits, log_prob)
     if config.routes_per == "token":
         logits = router(hidden)
-        weight, member = _token_gates(policy, logits, context, now)
+        weight, member = _token_gates(config, logits, context, now)
         weight = _shuffle(weight, context.valid, now)
         return Route(weight, context, logits, member=member, free=context.valid)
     return _per_document(config, router, hidden, context, now)
+
+
+def fixed_route(mask: Tensor, context: Context) -> Route:
+    """The same gates ``[G]`` for every token."""
+    return Route(mask.view(1, 1, -1), context)
+
+
+def fixed_gates(config: LayerRoutingConfig, num_blocks: int) -> Tensor:
+    """Gates ``[G]`` of truncate and static (open, before a mask is found); drop probabilities of stochastic_depth."""
+    blocks = config.routable(num_blocks)
+    gates_R = torch.ones(len(blocks))
+    if config.policy == "stochastic_depth":
+        gates_R = drop_rates(num_blocks, blocks.start, config.drop_rate, config.schedule)[: len(blocks)]
+    elif config.policy == "truncate":
+        gates_R[len(blocks) - config.num_skipped(num_blocks) :] = 0.0
+    elif config.policy == "static" and config.skip is not None:
+        gates_R[[block - blocks.start for block in config.skip]] = 0.0
+    return gates_R.repeat_interleave(config.gates_per_block)
 
 
 def _stochastic_depth(now: Situation, scaling: bool) -> Tensor:
@@ -102,9 +121,9 @@ def _stochastic_depth(now: Situation, scaling: bool) -> Tensor:
 
 
 def _token_gates(
-    policy: str, logits: Tensor, context: Context, now: Situation
+    config: LayerRoutingConfig, logits: Tensor, context: Context, now: Situation
 ) -> tuple[Tensor, Tensor | None]:
-    if policy == "topk":
+    if config.policy == "topk":
         scale = torch.sigmoid(logits)
         if now.training:
             member = top_tokens(logits, context.valid, now.share)
@@ -114,7 +133,9 @@ def _token_gates(
         weight = gumbel_gates(logits, now.temperature, now.streams).weight
     else:
         weight = threshold_gates(logits, now.threshold).weight
-    return (along_depth(weight, now.units, monotone) if policy == "exit" else weight), None
+    if config.policy == "exit":
+        weight = along_depth(weight, config.gates_per_block, monotone)
+    return weight, None
 
 
 def along_depth(gates: Tensor, units: int, rule: Callable[[Tensor], Tensor]) -> Tensor:
@@ -180,29 +201,29 @@ def _shuffle(gates: Tensor, real: Tensor, now: Situation) -> Tensor:
     """Control: the same gates, handed to other tokens (or documents)."""
     if not now.shuffled or now.training:
         return gates
-    held = gates[real]
-    order = torch.randperm(len(held), generator=now.streams).to(held.device)
+    ours = gates[real]
+    order = torch.randperm(len(ours), generator=now.streams).to(ours.device)
     shuffled = gates.clone()
-    shuffled[real] = held[order]
+    shuffled[real] = ours[order]
     return shuffled
 
 
-def soft_weight(route: Route, units: int, policy: str, temperature: float) -> Tensor:
+def soft_weight(route: Route, policy: str, temperature: float) -> Tensor:
     """Gates with a gradient for the budget, ``[B|1, T|1, G]``: topk's membership is soft by its logits."""
     if policy != "topk" or route.member is None or route.logits is None:
         return route.weight
     return straight_through(route.member.float(), torch.sigmoid(route.logits / temperature))
 
 
-def entries(route: Route, policy: str, units: int, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def entries(route: Route, config: LayerRoutingConfig, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a threshold decides: effective logits ``[N]``, what each is worth, and what runs whatever it is.
 
     Worth is in utilization times real tokens. A monotone gate is open where the least of its logits so far is.
     """
     assert route.logits is not None and route.free is not None
     logits = route.logits.detach()
-    if policy == "exit":
-        logits = along_depth(logits, units, lambda x: x.cummin(-1).values)
+    if config.policy == "exit":
+        logits = along_depth(logits, config.gates_per_block, lambda x: x.cummin(-1).values)
     free, context = route.free, route.context
     share = share.to(logits)
     always = (context.valid.sum() - free.sum()) * share.sum()
@@ -213,6 +234,20 @@ def entries(route: Route, policy: str, units: int, share: Tensor) -> tuple[Tenso
     per_document = logits[0][tokens > 0]
     worth = tokens[tokens > 0].unsqueeze(-1) * share
     return per_document.flatten(), worth.flatten(), always
+
+
+def route_losses(config: LayerRoutingConfig, route: Route) -> dict[str, Tensor]:
+    """What a policy itself asks for, weighted: topk's membership learned, the gates' entropy paid for."""
+    losses: dict[str, Tensor] = {}
+    if config.policy == "topk" and route.member is not None and route.logits is not None:
+        real = route.context.valid
+        losses["routing_member"] = F.binary_cross_entropy_with_logits(
+            route.logits[real], route.member[real].to(route.logits)
+        )
+    if config.entropy_bonus and route.logits is not None:
+        spread = binary_entropy(torch.sigmoid(route.logits).clamp(1e-6, 1 - 1e-6)).mean()
+        losses["routing_entropy"] = -config.entropy_bonus * spread
+    return losses
 
 
 def refuse_shuffled_decoding(context: Context, shuffled: bool) -> None:

@@ -155,8 +155,13 @@ def _as_share(panel: Panel | None, targets: Iterable[float] = ()) -> None:
 
 
 def _targets(routed: Sequence[Arm]) -> set[float]:
+    """The depths that budgets hold; a penalty, or no budget, has none."""
     options = [run.recipe["methods"]["layer_routing"] for arm in routed for run in arm.distinct]
-    return {option["target_utilization"] for option in options if option.get("budget") != "none"}
+    return {
+        option.get("calibrate_to") or option["target_utilization"]
+        for option in options
+        if option.get("calibrate_to") or option.get("budget", "lagrangian") in ("lagrangian", "target")
+    }
 
 
 def _parts(arm: Arm, index: int) -> Panel | None:
