@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from headgate.cli.main import app
+from headgate.cli.main import command_line
 from headgate.errors import ConfigError, DataError
 
 
 def invoke(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    result = CliRunner().invoke(command_line(arguments[0]), list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 

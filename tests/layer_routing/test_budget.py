@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from headgate.cli.main import app
+from headgate.cli.main import command_line
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.tasks import run_task
 from headgate.methods.context import Context
@@ -167,7 +167,7 @@ def test_depth_is_measured_as_inspection_does() -> None:
 
 
 def test_help_names_every_way_to_route() -> None:
-    output = " ".join(CliRunner().invoke(app, ["eval", "--help"], env={"COLUMNS": "200"}).output.split())
+    output = " ".join(CliRunner().invoke(command_line("eval"), ["eval", "--help"], env={"COLUMNS": "200"}).output.split())
     for config in (LayerRoutingConfig, SchemaBankConfig):
         for name in get_args(config.model_fields["eval_routing"].annotation):
             assert name in output, name

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from headgate.cli.main import app
+from headgate.cli.main import command_line
 from headgate.errors import ConfigError
 from headgate.methods.layer_routing.inspect import measure
 
@@ -95,5 +95,5 @@ methods: {{layer_routing: {options}}}
 def test_validate_knows_the_models_shape(tmp_path: Path, options: str, message: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(options=options))
-    result = CliRunner().invoke(app, ["validate", str(recipe)])
+    result = CliRunner().invoke(command_line("validate"), ["validate", str(recipe)])
     assert isinstance(result.exception, ConfigError) and message in str(result.exception)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from headgate.cli.main import app
+from headgate.cli.main import command_line
 from headgate.methods.layer_routing.oracle import choice, masked_losses, masks_of, token_losses
 
 from .conftest import batch_of
@@ -83,20 +83,19 @@ def test_the_command(tmp_path: Path) -> None:
     for block in (1, 2):
         recipe = tmp_path / f"{block}.yaml"
         recipe.write_text(RECIPE.format(block=block))
-        result = CliRunner().invoke(
-            app, ["train", str(recipe), "--set", f"output_dir={tmp_path / str(block)}"]
+        result = CliRunner().invoke(command_line("train"), ["train", str(recipe), "--set", f"output_dir={tmp_path / str(block)}"]
         )
         assert result.exit_code == 0, result.output
         runs += [str(file.parent) for file in (tmp_path / str(block)).rglob("result.json")]
     assert len(runs) == 2
-    alone = CliRunner().invoke(app, ["inspect", runs[0], "--oracle", "--limit", "8"])
+    alone = CliRunner().invoke(command_line("inspect"), ["inspect", runs[0], "--oracle", "--limit", "8"])
     assert alone.exit_code == 0 and "against the best single mask" in alone.output, alone.output
     gains = json.loads((Path(runs[0]) / "inspect" / "oracle.json").read_text())
     assert len(gains["masks"]) == 3 and all(mask["depth"] == pytest.approx(0.75) for mask in gains["masks"])
-    both = CliRunner().invoke(app, ["inspect", *runs, "--oracle", "--limit", "8"])
+    both = CliRunner().invoke(command_line("inspect"), ["inspect", *runs, "--oracle", "--limit", "8"])
     assert both.exit_code == 0, both.output
     gains = json.loads((Path(runs[0]) / "inspect" / "oracle.json").read_text())
     assert [mask["name"] for mask in gains["masks"]] == runs
     assert gains["token"] <= gains["document"] <= gains["single"]
-    refused = CliRunner().invoke(app, ["inspect", *runs])
+    refused = CliRunner().invoke(command_line("inspect"), ["inspect", *runs])
     assert "several with --oracle" in str(refused.exception)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from headgate.cli.main import app
+from headgate.cli.main import command_line
 from headgate.errors import ConfigError
 from headgate.methods.lora_experts.rank_law import fit_rank_law, next_rank
 
@@ -65,9 +65,9 @@ def test_inspect_reads_a_sweep(tmp_path: Path) -> None:
         return {"name": "ranks", "keys": keys, "groups": groups, "runs": [], "versions": []}
 
     (tmp_path / "sweep.json").write_text(json.dumps(table(["methods.lora_experts.r", "seed"])))
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    shown = CliRunner().invoke(command_line("inspect"), ["inspect", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     assert "L(r) = 0.2000 + 1.0000 r^-0.50" in shown.output and "try rank 32 next" in shown.output
     (tmp_path / "sweep.json").write_text(json.dumps(table(["training.learning_rate"])))
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    shown = CliRunner().invoke(command_line("inspect"), ["inspect", str(tmp_path)])
     assert shown.exit_code != 0 and "needs exactly one of lora.r" in str(shown.exception or shown.output)

@@ -227,7 +227,9 @@ def validation_loss(model: Any, tokenizer: Any, recipe: Recipe, rows: Any, skill
 
     def forward(batch: Mapping[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = {k: v for k, v in batch.items() if k in MODEL_INPUTS}
-        outputs = model(**inputs, num_items_in_batch=tokens)
+        outputs = model(
+            **inputs, num_items_in_batch=tokens, use_cache=False
+        )  # as transformers' Trainer trains and validates
         return outputs.loss, outputs.logits
 
     def batches() -> Iterator[Mapping[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class LayerRouting(Method):
     Config = LayerRoutingConfig
     attach_order = 10
     skips_blocks = True
+    adapter_alone = True
+    neutral: ClassVar[Mapping[str, Any]] = {"policy": "dense", "granularity": "batch", "kd": False}
+    telemetry_names = ("routing/<part>",)
     citation = (
         "@software{dynamiclayerrouting2025,\n"
         "  title={Dynamic Layer Routing for LLMs}, author={N0AHZACH}, year={2025},\n"
