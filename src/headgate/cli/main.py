@@ -29,7 +29,8 @@ from headgate.cli.sweep import sweep
 from headgate.cli.train import train
 from headgate.cli.validate import validate
 from headgate.cli.verify import verify
-from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
+from headgate.errors import EndedElsewhere, HeadgateError
+from headgate.training import processes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,20 +96,31 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if processes.is_writer():
+            print("interrupted", file=sys.stderr)
+            processes.say_last_word()
+        else:
+            processes.await_last_word()
         sys.exit(130)
+    except EndedElsewhere as error:
+        processes.await_last_word()
+        sys.exit(error.code)
     except HeadgateError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, (ConfigError, DataError, ModelError)) else 1)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        processes.say_last_word()
+        sys.exit(processes.exit_code(error))
     except OSError as error:
         if debug:
             raise
         print(
             f"error: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr
         )
+        processes.say_last_word()
         sys.exit(1)
+    finally:
+        processes.leave()
 
 
 if __name__ == "__main__":
