@@ -31,8 +31,7 @@ def launch(arguments: Sequence[str], processes: int, device: str) -> int:
     from torch.distributed.run import run as torchrun
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    for name in ("elastic", "run"):  # the rank that fails says why; the launcher's tables would bury it
-        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # the rank that fails says why; the launcher's tables would bury it
     ranks = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
     sys.stdout.flush()
     try:

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+import traceback
 import warnings
 
 import typer
@@ -108,7 +109,8 @@ def main() -> None:
     except HeadgateError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if processes.is_writer() or processes.world_size() > 1:  # before they meet, all ranks fail alike
+            print(f"error: {error}", file=sys.stderr, flush=True)
         processes.say_last_word()
         sys.exit(processes.exit_code(error))
     except OSError as error:
@@ -117,6 +119,12 @@ def main() -> None:
         print(
             f"error: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr
         )
+        processes.say_last_word()
+        sys.exit(1)
+    except Exception:
+        if processes.world_size() == 1:
+            raise
+        traceback.print_exc()  # now, not when the interpreter ends: the other ranks wait for the last word
         processes.say_last_word()
         sys.exit(1)
     finally:

@@ -31,12 +31,12 @@ def train(
         flags = [*(["--resume"] if resume else []), *(["--fresh"] if fresh else [])]
         changes = [part for change in overrides or [] for part in ("--set", change)]
         raise typer.Exit(launch(["train", str(recipe), *changes, *flags], nproc, loaded.model.device))
+    processes.join(loaded.model.device)
+    processes.on_writer(lambda: out.print(plan(loaded, aliases_used(recipe))))
     if not processes.is_writer():  # it follows rank 0, which speaks
         warnings.simplefilter("ignore")
         run(loaded, fresh=fresh, resume=resume)
         return
-    processes.join(loaded.model.device)
-    out.print(plan(loaded, aliases_used(recipe)))
     with live_console() as console:
         directory = run(loaded, console=console, fresh=fresh, resume=resume)
     result = directory.result()

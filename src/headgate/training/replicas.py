@@ -8,15 +8,15 @@ groups and an expert added in mid-run then need no special case: what has a grad
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from headgate.errors import ConfigError
-from headgate.training.processes import control_group, exchange, world_size
+from headgate.errors import ConfigError, TrainingError
+from headgate.training.processes import control_group, exchange, gather, world_size
 
 
 def take_over_reduction(accelerator: Any) -> None:
@@ -70,3 +70,22 @@ def all_agree(decision: Tensor) -> bool:
     if world_size() > 1:
         return exchange([float(bool(decision))])[0] == world_size()
     return bool(decision)
+
+
+def require_equal(named: Mapping[str, Tensor], step: int) -> None:
+    """Before a checkpoint is written: the ranks hold the same weights. Raises TrainingError naming a tensor that differs."""
+    if world_size() == 1 or not named:
+        return
+    sums = torch.stack([_checksum(tensor) for tensor in named.values()]).cpu()
+    ranks = gather(sums)
+    for place, name in enumerate(named):
+        if any(int(other[place]) != int(ranks[0][place]) for other in ranks):
+            raise TrainingError(
+                f"the ranks hold different values of {name} at step {step}, so the run means nothing from there on: go on "
+                "from the checkpoint before it in one process, and report this"
+            )
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().contiguous().view(kind).sum(dtype=torch.int64)

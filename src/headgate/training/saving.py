@@ -129,6 +129,7 @@ class SavedTraining:
         replicas.broadcast(
             list(self.methods.buffers())
         )  # each may keep figures of its own rows: one state is saved
+        replicas.require_equal(self.named_trainable, self.state.global_step)
         require_finite_state(self.named_trainable, self.optimizer, self.state.global_step)
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         run_dir = Path(self._get_output_dir(trial=trial))

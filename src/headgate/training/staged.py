@@ -125,6 +125,9 @@ class StagedTraining:
     def _begin_substage(self, reason: str) -> None:
         """The parameter set changed inside a stage: survivors keep their AdamW state, the schedule goes on."""
         assert self.curriculum is not None
+        replicas.broadcast(
+            [*self.named_trainable.values(), *self.methods.buffers()]
+        )  # what has grown is the same
         old_state = dict(self.optimizer.state)
         old_schedule = self.lr_scheduler.state_dict()
         self._apply_stage()
