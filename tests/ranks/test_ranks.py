@@ -63,9 +63,14 @@ def test_lora_on_two_ranks_is_lora_in_one_process(tmp_path: Path) -> None:
         pytest.param("lora_experts", (), ACCUMULATED, CLOSE, id="lora_experts", marks=pytest.mark.slow),
         pytest.param("births", (), ACCUMULATED, CLOSE, id="births", marks=pytest.mark.slow),
         pytest.param("bank+experts", (), ACCUMULATED, CLOSE, id="bank+experts", marks=pytest.mark.slow),
-        pytest.param("bank+gate", NO_DRAWS, DOUBLED, CLOSE, id="bank+gate", marks=pytest.mark.slow),
+        pytest.param("bank+gate", NO_DRAWS, DOUBLED, 1e-5, id="bank+gate", marks=pytest.mark.slow),
         pytest.param(
-            "packing", ("lora.dropout=0",), ACCUMULATED, CLOSE, id="packing", marks=pytest.mark.slow
+            "packing",
+            ("lora.dropout=0", "data.train.limit=20"),
+            ACCUMULATED,
+            CLOSE,
+            id="packing",
+            marks=pytest.mark.slow,
         ),
         pytest.param("early_stopping", (), ACCUMULATED, CLOSE, id="early_stopping", marks=pytest.mark.slow),
     ],
