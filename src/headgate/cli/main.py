@@ -12,6 +12,7 @@ import platform
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 
 import typer
 
@@ -30,7 +31,7 @@ from headgate.cli.sweep import sweep
 from headgate.cli.train import train
 from headgate.cli.validate import validate
 from headgate.cli.verify import verify
-from headgate.errors import EndedElsewhere, HeadgateError
+from headgate.errors import ConfigError, EndedElsewhere, HeadgateError
 from headgate.training import processes
 
 app = typer.Typer(
@@ -86,6 +87,15 @@ def keep_freed_memory() -> None:
     mallopt(mmap_threshold, 32 << 20)
 
 
+def refuse_ranks(arguments: Sequence[str]) -> None:
+    """Raise ConfigError under torchrun for verbs that would do everything once a rank and write over each other."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and "RANK" in os.environ and arguments and arguments[0] != "train":
+        raise ConfigError(
+            f"headgate {arguments[0]} runs in one process, not on {ranks} ranks: start it without torchrun"
+        )
+
+
 def main() -> None:
     """Entry point of the console script."""
     debug = "--debug" in sys.argv
@@ -95,6 +105,7 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # advice to the libraries' own authors
     quiet_libraries()
     try:
+        refuse_ranks(sys.argv[1:])
         app(standalone_mode=True)
     except KeyboardInterrupt:
         if processes.is_writer():

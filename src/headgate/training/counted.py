@@ -68,10 +68,11 @@ class CountedTraining:
         """Share of the blocks that ran before a method stopped the forward, or before it began."""
         if step.phase != "partial":
             return 0.0
-        asked = min(
+        asked: int = min(
             m.partial_block for m in self.methods if m.partial_block is not None
         )  # once, at the first
-        return (asked + 1) / self.anatomy.num_blocks
+        blocks: int = self.anatomy.num_blocks
+        return (asked + 1) / blocks
 
     def _count(self, step: Step, reached: float, heads: int) -> None:
         window = self.window
@@ -79,6 +80,7 @@ class CountedTraining:
         window.offered += 1
         window.tokens = window.tokens + tokens
         if step.accepted:
+            assert step.raw_loss is not None
             window.accepted += 1
             window.accepted_tokens = window.accepted_tokens + tokens
             self.trained_tokens = self.trained_tokens + tokens
@@ -89,7 +91,7 @@ class CountedTraining:
         valid = step.valid
         self.telemetry.add({"padding_fraction": 1 - valid.float().mean()})
 
-    def _flops(self, step: Step, reached: float, heads: int) -> Tensor | float:
+    def _flops(self, step: Step, reached: float, heads: int) -> Any:
         """Executed FLOPs on real tokens; ``reached``: share of the blocks that ran at all; ``heads``: the head's passes."""
         if not reached:
             return 0.0
@@ -105,7 +107,7 @@ class CountedTraining:
             share = share * method.executed_share(step)
         extra = sum(method.extra_forwards(step) for method in self.methods)
         passes = heads + sum(method.extra_heads(step) for method in self.methods)
-        run = forward_flops(self.anatomy, tokens, pairs, share, heads=passes)
+        run: Any = forward_flops(self.anatomy, tokens, pairs, share, heads=passes)
         run = run + extra * forward_flops(self.anatomy, tokens, pairs)
         if not step.accepted:
             return run
