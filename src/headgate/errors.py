@@ -35,3 +35,11 @@ class RunBusy(CheckpointError):
 
 class TrainingError(HeadgateError, RuntimeError):
     """Training cannot go on (no gradient, NaN loss); the state at that moment was saved."""
+
+
+class EndedElsewhere(HeadgateError, RuntimeError):
+    """Another rank of this run has failed and said why; this one ends with it, in silence."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code

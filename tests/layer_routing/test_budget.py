@@ -167,7 +167,9 @@ def test_depth_is_measured_as_inspection_does() -> None:
 
 
 def test_help_names_every_way_to_route() -> None:
-    output = " ".join(CliRunner().invoke(command_line("eval"), ["eval", "--help"], env={"COLUMNS": "200"}).output.split())
+    output = " ".join(
+        CliRunner().invoke(command_line("eval"), ["eval", "--help"], env={"COLUMNS": "200"}).output.split()
+    )
     for config in (LayerRoutingConfig, SchemaBankConfig):
         for name in get_args(config.model_fields["eval_routing"].annotation):
             assert name in output, name

@@ -83,7 +83,8 @@ def test_the_command(tmp_path: Path) -> None:
     for block in (1, 2):
         recipe = tmp_path / f"{block}.yaml"
         recipe.write_text(RECIPE.format(block=block))
-        result = CliRunner().invoke(command_line("train"), ["train", str(recipe), "--set", f"output_dir={tmp_path / str(block)}"]
+        result = CliRunner().invoke(
+            command_line("train"), ["train", str(recipe), "--set", f"output_dir={tmp_path / str(block)}"]
         )
         assert result.exit_code == 0, result.output
         runs += [str(file.parent) for file in (tmp_path / str(block)).rglob("result.json")]

@@ -64,7 +64,8 @@ class Toy(Method):
         if step.phase != "forward":
             return None
         pattern = self.config.pattern
-        return torch.tensor(pattern[step.micro_step % len(pattern)] == "1")
+        place = step.global_step * step.window_size + step.window_index  # the same on every rank
+        return torch.tensor(pattern[place % len(pattern)] == "1")
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         return {"toy": 0.01 * (self.scale - 1.5).square().sum()}

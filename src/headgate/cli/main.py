@@ -12,12 +12,15 @@ import logging
 import os
 import platform
 import sys
+import traceback
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import typer
 
 import headgate
-from headgate.errors import ConfigError, DataError, HeadgateError, ModelError
+from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": (
@@ -113,6 +116,15 @@ def keep_freed_memory() -> None:
     mallopt(mmap_threshold, 32 << 20)
 
 
+def refuse_ranks(arguments: Sequence[str]) -> None:
+    """Raise ConfigError under torchrun for verbs that would do everything once a rank and write over each other."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and "RANK" in os.environ and arguments and arguments[0] != "train":
+        raise ConfigError(
+            f"headgate {arguments[0]} runs in one process, not on {ranks} ranks: start it without torchrun"
+        )
+
+
 def main() -> None:
     """Entry point of the console script."""
     debug = "--debug" in sys.argv
@@ -122,18 +134,32 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore", FutureWarning)  # advice to the libraries' own authors
+    ranks = _ranks()
     try:
+        if ranks is not None:
+            refuse_ranks(sys.argv[1:])
         if verb in HEAVY and "--help" not in sys.argv:
             keep_freed_memory()
             quiet_libraries()
         command_line(verb)(standalone_mode=True)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if ranks is None or ranks.is_writer():
+            print("interrupted", file=sys.stderr)
+        _part(ranks)
         sys.exit(130)
+    except EndedElsewhere as error:
+        if ranks is not None:
+            ranks.await_last_word()
+        sys.exit(error.code)
     except HeadgateError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if (
+            ranks is None or ranks.is_writer() or ranks.world_size() > 1
+        ):  # before they meet, all ranks fail alike
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if ranks is not None:
+            ranks.say_last_word()
         sys.exit(2 if isinstance(error, (ConfigError, DataError, ModelError)) else 1)
     except OSError as error:
         if debug:
@@ -141,7 +167,33 @@ def main() -> None:
         print(
             f"error: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr
         )
+        if ranks is not None:
+            ranks.say_last_word()
         sys.exit(1)
+    except Exception:
+        if ranks is None:
+            raise
+        traceback.print_exc()  # now, not when the interpreter ends: the other ranks wait for the last word
+        ranks.say_last_word()
+        sys.exit(1)
+    finally:
+        if ranks is not None:
+            ranks.leave()
+
+
+def _ranks() -> Any:
+    """How the processes of one run end together; None in a process alone, which then need not import torch for it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from headgate.training import processes
+
+    return processes
+
+
+def _part(ranks: Any) -> None:
+    """The writer speaks last; the others wait for it."""
+    if ranks is not None:
+        (ranks.say_last_word if ranks.is_writer() else ranks.await_last_word)()
 
 
 if __name__ == "__main__":

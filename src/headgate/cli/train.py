@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated
 
 import typer
 
 from headgate.cli.console import live_console, out, result_table
+from headgate.cli.launch import launch
 from headgate.cli.options import RecipeArgument, SetOption
 from headgate.experiments.plan import plan
 from headgate.experiments.recipe_file import aliases_used, load_recipe
 from headgate.experiments.run import run
+from headgate.training import processes
 
 
 def train(
@@ -18,10 +21,22 @@ def train(
     overrides: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Demand a checkpoint to resume from.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, deleting this recipe's run.")] = False,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Ranks on this machine, a GPU each; the batch grows with them.")
+    ] = 1,
 ) -> None:
     """Train, evaluate, and write a run directory. A partial run resumes where it stopped."""
     loaded = load_recipe(recipe, overrides or [])
-    out.print(plan(loaded, aliases_used(recipe)))
+    if nproc > 1:
+        flags = [*(["--resume"] if resume else []), *(["--fresh"] if fresh else [])]
+        changes = [part for change in overrides or [] for part in ("--set", change)]
+        raise typer.Exit(launch(["train", str(recipe), *changes, *flags], nproc, loaded.model.device))
+    processes.join(loaded.model.device)
+    processes.on_writer(lambda: out.print(plan(loaded, aliases_used(recipe))))
+    if not processes.is_writer():  # it follows rank 0, which speaks
+        warnings.simplefilter("ignore")
+        run(loaded, fresh=fresh, resume=resume)
+        return
     with live_console() as console:
         directory = run(loaded, console=console, fresh=fresh, resume=resume)
     result = directory.result()

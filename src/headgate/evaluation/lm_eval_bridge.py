@@ -143,7 +143,7 @@ def continuation_scores(
             tokens = rows[index][0][:-1]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
         for row, index in enumerate(indices):
             tokens, n = rows[index]
             mine = logits[row, len(tokens) - 1 - n : len(tokens) - 1].float().log_softmax(-1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headgate.experiments.redaction import command_line
+from headgate.training import processes
 
 PACKAGES = [
     "torch",
@@ -55,6 +56,7 @@ def environment() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpus": gpus,
+            "ranks": processes.world_size(),
         },
         "git_revision": _git_revision(),
         "command": command_line(sys.argv),

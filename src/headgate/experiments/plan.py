@@ -19,6 +19,7 @@ from headgate.methods.stage import schedule_stages
 from headgate.models.anatomy import describe
 from headgate.models.load import EMBEDDED
 from headgate.models.shapes import SHAPES
+from headgate.training import processes
 
 
 def model_shape(recipe: Recipe) -> Any:
@@ -71,7 +72,10 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
         lines.append(f"  model      {recipe.model.name_or_path}: {total:,} parameters{share}")
     for name in recipe.methods:
         lines.append(f"  method     {name}")
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    ranks = processes.world_size()
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks
+    if ranks > 1:
+        lines.append(f"  ranks      {ranks}, {batch // ranks} examples a step on each")
     steps = recipe.steps_given
     if steps is None:
         lines.append(f"  steps      {training.epochs:g} epochs, {batch} examples a step")

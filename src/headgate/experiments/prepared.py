@@ -27,7 +27,7 @@ from headgate.methods.registry import build_method
 from headgate.methods.stage import Stage, schedule_stages
 from headgate.models.anatomy import describe
 from headgate.models.load import load_base, prepare_model
-from headgate.training import checkpoint
+from headgate.training import checkpoint, processes
 from headgate.training.order import IN_ORDER, endless_order
 
 
@@ -45,6 +45,8 @@ class Prepared:
     reports: dict[str, Any] = field(default_factory=dict)
     segments: list[tuple[str, int]] = field(default_factory=list)
     """Of a stream: (skill, optimizer step at its end) in order; empty without one."""
+    micro_batches: int = 1
+    """Of one optimizer step, over all ranks: the global batch is so many times ``per_device_train_batch_size``."""
 
     def release_model(self) -> None:
         """Let the model and the methods on it go, and the device memory they held."""
@@ -54,8 +56,13 @@ class Prepared:
             torch.cuda.empty_cache()
 
 
-def prepare_run(recipe: Recipe) -> Prepared:
-    """Load and check everything; whatever is wrong is found here, before any long work."""
+def prepare_run(recipe: Recipe, micro_batches: int | None = None) -> Prepared:
+    """Load and check everything; whatever is wrong is found here, before any long work.
+
+    ``micro_batches``: of one optimizer step, over all ranks; None takes the recipe's accumulation on every rank.
+    """
+    if micro_batches is None:
+        micro_batches = recipe.training.gradient_accumulation_steps * processes.world_size()
     if recipe.training.deterministic:
         checkpoint.deterministic(True)
     set_seed(recipe.seed)
@@ -67,10 +74,20 @@ def prepare_run(recipe: Recipe) -> Prepared:
     base, tokenizer = load_base(recipe.model, seed=recipe.seed)
     for method in methods:
         method.check_model(describe(base))
-    train, validation, stages, reports, segments = _data(recipe, base, tokenizer, methods)
+    train, validation, stages, reports, segments = _data(
+        as_one_process(recipe, micro_batches), base, tokenizer, methods
+    )
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
     remember_abilities(recipe.evaluation, model, tokenizer)
-    return Prepared(recipe, model, tokenizer, methods, train, validation, stages, reports, segments)
+    return Prepared(
+        recipe, model, tokenizer, methods, train, validation, stages, reports, segments, micro_batches
+    )
+
+
+def as_one_process(recipe: Recipe, micro_batches: int) -> Recipe:
+    """The recipe under which one process reads the rows that all ranks read together."""
+    training = recipe.training.model_copy(update={"gradient_accumulation_steps": micro_batches})
+    return recipe.model_copy(update={"training": training})
 
 
 def check_replay(recipe: Recipe, methods: Sequence[Method]) -> None:

@@ -217,8 +217,7 @@ class Method(nn.Module):
     def on_evaluation_start(self, skill: str | None, probe: Iterable[Mapping[str, Any]] | None) -> None:
         """Before a validation during training, with the skill whose rows come (None: the stream has no skills).
 
-        ``probe`` yields the validation's own batches; None of a stream's skill, and with several processes, which
-        would each see others.
+        ``probe`` yields the validation's own batches, all of them on every rank; None of a stream's skill.
         """
 
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:

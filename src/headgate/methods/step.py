@@ -38,7 +38,7 @@ class Step:
         batch: what the collator made, extra columns included (``tags``, ``example_id``).
         scheduled: the stage and its place in the run.
         global_step: optimizer step of the run, from 0. stage_step: the same within the stage.
-        micro_step: a counter unique per micro-batch, monotone, restored on resume.
+        micro_step: a counter unique per micro-batch over all ranks, monotone, restored on resume.
         window_index, window_size: place in the gradient accumulation window; the last one synchronises.
         seed: the run's seed. max_steps: optimizer steps of the run. epoch: epochs done, a float.
         model: the model called by the trainer (PEFT wrapper included).

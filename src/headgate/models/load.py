@@ -38,7 +38,14 @@ def choose_device(device: str) -> torch.device:
         device = next(name for name, there in available.items() if there)
     if not available[device]:
         raise ModelError(f"model.device={device} is not available on this machine: use auto or cpu")
-    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+    return torch.device(device, _own_gpu()) if device == "cuda" else torch.device(device)
+
+
+def _own_gpu() -> int:
+    """The GPU of this process: one a rank on each machine, whatever is current before the ranks have met."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    return int(torch.cuda.current_device())
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,36 +13,14 @@ from headgate.methods.step import ForwardStopped, Step
 from headgate.models.anatomy import MODEL_INPUTS
 from headgate.models.surgery import head_input_captured, on_block_output
 from headgate.ops.randomness import derive_seed, seed_device
-from headgate.training import replicas
-from headgate.training.accounting import backward_flops, forward_flops
+from headgate.training import processes, replicas
 from headgate.training.checks import require_gradients
+from headgate.training.counted import CountedTraining, Window
 from headgate.training.loss import TaskLoss, chunked_loss, plain_loss, trained_tokens
 from headgate.training.telemetry import gradient_norms
 
 
-@dataclass
-class Window:
-    """Counts of one gradient accumulation window: micro-batches and trained tokens, offered and accepted."""
-
-    step: int = -1
-    index: int = 0
-    offered: int = 0
-    accepted: int = 0
-    tokens: Tensor | int = 0
-    accepted_tokens: Tensor | int = 0
-    loss: Tensor | float = 0.0
-    last: Step | None = None
-
-    def share_correction(self) -> Tensor | float:
-        """What a gradient divided by all offered tokens must be multiplied by; counts are summed over ranks."""
-        if self.accepted == self.offered:
-            return 1.0
-        counts = torch.stack([torch.as_tensor(self.tokens), torch.as_tensor(self.accepted_tokens)]).float()
-        offered, accepted = replicas.sum_across_ranks(counts)
-        return offered / accepted.clamp(min=1)
-
-
-class GatedTraining:
+class GatedTraining(CountedTraining):
     """The training step: ask the methods, run what they agree to run, count what was really computed."""
 
     def _begin_window(self) -> None:
@@ -74,7 +51,7 @@ class GatedTraining:
             batch=inputs,
             scheduled=self.curriculum.current,
             global_step=self.state.global_step,
-            micro_step=self.micro_step,
+            micro_step=self.micro_step * processes.world_size() + processes.rank(),
             seed=self.args.seed,
             max_steps=self.state.max_steps,
             model=model,
@@ -86,9 +63,7 @@ class GatedTraining:
             should_log=self._will_log(),
             sum_across_ranks=replicas.sum_across_ranks,
         )
-        seed_device(
-            derive_seed(self.args.seed, self.micro_step, "dropout", self.args.process_index), self.args.device
-        )
+        seed_device(derive_seed(self.args.seed, step.micro_step, "dropout", 0), self.args.device)
         self.methods.on_step_start(step)
         step.accepted = self._decide(step)
         task = self._forward(step, num_items_in_batch) if step.accepted else None
@@ -161,7 +136,7 @@ class GatedTraining:
         if num_items is None:
             task.loss = task.loss / step.window_size
         elif self.args.average_tokens_across_devices:
-            task.loss = task.loss * replicas.world_size()
+            task.loss = task.loss * processes.world_size()
         return task
 
     def _overridden_loss(self, step: Step, num_items: Any) -> TaskLoss:
@@ -196,20 +171,11 @@ class GatedTraining:
 
         return observe
 
-    def _reached(self, step: Step) -> float:
-        """Share of the blocks that ran before a method stopped the forward, or before it began."""
-        if step.phase != "partial":
-            return 0.0
-        asked = min(
-            m.partial_block for m in self.methods if m.partial_block is not None
-        )  # once, at the first
-        return (asked + 1) / self.anatomy.num_blocks
-
     def _mean_loss(self, loss: Tensor, step: Step) -> Tensor:
         """The mean over this micro-batch's trained tokens, whatever it was divided by for the backward."""
         if step.window_tokens is None:
             return loss * step.window_size
-        scale = replicas.world_size() if self.args.average_tokens_across_devices else 1
+        scale = processes.world_size() if self.args.average_tokens_across_devices else 1
         return loss * step.window_tokens / (scale * torch.clamp(torch.as_tensor(step.num_tokens), min=1))
 
     def _backward(self, step: Step, task: TaskLoss) -> None:
@@ -225,53 +191,13 @@ class GatedTraining:
             self.accelerator.backward(total)
         self.telemetry.add({f"loss/{name}": part for name, part in parts.items()})
 
-    def _count(self, step: Step, reached: float, heads: int) -> None:
-        window = self.window
-        tokens = step.num_tokens
-        window.offered += 1
-        window.tokens = window.tokens + tokens
-        if step.accepted:
-            window.accepted += 1
-            window.accepted_tokens = window.accepted_tokens + tokens
-            self.trained_tokens = self.trained_tokens + tokens
-            window.loss = window.loss + step.raw_loss
-        if step.task_loss is not None:
-            self.telemetry.add({"loss_all": step.task_loss})
-        self.flops = self.flops + self._flops(step, reached, heads)
-        valid = step.valid
-        self.telemetry.add({"padding_fraction": 1 - valid.float().mean()})
-
-    def _flops(self, step: Step, reached: float, heads: int) -> Tensor | float:
-        """Executed FLOPs on real tokens; ``reached``: share of the blocks that ran at all; ``heads``: the head's passes."""
-        if not reached:
-            return 0.0
-        lengths = step.valid.sum(-1).float()
-        if step.segment_ids is not None:
-            rows = torch.arange(len(step.segment_ids), device=lengths.device).unsqueeze(-1)
-            apart = step.segment_ids + rows * step.segment_ids.shape[1]  # numbers restart in every row
-            lengths = torch.bincount(apart[step.segment_ids >= 0]).float()
-        tokens, pairs, share = lengths.sum(), (lengths * (lengths + 1) / 2).sum(), reached
-        for method in self.methods:
-            share = share * method.executed_share(step)
-        extra = sum(method.extra_forwards(step) for method in self.methods)
-        passes = heads + sum(method.extra_heads(step) for method in self.methods)
-        run = forward_flops(self.anatomy, tokens, pairs, share, heads=passes)
-        run = run + extra * forward_flops(self.anatomy, tokens, pairs)
-        if not step.accepted:
-            return run
-        if any(method.skips_blocks for method in self.methods):
-            self._measure_backward()  # what trains may change from window to window
-        trainable, frozen_base = self.sizes
-        forward = forward_flops(self.anatomy, tokens, pairs, share * self.backward_share)
-        return run + backward_flops(forward, tokens, trainable, frozen_base)
-
     def _end_window(self, step: Step) -> None:
         """Reduce over ranks, renormalise by what was accepted, check and measure the gradients."""
         assert self.curriculum is not None
         window = self.window
+        if processes.world_size() > 1:
+            self._join_ranks(window)
         if window.accepted:
-            if replicas.world_size() > 1:
-                replicas.average_gradients(list(self.named_trainable.values()))
             factor = window.share_correction()
             self.telemetry.add({"loss": window.loss * factor})
             if window.accepted < window.offered and self._renormalize:
@@ -285,6 +211,15 @@ class GatedTraining:
             self.telemetry.add(gradient_norms(self.groups))
             for group in self.optimizer.param_groups:
                 self.telemetry.set(f"learning_rate/{group['name']}", float(group["lr"]))
+
+    def _join_ranks(self, window: Window) -> None:
+        """One message at each optimizer step: who was told to stop, what was accepted, which tensors have gradients."""
+        parameters = list(self.named_trainable.values())
+        present = [float(p.grad is not None) for p in parameters]
+        mine = [float(self.signals.pending), float(window.tokens), float(window.accepted_tokens), *present]
+        stop, window.tokens, window.accepted_tokens, *present = processes.exchange(mine)
+        self.signals.agreed |= stop > 0
+        replicas.average_gradients([p for p, there in zip(parameters, present, strict=True) if there])
 
     @property
     def _renormalize(self) -> bool:
@@ -326,9 +261,3 @@ class GatedTraining:
     def _clipped(self, model: Any, most: float) -> Any:
         parameters = [*model.parameters(), *self.methods.parameters()]
         return self.accelerator.clip_grad_norm_(parameters, most)
-
-    def floating_point_ops(self, inputs: Any) -> float:
-        """FLOPs executed since the last call: skipped forwards, backwards and blocks are not counted."""
-        total = float(self.flops)
-        done, self._flops_reported = total - getattr(self, "_flops_reported", 0.0), total
-        return done

@@ -27,6 +27,7 @@ from headgate.training.gated import GatedTraining, Window
 from headgate.training.loss import choose_loss
 from headgate.training.objective import check_override, objective_override
 from headgate.training.saving import SavedTraining
+from headgate.training.signals import StopSignals
 from headgate.training.staged import StagedTraining
 from headgate.training.telemetry import Telemetry
 from headgate.training.viewed import ViewedTraining
@@ -84,6 +85,7 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining, ViewedTraining)
         self.base_model: dict[str, Any] | None = None  # the recipe's model block, to load it again
         self.curriculum: Curriculum | None = None
         self.telemetry, self.stopwatch = Telemetry(), Stopwatch()
+        self.signals = StopSignals()
         self.finite_watch = FiniteWatch(trainer_args.output_dir)
         self.micro_step, self.trained_tokens, self.flops, self.summed_loss = 0, 0.0, 0.0, 0.0
         self.window = Window()

@@ -12,9 +12,12 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
 from headgate.errors import TrainingError
-from headgate.training import checkpoint
+from headgate.methods.base import Method
+from headgate.training import checkpoint, processes, replicas
 from headgate.training.accounting import peak_memory_bytes
 from headgate.training.checks import require_finite_state
+from headgate.training.figures import over_ranks, telemetry_of_all
+from headgate.training.shares import deal_validation
 
 
 class SavedTraining:
@@ -24,21 +27,23 @@ class SavedTraining:
         if "loss" in logs and self.curriculum is not None:
             seconds = self.stopwatch.read()
             self.finite_watch.check()
-            mine = self.telemetry.flush()
-            logs = {**logs, **mine}
-            if "loss" not in mine:
+            totals = self.totals()
+            shown = over_ranks({**self.telemetry.flush(), "memory_peak": peak_memory_bytes()})
+            memory = shown.pop("memory_peak")
+            logs = {**logs, **shown}
+            if "loss" not in shown:
                 logs.pop("loss")  # nothing was accepted since the last log: no loss rather than a zero
             scheduled = self.curriculum.current
             logs |= {
                 "stage": scheduled.name,
                 "stage_step": self.state.global_step - scheduled.start,
-                "trained_tokens": float(self.trained_tokens),
-                "tokens_per_second": float(self.trained_tokens) / max(seconds, 1e-9),
-                "flops": float(self.flops),
-                "memory_peak": peak_memory_bytes(),
+                "trained_tokens": totals.trained_tokens,
+                "tokens_per_second": totals.trained_tokens / max(seconds, 1e-9),
+                "flops": totals.flops,
+                "memory_peak": memory,
             }
         if "train_loss" in logs:  # the trainer's own counts only what this process did
-            logs = {**logs, "train_loss": float(self.summed_loss) / max(self.state.global_step, 1)}
+            logs = {**logs, "train_loss": self.totals().summed_loss / max(self.state.global_step, 1)}
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +53,8 @@ class SavedTraining:
         skill = prefix.removeprefix("eval_") if prefix.startswith("eval_") else None
         dataset = kwargs.get("eval_dataset", args[0] if args else None)
         several = isinstance(self.eval_dataset if dataset is None else dataset, dict)
-        alone = skill is None and not several and self.args.world_size == 1
+        alone = skill is None and not several
+        replicas.broadcast(list(self.methods.buffers()))
         for method in self.methods:
             method.on_evaluation_start(skill, self._validation_batches(dataset) if alone else None)
         metrics = super().evaluate(*args, **kwargs)
@@ -57,13 +63,25 @@ class SavedTraining:
                 method.on_evaluation(metrics)
         return metrics
 
+    @property
+    def watches_validation(self) -> bool:
+        """Whether a method counts what it sees of a validation: every rank must then see all of it."""
+        return any(
+            type(method).on_evaluation_start is not Method.on_evaluation_start for method in self.methods
+        )
+
     def _validation_batches(self, dataset: Any) -> Iterator[Any]:
-        """The batches that a validation of ``dataset`` reads, on the device."""
-        for batch in self.get_eval_dataloader(dataset):
+        """The batches that a validation of ``dataset`` reads, on the device; all of them on every rank."""
+        loader = self.get_eval_dataloader(dataset)
+        deal_validation(loader, whole=True)
+        for batch in loader:
             yield self._prepare_inputs(batch)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        description = self._description()  # of all ranks, so all take part
+        if not self.args.should_save:
+            return
         if self.base_is_frozen:  # its weights lie where they were loaded from
             folder.mkdir(parents=True, exist_ok=True)
             if self.processing_class is not None:
@@ -71,7 +89,7 @@ class SavedTraining:
         else:
             super()._save(output_dir, state_dict)
         (folder / "training_args.bin").unlink(missing_ok=True)
-        checkpoint.save_methods(folder, self.methods, self._description())
+        checkpoint.save_methods(folder, self.methods, description)
         if self.batches is not None:
             self.batches.save(folder)
 
@@ -82,31 +100,45 @@ class SavedTraining:
             checkpoint.seal(Path(output_dir if output_dir is not None else self.args.output_dir))
 
     def _description(self) -> dict[str, Any]:
+        totals, world = self.totals(), processes.world_size()
+        own = {
+            "trained_tokens": float(self.trained_tokens),
+            "flops": float(self.flops),
+            "summed_loss": float(self.summed_loss),
+        }
+        shares = processes.gather({"counters": own, "telemetry": self.telemetry.state()})
         return {
             "model": self.base_model or {"name_or_path": self.anatomy.model.config._name_or_path},
             "seed": self.args.seed,
             "base_is_frozen": self.base_is_frozen,
             "stage_index": self.curriculum.index if self.curriculum is not None else 0,
             "counters": {
-                "micro_step": self.micro_step,
-                "trained_tokens": float(self.trained_tokens),
-                "flops": float(self.flops),
+                "micro_step": self.micro_step * world,
+                "trained_tokens": totals.trained_tokens,
+                "flops": totals.flops,
                 "seconds": self.stopwatch.read(),
-                "summed_loss": float(self.summed_loss),
+                "summed_loss": totals.summed_loss,
             },
-            "telemetry": self.telemetry.state(),
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            "ranks": shares,
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.stopwatch.stop()
         self.finite_watch.check()
+        replicas.broadcast(
+            list(self.methods.buffers())
+        )  # each may keep figures of its own rows: one state is saved
+        replicas.require_equal(self.named_trainable, self.state.global_step)
         require_finite_state(self.named_trainable, self.optimizer, self.state.global_step)
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         run_dir = Path(self._get_output_dir(trial=trial))
         try:
             super()._save_checkpoint(model, trial)
+            processes.barrier()  # every rank has written its random state
             if self.args.should_save:
                 checkpoint.seal(run_dir / f"checkpoint-{self.state.global_step}")
+            processes.barrier()  # no rank goes on to read what is not sealed
         except (OSError, RuntimeError, SafetensorError) as error:
             raise TrainingError(
                 f"checkpoint-{self.state.global_step} in {self.args.output_dir} could not be written ({error}): "
@@ -130,7 +162,7 @@ class SavedTraining:
         set_seed(self.args.seed)  # the data order follows from the seed, whatever drew random numbers before
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._tell_where_the_schedule_ended()
-        return output._replace(training_loss=float(self.summed_loss) / max(self.state.global_step, 1))
+        return output._replace(training_loss=self.totals().summed_loss / max(self.state.global_step, 1))
 
     def _tell(self, message: str) -> None:
         warnings.warn(message, stacklevel=3)
@@ -166,13 +198,22 @@ class SavedTraining:
         if not self.base_is_frozen:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         description = checkpoint.restore_methods(Path(resume_from_checkpoint), self.methods)
-        counters = description["counters"]
+        counters, world = description["counters"], processes.world_size()
         self._resume_stage = description["stage_index"]
-        self.micro_step = counters["micro_step"]
-        self.trained_tokens, self.flops = counters["trained_tokens"], counters["flops"]
+        self.micro_step = counters["micro_step"] // world
+        shares = description.get("ranks") or [{"telemetry": description.get("telemetry", {})}]
+        if len(shares) == world:
+            share = shares[processes.rank()]
+            own = share.get("counters", counters)
+        else:  # other ranks go on: the first of them takes over what was counted
+            first = float(processes.is_writer())
+            share = {"telemetry": telemetry_of_all([one["telemetry"] for one in shares], world)}
+            own = {name: first * counters[name] for name in ("trained_tokens", "flops")}
+            own["summed_loss"] = first * world * counters.get("summed_loss", 0.0)
+        self.trained_tokens, self.flops = own["trained_tokens"], own["flops"]
         self._flops_reported = self.flops
-        self.summed_loss = counters.get("summed_loss", 0.0)
-        self.telemetry.restore(description.get("telemetry", {}))
+        self.summed_loss = own.get("summed_loss", 0.0)
+        self.telemetry.restore(share["telemetry"])
         self.stopwatch.seconds = counters["seconds"]
         self._resume_folder = Path(resume_from_checkpoint)
 

@@ -75,7 +75,7 @@ class StagedTraining:
             self.methods.on_stage_start(self.curriculum.current, self._probe())
         self._apply_stage()
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        replicas.broadcast(list(self.named_trainable.values()))
+        replicas.broadcast([*self.named_trainable.values(), *self.methods.buffers()])
         return prepared
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -126,6 +126,7 @@ class StagedTraining:
         """At a step boundary: the next stage's groups, a fresh optimizer and schedule."""
         assert self.curriculum is not None
         self.curriculum.index += 1
+        replicas.broadcast(list(self.methods.buffers()))  # what a stage grows from is the same on every rank
         self.methods.on_stage_start(self.curriculum.current, self._probe())
         self._apply_stage()
         self.optimizer, self.lr_scheduler = None, None
@@ -138,6 +139,9 @@ class StagedTraining:
     def _begin_substage(self, reason: str) -> None:
         """The parameter set changed inside a stage: survivors keep their AdamW state, the schedule goes on."""
         assert self.curriculum is not None
+        replicas.broadcast(
+            [*self.named_trainable.values(), *self.methods.buffers()]
+        )  # what has grown is the same
         old_state = dict(self.optimizer.state)
         old_schedule = self.lr_scheduler.state_dict()
         self._apply_stage()

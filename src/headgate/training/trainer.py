@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import ConcatDataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from headgate.methods.stage import ScheduledStage
+from headgate.training import processes
 from headgate.training.mixin import MethodsMixin
 from headgate.training.order import LengthGroupedOrder, Replay, StreamOrder
-from headgate.training.validation import validation_metrics, validation_order, validation_sums
+from headgate.training.shares import deal_validation, in_reading_order
+from headgate.training.validation import added, validation_metrics, validation_order, validation_terms
 
 
 class HeadgateTrainer(MethodsMixin, Trainer):
@@ -24,7 +24,8 @@ class HeadgateTrainer(MethodsMixin, Trainer):
     ``train_dataset`` may be a mapping from skill names to data sets: stages then name the one they read, and
     ``replay`` mixes rows of earlier stages into each. Validation loss and accuracy (of the next token) are
     token-weighted and label-masked, so they do not depend on the batch size; ``eval_collator`` batches them where
-    the methods' extra columns exist for training rows only.
+    the methods' extra columns exist for training rows only. Several ranks deal the batches among themselves and add
+    their terms in the order of one process: the same figures to the last bit.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+        deal_validation(dataloader, whole=self.watches_validation)
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
         self.methods.eval()
@@ -104,9 +106,14 @@ class HeadgateTrainer(MethodsMixin, Trainer):
             loss, outputs = self.compute_loss(model, batch, return_outputs=True, num_items_in_batch=tokens)
             return loss, outputs["logits"]
 
-        sums, rows = validation_sums(forward, (self._prepare_inputs(batch) for batch in dataloader))
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
+        over_ranks, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
+        try:  # a batch's tokens are its own here, not a share of all ranks'
+            terms = list(validation_terms(forward, (self._prepare_inputs(batch) for batch in dataloader)))
+        finally:
+            self.args.average_tokens_across_devices = over_ranks
+        if not self.watches_validation:
+            terms = in_reading_order(processes.gather(terms))
+        sums, rows = added(terms)
         metrics = validation_metrics(sums, metric_key_prefix)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
 
@@ -117,32 +124,3 @@ class _Concatenated(ConcatDataset):  # type: ignore[type-arg]
     @property
     def column_names(self) -> list[str]:
         return list(self.datasets[0].column_names)  # type: ignore[attr-defined]
-
-
-class StopSignals(TrainerCallback):
-    """Ctrl-C and SIGTERM finish the optimizer step, save a checkpoint and stop; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.received is not None:
-            control.should_save = True
-            control.should_training_stop = True
-        return control

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,18 +25,31 @@ def validation_order(dataset: Any, length_column: str = "length") -> list[int]:
 
 
 @torch.no_grad()
-def validation_sums(forward: Forward, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, int]:
-    """``[3]`` fp64: summed loss in nats, trained tokens, hits of the most likely token; and the number of rows."""
-    sums, rows = torch.zeros(3, dtype=torch.float64), 0
+def validation_terms(
+    forward: Forward, batches: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[list[float], int]]:
+    """Of every batch: summed loss in nats, trained tokens, hits of the most likely token; and its rows."""
     for batch in batches:
         labels = batch["labels"]
         tokens = labels[..., 1:].ne(-100).sum()
         loss, logits = forward(batch, tokens.clamp(min=1))
         hits = (logits[..., :-1, :].argmax(-1) == labels[..., 1:]).sum()
         count = float(tokens)
-        sums += torch.tensor([float(loss) * count, count, float(hits)], dtype=torch.float64)
-        rows += labels.shape[0]
+        yield [float(loss) * count, count, float(hits)], labels.shape[0]
+
+
+def added(terms: Iterable[tuple[list[float], int]]) -> tuple[Tensor, int]:
+    """``[3]`` fp64 and the number of rows; terms of several ranks come in the order in which one process reads."""
+    sums, rows = torch.zeros(3, dtype=torch.float64), 0
+    for term, count in terms:
+        sums += torch.tensor(term, dtype=torch.float64)
+        rows += count
     return sums, rows
+
+
+def validation_sums(forward: Forward, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, int]:
+    """The sums of ``validation_terms`` over all batches, in one process."""
+    return added(validation_terms(forward, batches))
 
 
 def validation_metrics(sums: Tensor, prefix: str) -> dict[str, float]:

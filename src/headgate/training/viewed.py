@@ -17,7 +17,8 @@ from transformers.trainer_utils import has_length
 
 from headgate.errors import ConfigError
 from headgate.methods.base import DataView, Method
-from headgate.training import replicas
+from headgate.training import processes
+from headgate.training.shares import deal_training
 
 STATE_FILE = "batches.safetensors"
 
@@ -97,6 +98,7 @@ class ViewedTraining:
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()  # type: ignore[misc]
+        deal_training(loader)
         forming = [method for method in self.methods if method.forms_batches]  # type: ignore[attr-defined]
         self.batches = None
         if not forming:
@@ -104,7 +106,7 @@ class ViewedTraining:
         names = [method.name for method in forming]
         if len(forming) > 1:
             raise ConfigError(f"{' and '.join(names)} each form the batches: use one of them")
-        if replicas.world_size() > 1:
+        if processes.world_size() > 1:
             raise ConfigError(
                 f"{names[0]} forms its own batches, on one process only: run it without torchrun"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,13 +43,24 @@ class AutoOff(FixedPrecision):
         """An accumulation window starts: its losses and its time are the next record."""
         self._began, self._losses = time.perf_counter(), list[Tensor]()
 
-    def micro_batch(self, loss: Tensor | None, *, last: bool) -> bool:
-        """Take one micro-batch's mean loss (None: not run); with the ``last`` of its window, as ``add``."""
+    def micro_batch(
+        self,
+        loss: Tensor | None,
+        *,
+        last: bool,
+        sum_across_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> bool:
+        """Take one micro-batch's mean loss (None: not run); with the ``last`` of its window, as ``add``.
+
+        Several ranks judge by the mean of their losses and times, so that all come to the same verdict.
+        """
         if loss is not None:
             self._losses.append(loss)
         if not last or not self._losses:
             return False
-        return self.add(float(torch.stack(self._losses).mean()), time.perf_counter() - self._began)
+        mine = [float(torch.stack(self._losses).mean()), time.perf_counter() - self._began, 1.0]
+        loss_sum, seconds, ranks = sum_across_ranks(torch.tensor(mine, dtype=torch.float64)).tolist()
+        return self.add(loss_sum / ranks, seconds / ranks)
 
     def gated(self) -> bool:
         """Whether the coming micro-batch is gated."""

@@ -280,6 +280,8 @@ class BackwardGate(PlainLoop, Method):
         if score is not None and step.accepted:
             gate.update(score)
             self._look(step, gate, score)
+        if self.tokens is not None:
+            self.tokens.pool(step.sum_across_ranks)
         self._try_auto_off(step)
         self._check_once(gate)
         values = reporting.of_micro_batch(score, self._accepts, self._milliseconds)
@@ -303,7 +305,9 @@ class BackwardGate(PlainLoop, Method):
     def _try_auto_off(self, step: Step) -> None:
         if self.auto_off is None or self._burning:
             return
-        if self.auto_off.micro_batch(step.task_loss, last=step.is_window_end):
+        if self.auto_off.micro_batch(
+            step.task_loss, last=step.is_window_end, sum_across_ranks=step.sum_across_ranks
+        ):
             speeds = self.auto_off.speed(1), self.auto_off.speed(0)
             log.warning(
                 "backward_gate switched itself off: loss fell %.3g per second gated, %.3g ungated", *speeds

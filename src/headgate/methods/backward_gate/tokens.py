@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -47,3 +48,9 @@ class TokenDraw(FixedPrecision):
             self.count += 1
             p_C = (self.share * size_C / self.mean.clamp(min=1e-12)).clamp(1e-3, 1)
         return torch.where(draw_C < p_C, 1 / p_C, torch.zeros_like(p_C))
+
+    @torch.no_grad()
+    def pool(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> None:
+        """After a micro-batch: every rank goes on with the mean of all ranks' running means."""
+        total = sum_across_ranks(torch.stack([self.mean, torch.ones_like(self.mean)]))
+        self.mean.copy_(total[0] / total[1])
