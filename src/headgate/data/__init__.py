@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 _PLACES = {
     "Collator": "collation",
     "DataConfig": "config",
-    "DataReport": "prepare",
-    "PreparedDataset": "prepare",
+    "DataReport": "preparation",
+    "PreparedDataset": "preparation",
     "SOURCES": "readers",
     "SkillConfig": "config",
     "SkillData": "streams",
@@ -22,7 +22,7 @@ _PLACES = {
     "load_rows": "sources",
     "load_stream": "streams",
     "pack": "packing",
-    "prepare": "prepare",
+    "prepare": "preparation",
     "prompt_ids": "templates",
     "register_source": "readers",
     "split_rows": "sources",
@@ -59,9 +59,9 @@ if TYPE_CHECKING:
     from .contamination import check_disjoint as check_disjoint
     from .identity import content_digest as content_digest
     from .packing import pack as pack
-    from .prepare import DataReport as DataReport
-    from .prepare import PreparedDataset as PreparedDataset
-    from .prepare import prepare as prepare
+    from .preparation import DataReport as DataReport
+    from .preparation import PreparedDataset as PreparedDataset
+    from .preparation import prepare as prepare
     from .readers import SOURCES as SOURCES
     from .readers import Source as Source
     from .readers import register_source as register_source

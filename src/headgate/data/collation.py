@@ -67,7 +67,7 @@ class Collator:
             needed = f"method '{owner}' needs" if owner else "the batch needs"
             raise DataError(
                 f"{needed} column '{name}', which the data set does not have "
-                f"(it has: {', '.join(map(str, rows[0]))}): add it, or use headgate.data.prepare(columns=...)"
+                f"(it has: {', '.join(map(str, rows[0]))}): add it, or use headgate.data.preparation(columns=...)"
             )
         values = [row[name] for row in rows]
         first = values[0][0] if isinstance(values[0], list) and values[0] else values[0]

@@ -10,7 +10,7 @@ import datasets
 
 from .checks import local, sources_of
 from .config import DataConfig, SourceConfig
-from .prepare import prepare
+from .preparation import prepare
 from .report import DataReport
 from .sources import load_rows
 from .templates import IGNORED

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from headgate.data.config import DataConfig
 from headgate.data.long_text import LONG, tokenise_long
-from headgate.data.prepare import prepare
+from headgate.data.preparation import prepare
 from headgate.data.spans import encoder
 from headgate.errors import ConfigError, DataError
 from headgate.methods.step import IGNORE_INDEX

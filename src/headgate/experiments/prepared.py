@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from headgate.data.checks import check_data
-from headgate.data.prepare import prepare
+from headgate.data.preparation import prepare
 from headgate.data.problem_texts import Texts
 from headgate.data.sources import load_data, load_rows
 from headgate.data.streams import load_stream

@@ -28,7 +28,7 @@ _HEADGATE = (
 import json, sys, time
 from transformers import AutoTokenizer
 from headgate.models.load import EMBEDDED
-import headgate.data.prepare
+import headgate.data.preparation
 start, used = time.perf_counter(), processor()
 from headgate.data import DataConfig, SourceConfig, load_data, prepare
 config = DataConfig(train=SourceConfig(source="prompt_completion", path=sys.argv[1]), validation=None, max_length=1024)

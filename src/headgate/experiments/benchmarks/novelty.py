@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headgate.data.collation import Collator
 from headgate.data.config import DataConfig, SourceConfig
-from headgate.data.prepare import prepare
+from headgate.data.preparation import prepare
 from headgate.data.sources import load_rows
 from headgate.data.wordmath import FAMILIES
 from headgate.experiments.benchmarks.frame import Report, Say, at_least, at_most, not_measured
