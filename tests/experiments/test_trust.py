@@ -271,3 +271,34 @@ def test_verification_sees_a_weight_that_was_not_saved(folder: Path, monkeypatch
     record = directory.verification()
     assert record is not None and not record["verified"]
     assert any(check["name"].startswith("perplexity") and check["ok"] is False for check in record["checks"])
+
+
+def test_a_routed_run_is_measured_alike_before_and_after_loading(tmp_path: Path) -> None:
+    """With a cache to fill a routed block sums in another order: training validates without one, so must whoever loads."""
+    recipe = recipe_from(
+        {
+            "name": "routed",
+            "output_dir": str(tmp_path),
+            "model": {"name_or_path": "embedded", "device": "cpu"},
+            "data": {
+                "train": {"source": "wordmath", "limit": 64},
+                "validation": {"source": "wordmath", "split": "validation", "limit": 40},
+                "max_length": 256,
+            },
+            "training": {"max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2},
+            "methods": {
+                "layer_routing": {
+                    "policy": "gumbel",
+                    "granularity": "token",
+                    "keep": 1,
+                    "router_lr": 1e-2,
+                    "kd": False,
+                }
+            },
+            "evaluation": [
+                {"task": "perplexity", "source": "wordmath", "split": "test", "limit": 40, "lengths": [256]}
+            ],
+        }
+    )
+    record = run(recipe).verification()
+    assert record is not None and record["verified"], failures(record)

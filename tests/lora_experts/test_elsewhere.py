@@ -21,6 +21,7 @@ from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.export import concatenated, mixtures, usage_weights
 from headgate.models.load import load_model
 from headgate.modules.prototype_router import PrototypeRouter
+from headgate.training.checkpoint import seal
 
 from .conftest import SMALL, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
 
@@ -190,5 +191,8 @@ def test_a_damaged_state_is_an_error_and_never_the_base(saved: Path, tmp_path: P
     state = load_file(saved / "headgate.safetensors")
     victim = next(n for n in state if ".experts.1." in n)
     save_file({n: t for n, t in state.items() if n != victim}, tmp_path / "broken" / "headgate.safetensors")
+    with pytest.raises(CheckpointError, match=r"headgate\.safetensors has changed"):
+        exporting.load(tmp_path / "broken", device="cpu")
+    seal(tmp_path / "broken")  # somebody who meant it: then the state itself must fit
     with pytest.raises(CheckpointError, match="does not fit"):
         exporting.load(tmp_path / "broken", device="cpu")
