@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
+from torch import Tensor, nn
+
 from headgate import Method, Step
 from headgate.config import StrictConfig
 from headgate.models.anatomy import Anatomy
 from headgate.ops.randomness import generator
-from pydantic import Field
-from torch import Tensor, nn
 
 
 class LisaConfig(StrictConfig):
