@@ -276,7 +276,7 @@ def test_validate_schema_and_env_load_no_model(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.rstrip().endswith("valid") and "memory" in done.stdout
     assert "torch" in here("env").stdout
     schema = json.loads(here("schema").stdout)
-    assert set(schema["properties"]["methods"]["properties"]) == {
+    assert set(schema["properties"]["methods"]["properties"]) >= {
         "layer_routing",
         "schema_bank",
         "ewc",

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import recipe_from, set_dotted
-from headgate.experiments.run import Console, make_trainer
 from headgate.experiments.run_directory import RunDirectory
+from headgate.experiments.trainers import make_trainer
 from headgate.methods.base import Method
 from headgate.methods.registry import method_class
 from headgate.training.trainer import HeadgateTrainer
@@ -85,7 +85,7 @@ class Case:
         prepared = self.prepared(changes, alone=alone)
         directory = RunDirectory.of(prepared.recipe)
         directory.open(prepared.recipe)
-        trainer = make_trainer(prepared, directory, Console())
+        trainer = make_trainer(prepared, directory)
         trainer.add_callback(KeptCheckpoints())
         return trainer
 
