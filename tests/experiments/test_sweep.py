@@ -150,7 +150,7 @@ def test_a_run_directory_has_one_writer(tmp_path: Path) -> None:
 
 
 def test_executors_refuse_what_they_cannot_do() -> None:
-    with pytest.raises(ConfigError, match="choose from local, ray, slurm"):
+    with pytest.raises(ConfigError, match="installed are local, ray, slurm"):
         make_executor("kubernetes", None, {})
     with pytest.raises(ConfigError, match="no options"):
         make_executor("local", None, {"partition": "gpu"})
