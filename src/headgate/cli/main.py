@@ -55,7 +55,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "env": ("info:env", "Versions and hardware, to paste into an issue."),
 }
 """Verb -> ``file:function`` below ``headgate.cli``, and its line of the help."""
-HEAVY = frozenset(VERBS) - {"runs", "diff", "report", "schema", "sources"}
+HEAVY = frozenset(VERBS) - {"runs", "diff", "report", "schema", "sources", "validate"}
 """Verbs that import transformers, whose talk is then turned down."""
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from headgate.cli.console import out
 from headgate.cli.options import RecipeArgument, SetOption
-from headgate.data.checks import check_data
 from headgate.errors import ConfigError
-from headgate.evaluation.checks import check_task
 from headgate.experiments.paths import with_paths
-from headgate.experiments.plan import plan
 from headgate.experiments.recipe_file import aliases_used, load_recipe, parse_yaml
 
 
@@ -17,10 +14,17 @@ def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     if recipe.is_file() and not parse_yaml(recipe.read_text(), str(recipe)):
         raise ConfigError(f"recipe {recipe} is empty: give it at least a name, a model or data")
     loaded = load_recipe(recipe, overrides or [])
+    # each check imports what it needs: a wrong key is told before the data libraries are there, wrong data before models
+    from headgate.data.checks import check_data
+
     read = with_paths(loaded)
     lines = check_data(read.data, read.model.name_or_path, read.model.revision)
+    if read.evaluation:
+        from headgate.evaluation.checks import check_task
     for task in read.evaluation:
         check_task(task, whole=False)
+    from headgate.experiments.plan import plan
+
     out.print(plan(loaded, aliases_used(recipe)))
     for line in lines:
         out.print(f"  data       {line.removeprefix('data.')}", markup=False)

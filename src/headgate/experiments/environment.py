@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from headgate.experiments.redaction import command_line
-from headgate.training import processes
 
 PACKAGES = [
     "torch",
@@ -39,6 +38,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     import headgate
+    from headgate.training import processes
 
     versions = {"headgate": headgate.__version__, "python": platform.python_version()}
     for package in PACKAGES:
