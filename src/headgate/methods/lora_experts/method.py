@@ -60,6 +60,11 @@ class LoraExperts(Method):
         self.watch: BurstWatch | None = None
         self._accepted_in_window, self._taught, self._step = False, False, 0
 
+    @property
+    def reads_hidden(self) -> bool:
+        """Distillation compares what enters the head."""
+        return bool(self.config.kd_weight)
+
     # -- installation -----------------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:
         """Hook every target linear. Raises ModelError where a target matches nothing or a saved bank does not fit."""
