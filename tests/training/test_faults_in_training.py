@@ -134,6 +134,20 @@ def test_a_run_that_early_stopping_ended_trains_no_more(make_trainer, rows, tmp_
     assert again.state.global_step == stopped
 
 
+def test_a_second_training_begins_anew_after_early_stopping(make_trainer, rows) -> None:
+    """Nothing is resumed: the counter that ended the first training does not end the second before its first step."""
+    options = {
+        "learning_rate": 0.5, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
+        "metric_for_best_model": "eval_loss", "load_best_model_at_end": True,
+    }  # fmt: skip
+    trainer = make_trainer(
+        arguments=options, eval_dataset=rows.select(range(8)), callbacks=[EarlyStoppingCallback(1)]
+    )
+    trainer.train()
+    trainer.train()
+    assert trainer.state.global_step > 0
+
+
 def test_early_stopping_counts_on_after_a_resume(make_trainer, rows, tmp_path: Path) -> None:
     class Counting(EarlyStoppingCallback):
         pass

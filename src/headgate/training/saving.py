@@ -23,6 +23,8 @@ from headgate.training.shares import deal_validation
 class SavedTraining:
     """What is written while training: telemetry, checkpoints that are whole or not at all, the final figures."""
 
+    _resumed = False
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         if "loss" in logs and self.curriculum is not None:
             seconds = self.stopwatch.read()
@@ -159,6 +161,9 @@ class SavedTraining:
             resume_from_checkpoint = str(found) if found is not None else None
         elif resume_from_checkpoint:
             checkpoint.require_valid(resume_from_checkpoint)
+        self._resumed = bool(resume_from_checkpoint)
+        if not self._resumed:
+            self.summed_loss = 0.0
         set_seed(self.args.seed)  # the data order follows from the seed, whatever drew random numbers before
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._tell_where_the_schedule_ended()
@@ -186,7 +191,12 @@ class SavedTraining:
 
     @property
     def _is_finished(self) -> bool:
-        """Whether the run stands where it ends: at its last step, or where early stopping ended it."""
+        """Whether a resumed run stands where it ends: at its last step, or where early stopping ended it.
+
+        A second ``train()`` of the same trainer begins anew, whatever its callbacks counted in the first.
+        """
+        if not self._resumed:
+            return False
         stopped = any(
             isinstance(callback, EarlyStoppingCallback)
             and callback.early_stopping_patience_counter >= callback.early_stopping_patience
