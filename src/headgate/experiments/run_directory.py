@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping
@@ -279,12 +280,14 @@ def _row(line: str | bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
+MARKS = frozenset({"recipe.yaml", "env.json", "inputs.json", "metrics.jsonl", "result.json"})
+"""A folder with two of these is a run, whichever a crash took: a run that has lost a file is listed, not left out."""
+
+
 def find_runs(root: str | Path) -> Iterator[RunDirectory]:
-    """Every run directory at or below ``root``, in the order of their paths."""
-    root = Path(root)
-    if (root / "recipe.yaml").exists() and (root / "env.json").exists():
-        yield RunDirectory(root)
-        return
-    for file in sorted(root.rglob("env.json")):
-        if (file.parent / "recipe.yaml").exists():
-            yield RunDirectory(file.parent)
+    """Every run directory at or below ``root``, in the order of their paths. No run lies inside another."""
+    for folder, below, files in os.walk(root):
+        below.sort()
+        if len(MARKS.intersection(files)) >= 2:
+            below.clear()
+            yield RunDirectory(Path(folder))
