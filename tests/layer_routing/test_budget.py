@@ -168,7 +168,7 @@ def test_depth_is_measured_as_inspection_does() -> None:
 
 
 def test_help_names_every_way_to_route() -> None:
-    printed = CliRunner().invoke(command_line("eval"), ["eval", "--help"]).output
+    printed = CliRunner().invoke(command_line("eval"), ["eval", "--help"], env={"COLUMNS": "200"}).output
     output = " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())  # however wide the terminal is
     for config in (LayerRoutingConfig, SchemaBankConfig):
         for name in get_args(config.model_fields["eval_routing"].annotation):
