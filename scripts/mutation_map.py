@@ -1,0 +1,159 @@
+"""Which tests enter which functions, and runs of a few tests in processes forked from one that has imported the libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "src/headgate"
+OWN = ("headgate", "tests", "scripts", "conftest", "_pytest", "pytest")
+
+
+class Tracer:
+    """A pytest plugin: the functions of Headgate that each test enters, and its seconds, set-up included."""
+
+    def __init__(self, tree: Path) -> None:
+        self.root = f"{(tree / PACKAGE).resolve()}/"
+        self.entered: dict[str, set[str]] = defaultdict(set)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.failed: set[str] = set()
+        self.now = ""
+
+    def __call__(self, frame: Any, event: str, _argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(self.root) and self.now:
+            self.entered[self.now].add(f"{code.co_filename[len(self.root) :]}:{code.co_firstlineno}")
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.now = nodeid
+        sys.settrace(self)
+        threading.settrace(self)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] += report.duration
+        if not report.passed:
+            self.failed.add(report.nodeid)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.now = ""
+        sys.settrace(None)
+
+
+def _prepare(tree: Path) -> None:
+    """This process works in ``tree`` and sees its Headgate, and so do the processes that its tests start."""
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree / "src")
+    sys.path[:] = [str(tree), str(tree / "src"), *(p for p in sys.path if "headgate" not in p)]
+    sys.dont_write_bytecode = True
+    warnings.simplefilter("ignore")
+
+
+def _in_child(action: Callable[[], int], timeout: float, output: Path) -> int | None:
+    """``action``'s exit code from a forked process group of its own; None where it runs past ``timeout``."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setpgid(0, 0)
+            text = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(text, 1)
+            os.dup2(text, 2)
+            code = action()
+        finally:
+            os._exit(code)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            with contextlib.suppress(ProcessLookupError):  # what its tests started and left
+                os.killpg(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def imports_everything(tree: Path) -> None:
+    """Import here what Headgate and its tests import, but for themselves: a child tells what that is."""
+    listing = tree / ".modules"
+
+    def told() -> int:
+        _prepare(tree)
+        import pytest
+
+        pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "tests"])
+        names = [n for n in sys.modules if n.split(".")[0] not in OWN]
+        listing.write_text("\n".join(names))
+        return 0
+
+    _in_child(told, 600, tree / ".output")
+    for name in listing.read_text().splitlines():
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+
+
+def record(tree: Path, tests: Sequence[str], file: Path) -> None:
+    """Run ``tests`` under the tracer; what was known of other tests stays."""
+
+    def traced() -> int:
+        _prepare(tree)
+        import pytest
+
+        plugin = Tracer(tree)
+        pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[plugin])
+        kept = json.loads(file.read_text()) if file.exists() else {"tests": {}}
+        for test, seconds in plugin.seconds.items():
+            if test not in plugin.failed:
+                kept["tests"][test] = {"seconds": round(seconds, 2), "enters": sorted(plugin.entered[test])}
+        file.write_text(json.dumps(kept))
+        return 0
+
+    print(f"mapping {' '.join(tests)} ...", flush=True)
+    _in_child(traced, 3 * 3600, tree / ".output")
+    print((tree / ".output").read_text()[-2000:], flush=True)
+
+
+def map_of(file: Path) -> dict[str, Any]:
+    """``functions``: ``path:first line`` -> tests; ``seconds``: of every test."""
+    functions: dict[str, list[str]] = defaultdict(list)
+    tests = json.loads(file.read_text())["tests"]
+    for test, row in tests.items():
+        for function in row["enters"]:
+            functions[function].append(test)
+    return {"functions": functions, "seconds": {test: row["seconds"] for test, row in tests.items()}}
+
+
+def fork(tree: Path, tests: Sequence[str], timeout: float) -> tuple[str, str]:
+    """(killed or survived, by what) of ``tests`` over ``tree`` as it now is."""
+
+    def run() -> int:
+        _prepare(tree)
+        import pytest
+
+        return int(
+            pytest.main(["-x", "-q", "-m", "", "-p", "no:cacheprovider", "--tb=no", "--no-header", *tests])
+        )
+
+    output = tree / f".output-{threading.get_ident()}"
+    code = _in_child(run, timeout, output)
+    text = output.read_text(errors="replace")
+    if code == 0:
+        return "survived", f"{len(tests)} tests"
+    if code is None:
+        return "killed", "time"
+    fallen = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return "killed", fallen[0].split(" - ")[0] if fallen else f"exit code {code}"
