@@ -4,7 +4,7 @@
     python scripts/mutate.py --at ops/depth.py:27 every mutant of one line
     python scripts/mutate.py --again              survivors once more, after new tests
 
-The first run maps tests to the functions they enter (the default suite once, under a tracer). A mutant is then one changed
+The first run maps tests to the functions they enter (the default suite once, in a copy that tells). A mutant is then one changed
 node in a copy of the tree: the tests that enter its function run, shortest first, until one falls or ``--budget`` seconds
 of them have passed. Processes are forked from one that has imported everything but Headgate.
 """
@@ -37,7 +37,7 @@ PLACES = (
     "experiments/paired.py", "evaluation/scorers*.py",
 )  # fmt: skip
 ALSO = {"training/replicas.py": ["tests/training/test_replicas.py"]}
-"""Tests that reach a file in processes of their own, which the tracer does not see."""
+"""Tests that reach a file in processes of their own, which tell nothing."""
 MOST = 60
 """Tests of one mutant."""
 
@@ -85,7 +85,7 @@ def judge(mutant: Mutant, tree: Path, tests: list[str], timeout: float) -> dict[
     return {"id": mutant.id, "verdict": verdict, "by": by, "seconds": round(time.monotonic() - begun, 1), "tests": len(tests), **mutant.row()}  # fmt: skip
 
 
-def make_tree(number: int) -> Path:
+def make_tree(number: int | str) -> Path:
     """A copy of what git knows of, so that workers and the user's editor do not meet."""
     tree = STATE / f"tree-{number}"
     shutil.rmtree(tree, ignore_errors=True)
@@ -159,7 +159,7 @@ def main() -> int:
     trees = [make_tree(number) for number in range(arguments.workers)]
     imports_everything(trees[0])
     if arguments.map or not (STATE / "map.json").exists():
-        record(trees[0], arguments.tests, STATE / "map.json")
+        record(make_tree("map"), arguments.tests, STATE / "map.json")
     reached = map_of(STATE / "map.json")
 
     log = STATE / "results.jsonl"

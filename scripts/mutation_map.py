@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import importlib
 import json
@@ -16,38 +18,66 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mutation_points import outermost
+
 PACKAGE = "src/headgate"
+REPORT = "_entered_"
 OWN = ("headgate", "tests", "scripts", "conftest", "_pytest", "pytest")
 
 
-class Tracer:
-    """A pytest plugin: the functions of Headgate that each test enters, and its seconds, set-up included."""
+class Recorder:
+    """A pytest plugin: the functions of Headgate that each test enters, and its seconds, set-up included.
 
-    def __init__(self, tree: Path) -> None:
-        self.root = f"{(tree / PACKAGE).resolve()}/"
+    Every function of an ``instrumented`` tree reports its name first thing: unlike a tracer, that costs next to nothing.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self.entered: dict[str, set[str]] = defaultdict(set)
         self.seconds: dict[str, float] = defaultdict(float)
         self.failed: set[str] = set()
         self.now = ""
 
-    def __call__(self, frame: Any, event: str, _argument: Any) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(self.root) and self.now:
-            self.entered[self.now].add(f"{code.co_filename[len(self.root) :]}:{code.co_firstlineno}")
-
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if self.now.split("::")[0] != nodeid.split("::")[0]:
+            self.write()
         self.now = nodeid
-        sys.settrace(self)
-        threading.settrace(self)
+        setattr(builtins, REPORT, self.entered[nodeid].add)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
         if not report.passed:
             self.failed.add(report.nodeid)
 
-    def pytest_runtest_logfinish(self) -> None:
-        self.now = ""
-        sys.settrace(None)
+    def pytest_sessionfinish(self) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """After every file of tests; what was known of other tests stays."""
+        kept = json.loads(self.file.read_text()) if self.file.exists() else {"tests": {}}
+        for test, seconds in self.seconds.items():
+            if test not in self.failed:
+                kept["tests"][test] = {"seconds": round(seconds, 2), "enters": sorted(self.entered[test])}
+        self.file.write_text(json.dumps(kept))
+
+
+def instrument(tree: Path) -> None:
+    """Every outermost function of ``tree`` begins by reporting ``path:Class.method``; in processes that ask nobody, to none."""
+    (tree / "src" / "sitecustomize.py").write_text(
+        f"import builtins\nbuiltins.{REPORT} = lambda name: None\n"
+    )
+    for path in (tree / PACKAGE).rglob("*.py"):
+        lines = path.read_text().splitlines(keepends=True)
+        for function, name in sorted(outermost(ast.parse("".join(lines))), key=lambda pair: -pair[0].lineno):
+            first = function.body[
+                1 if ast.get_docstring(function) is not None and len(function.body) > 1 else 0
+            ]
+            number = min([first.lineno, *(d.lineno for d in getattr(first, "decorator_list", []))])
+            if number == function.lineno or first.col_offset == 0:  # a body on the line of its def
+                continue
+            place = f"{path.relative_to(tree / PACKAGE)}:{name}"
+            lines.insert(number - 1, f"{' ' * first.col_offset}{REPORT}({place!r})\n")
+        path.write_text("".join(lines))
 
 
 def _prepare(tree: Path) -> None:
@@ -107,28 +137,23 @@ def imports_everything(tree: Path) -> None:
 
 
 def record(tree: Path, tests: Sequence[str], file: Path) -> None:
-    """Run ``tests`` under the tracer; what was known of other tests stays."""
+    """Run ``tests`` in ``tree``, which is instrumented for it; what was known of other tests stays."""
+    instrument(tree)
 
-    def traced() -> int:
+    def recorded() -> int:
         _prepare(tree)
+        setattr(builtins, REPORT, lambda name: None)
         import pytest
 
-        plugin = Tracer(tree)
-        pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[plugin])
-        kept = json.loads(file.read_text()) if file.exists() else {"tests": {}}
-        for test, seconds in plugin.seconds.items():
-            if test not in plugin.failed:
-                kept["tests"][test] = {"seconds": round(seconds, 2), "enters": sorted(plugin.entered[test])}
-        file.write_text(json.dumps(kept))
-        return 0
+        return int(pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Recorder(file)]))
 
     print(f"mapping {' '.join(tests)} ...", flush=True)
-    _in_child(traced, 3 * 3600, tree / ".output")
+    _in_child(recorded, 3 * 3600, tree / ".output")
     print((tree / ".output").read_text()[-2000:], flush=True)
 
 
 def map_of(file: Path) -> dict[str, Any]:
-    """``functions``: ``path:first line`` -> tests; ``seconds``: of every test."""
+    """``functions``: ``path:Class.method`` -> tests; ``seconds``: of every test."""
     functions: dict[str, list[str]] = defaultdict(list)
     tests = json.loads(file.read_text())["tests"]
     for test, row in tests.items():

@@ -39,7 +39,7 @@ class Mutant:
     old: str
     new: str
     function: str
-    """``first line`` of the function around it, as code objects number it; empty at module level."""
+    """The function or method around it, as in ``Class.method``; empty at module level."""
     digest: str
 
     @property
@@ -61,7 +61,7 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
     """All mutants of a file, in the order of its nodes."""
     text = path.read_text()
     found = []
-    for node, kind, changed, function, around in _points(ast.parse(text), "", ""):
+    for node, kind, changed, function, around in _points(ast.parse(text), "", "", ""):
         new = ast.unparse(changed)
         if isinstance(node, ast.expr) and not isinstance(
             node, (ast.Constant, ast.Name, ast.Attribute, ast.Call)
@@ -77,16 +77,32 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
     return found
 
 
-def _points(node: ast.AST, function: str, around: str) -> Iterator[tuple[Any, str, ast.AST, str, str]]:
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        function, around = function or str(first), around or ast.unparse(node)
+def outermost(
+    tree: ast.AST, within: str = ""
+) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """(function, ``Class.method``) of every function that stands in no other function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node, f"{within}{node.name}"
+        elif isinstance(node, ast.ClassDef):
+            yield from outermost(node, f"{within}{node.name}.")
+        else:
+            yield from outermost(node, within)
+
+
+def _points(
+    node: ast.AST, within: str, function: str, around: str
+) -> Iterator[tuple[Any, str, ast.AST, str, str]]:
+    if isinstance(node, ast.ClassDef) and not function:
+        within += f"{node.name}."
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not function:
+        function, around = f"{within}{node.name}", ast.unparse(node)
     for kind, changed in _changes(node):
         yield node, kind, changed, function, around or ast.unparse(node)
     if isinstance(node, (ast.If, ast.While)):  # the test is replaced, not the block below it
         yield node.test, "condition", ast.UnaryOp(ast.Not(), node.test), function, around or ast.unparse(node)
     for child in _children(node):
-        yield from _points(child, function, around)
+        yield from _points(child, within, function, around)
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:
