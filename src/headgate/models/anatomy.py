@@ -32,7 +32,6 @@ class Family:
     final_norm: str = "norm"
     attention: str = "self_attn"
     mlp: str = "mlp"
-    parallel_residual: bool = False
     linears: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -59,7 +58,6 @@ FAMILIES: dict[str, Family] = {
         embedding="embed_in",
         final_norm="final_layer_norm",
         attention="attention",
-        parallel_residual=True,
         linears=("query_key_value", "attention.dense"),
     ),
 }
@@ -93,10 +91,6 @@ class Anatomy:
     @property
     def num_blocks(self) -> int:
         return len(self.blocks)
-
-    @property
-    def tied_head(self) -> bool:
-        return getattr(self.head, "weight", None) is getattr(self.embedding, "weight", object())
 
     def attention(self, block: nn.Module) -> nn.Module:
         return block.get_submodule(self.family.attention)

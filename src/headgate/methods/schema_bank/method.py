@@ -196,7 +196,13 @@ class SchemaBank(Method):
         self._records = {}
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
-        """``schema_tag``, ``schema_orth`` and ``schema_entropy``, each where its stage and weight ask for it."""
+        """``schema_tag``, ``schema_orth`` and ``schema_entropy``, each where its stage and weight ask for it.
+
+        Equation: schema_bank (10): L_1 = L_LM + lambda_tag L_tag
+        Equation: schema_bank (11, 12): L_2 = L_3 = L_LM + lambda_orth L_orth
+        Proved by: tests/schema_bank/test_equations.py::test_stage_losses_are_the_papers
+        Proved by: tests/schema_bank/test_config.py::test_default_stages_are_the_table
+        """
         config, options, records = self.config, step.stage.options, self._records or {}
         if set(records) != set(self.layers):
             raise ModelError(
