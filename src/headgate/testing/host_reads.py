@@ -94,7 +94,7 @@ def reads_of(case: Case, *, alone: bool = False) -> tuple[float, Counter[str]]:
         with reads.counting():
             return original(*args)
 
-    trainer.training_step = step
+    trainer.training_step = step  # type: ignore[method-assign, assignment]  # counted, then as it was
     trainer.train()
     assert steps >= 10, f"{steps} micro-batches are too few to count in"
     return sum(reads.places.values()) / 8, reads.places
