@@ -245,3 +245,44 @@ def test_transformers_internals_stay_in_models() -> None:
                 assert not node.module.startswith(("transformers.models", "peft.tuners")), (
                     f"{path}: {node.module}"
                 )
+
+
+def loops_over_methods(path: Path) -> list[int]:
+    """Lines of loops and comprehensions over something named ``methods``, ``headgate_methods`` or ``stack``."""
+    tree, lines = ast.parse(path.read_text()), []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.For, ast.comprehension)):
+            iterated = node.iter
+            named = {n.id for n in ast.walk(iterated) if isinstance(n, ast.Name)}
+            named |= {n.attr for n in ast.walk(iterated) if isinstance(n, ast.Attribute)}
+            named |= {
+                n.value
+                for n in ast.walk(iterated)
+                if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            }
+            target = {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            if named & {"methods", "headgate_methods", "stack"} and target & {"method", "m"}:
+                lines.append(iterated.lineno)
+    return sorted(lines)
+
+
+@pytest.mark.parametrize("floor", ["training", "evaluation", "experiments"])
+def test_loops_over_methods_stand_in_the_stack(floor: str) -> None:
+    """What a trainer or a run asks of its methods is a verb of MethodStack."""
+    found = {
+        str(p.relative_to(ROOT)): lines
+        for p in FILES
+        if p.is_relative_to(ROOT / floor) and (lines := loops_over_methods(p))
+    }
+    assert not found, f"loops over methods outside MethodStack: {found}"
+
+
+def test_a_loop_over_methods_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "loops.py"
+    source.write_text(
+        "for method in self.methods: pass\n"
+        "any(m.is_adapter for m in methods)\n"
+        "for method in getattr(model, 'headgate_methods', ()): pass\n"
+        "for name in recipe.methods: pass\n"
+    )
+    assert loops_over_methods(source) == [1, 2, 3]

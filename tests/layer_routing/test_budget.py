@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from headgate.cli.main import command_line
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.tasks import run_task
+from headgate.methods.compose import MethodStack
 from headgate.methods.context import Context
 from headgate.methods.layer_routing import LayerRouting, LayerRoutingConfig
 from headgate.methods.layer_routing.budget import Budget
@@ -118,7 +119,7 @@ def routed(**options: Any) -> tuple[Any, Any, LayerRouting]:
             for parameter in method.router.parameters():
                 if parameter.ndim > 1:
                     parameter.copy_(torch.randn(parameter.shape, generator=stream))
-    object.__setattr__(model, "headgate_methods", [method])
+    object.__setattr__(model, "headgate_methods", MethodStack([method]))
     return model, tokenizer, method
 
 

@@ -207,7 +207,7 @@ def test_distillation_looks_at_replayed_rows_only(tmp_path: Path) -> None:
             torch.testing.assert_close(
                 backward_distillation(method.routed, alone, method.stream.skill), parts["expert_kd"]
             )
-        seen.append((step.global_step, len(replayed), method.extra_forwards(step)))
+        seen.append((step.global_step, len(replayed), method.cost(step).forwards))
         return parts
 
     method.losses = watched  # type: ignore[method-assign]

@@ -31,7 +31,7 @@ def live_console() -> Iterator[Any]:
             seen.add(text)
             err.print(f"[yellow]note:[/yellow] {text}")
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
     try:
         if not sys.stdout.isatty():
             yield Console(say=out.print, callbacks=[Lines(out.print)])

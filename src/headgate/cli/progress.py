@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from transformers import TrainerCallback
 
 
@@ -35,7 +35,8 @@ class Bar(TrainerCallback):
     """A progress bar with loss, learning rate, tokens/s and ETA."""
 
     def __init__(self, progress: Progress) -> None:
-        self.progress, self.task = progress, None
+        self.progress = progress
+        self.task: TaskID | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.task = self.progress.add_task(
@@ -43,7 +44,8 @@ class Bar(TrainerCallback):
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
+        if self.task is not None:
+            self.progress.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if self.task is not None and logs and describe_log(logs):

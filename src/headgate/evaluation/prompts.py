@@ -11,6 +11,7 @@ from headgate.data.sources import load_rows
 from headgate.data.templates import prompt_ids
 from headgate.errors import ConfigError
 from headgate.evaluation.config import EvalTask
+from headgate.methods.compose import methods_of
 
 SHOT_SEPARATOR = "\n\n"
 SHOT_SPLITS = {"mmlu": "dev"}
@@ -30,7 +31,7 @@ def uses_chat(task: EvalTask, model: Any, tokenizer: Any) -> bool:
         raise ConfigError("chat: on needs a tokenizer with a chat template: set it to auto, or choose an instruct model")  # fmt: skip
     if task.chat != "auto":
         return task.chat == "on"
-    trained = hasattr(model, "peft_config") or len(list(getattr(model, "headgate_methods", []))) > 0
+    trained = hasattr(model, "peft_config") or len(methods_of(model)) > 0
     return bool(template) and not trained
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from scipy.stats import binomtest
 
 from headgate.data.sources import load_rows
-from headgate.errors import ConfigError, DataError
+from headgate.errors import DataError
 from headgate.evaluation.abilities import abilities_task
 from headgate.evaluation.code_tasks import code_task, pass_at_k
 from headgate.evaluation.config import EvalTask
@@ -22,7 +21,7 @@ from headgate.evaluation.perplexity import perplexity, text_perplexity
 from headgate.evaluation.predictions import prompt_hash
 from headgate.evaluation.prompts import SHOT_SEPARATOR, few_shot_prefix, prompts_of
 from headgate.evaluation.scorers import PARSERS, check_golds, score, suited
-from headgate.methods.figures import evaluation_figures
+from headgate.methods.compose import methods_of
 
 Progress = Callable[[int, int], None]
 
@@ -224,7 +223,8 @@ def run_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | No
 
     ``task.routing`` holds for this task alone; what methods measure of it (depth) stands among the metrics. Raises ConfigError for a task that does not exist.
     """
-    with routing(model, task.routing), evaluation_figures(model, tokenizer.pad_token_id) as figures:
+    acting = methods_of(model).evaluation
+    with acting.routing(task.routing), acting.figures(tokenizer.pad_token_id) as figures:
         result = _run(model, tokenizer, task, progress)
     return TaskResult({**result.metrics, **figures}, result.items)
 
@@ -243,22 +243,3 @@ def _run(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) 
     if all(isinstance(item["correct"], bool) for item in items):
         metrics = {**accuracy([item["correct"] for item in items]), **metrics}
     return TaskResult(metrics, items)
-
-
-@contextmanager
-def routing(model: Any, how: str | None) -> Iterator[None]:
-    """The methods on ``model`` act as ``how`` says, and as before afterwards; None changes nothing."""
-    if how is None:
-        yield
-        return
-    methods = list(getattr(model, "headgate_methods", []))
-    if not methods:
-        raise ConfigError(f"routing={how}: this model has no routing method")
-    before = [(method, getattr(method, "routing", "on")) for method in methods]
-    try:
-        for method in methods:
-            method.set_routing(how)
-        yield
-    finally:
-        for method, was in before:
-            method.set_routing(was)

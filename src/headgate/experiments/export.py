@@ -26,6 +26,7 @@ from headgate.experiments.environment import environment
 from headgate.experiments.model_card import model_card
 from headgate.experiments.run_directory import RunDirectory
 from headgate.files import write_atomically
+from headgate.methods.compose import MethodStack, methods_of
 from headgate.models.anatomy import unwrap
 from headgate.models.config import ModelConfig
 from headgate.models.load import load_base
@@ -92,13 +93,12 @@ def export(
     plain = {"load_in_4bit": False, "load_in_8bit": False} if to == "merged" else {}
     model, tokenizer = load(source, device=device, **plain)
     ids = probe(unwrap(model).config.get_text_config().vocab_size).to(next(model.parameters()).device)
-    methods = list(model.headgate_methods)
-    for method in methods:
-        if to == "merged" and hasattr(method, "why_not_merged"):
-            raise ConfigError(method.why_not_merged())
-    switch_on(methods)
+    methods = methods_of(model)
+    if to == "merged":
+        methods.evaluation.check_mergeable()
+    methods.evaluation.switch_on()
     routed = logits(model, ids)
-    names = [method.name for method in methods]
+    names = methods.names
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if to == "experts":
@@ -112,7 +112,8 @@ def export(
             again = reload_adapter(folder, source, device)
         else:
             save_merged(model, tokenizer, folder, dtype, max_shard_size)
-            again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(ids.device).eval()
+            again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+            again.to(ids.device)
             AutoTokenizer.from_pretrained(folder)
         difference = relative(logits(again, ids), adapted)
         limit = TOLERANCE[next(again.parameters()).dtype]
@@ -133,14 +134,6 @@ def export(
     done = Export(to, str(folder), files, difference, routed_difference, names, notes)
     write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
     return done
-
-
-def switch_on(methods: list[Any]) -> None:
-    """Routing live, where a method is loaded with it removed."""
-    for method in methods:
-        if getattr(method, "routing", "on") == "removed":
-            with contextlib.suppress(ConfigError):  # saved without what it routes to
-                method.set_routing("on")
 
 
 def probe(vocabulary: int, length: int = 24) -> Tensor:
@@ -203,7 +196,7 @@ def _experts(
     run: str | Path,
     model: Any,
     tokenizer: Any,
-    methods: list[Any],
+    methods: MethodStack,
     folder: Path,
     source: Path,
     device: str,
@@ -211,16 +204,16 @@ def _experts(
 ) -> Export:
     """Every expert, and the best fixed mixture, as plain PEFT adapters, each loaded again by PEFT alone and held
     against the live model with the same routing."""
-    able = [method for method in methods if hasattr(method, "export_experts")]
+    able = methods.evaluation.exporting_experts()
     if not able:
         raise ConfigError(
-            f"no method of this run ({', '.join(m.name for m in methods) or 'none'}) keeps experts that can be exported: "
+            f"no method of this run ({', '.join(methods.names) or 'none'}) keeps experts that can be exported: "
             "use --to peft or --to merged"
         )
     ids = probe(unwrap(model).config.get_text_config().vocab_size).to(next(model.parameters()).device)
     differences, notes = [0.0], []
-    for method in able:
-        place = folder if len(able) == 1 else folder / method.name
+    for name_of_method, method in able:
+        place = folder if len(able) == 1 else folder / name_of_method
         best, measured = best_mixture(method, model, tokenizer, run, mixture)
         for name, routing in method.export_experts(place, best).items():
             again = reload_adapter(place / name, source, device)
@@ -236,8 +229,8 @@ def _experts(
         notes += measured
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise ModelError(f"{', '.join(m.name for m in able)} has no expert yet: nothing to export")
-    names = [m.name for m in able]
+        raise ModelError(f"{', '.join(name for name, _ in able)} has no expert yet: nothing to export")
+    names = [name for name, _ in able]
     done = Export("experts", str(folder), files, max(differences), 0.0, names, notes)
     write_atomically(folder / "headgate_export.json", json.dumps(asdict(done), indent=1))
     return done

@@ -20,8 +20,9 @@ from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.token_heat import token_heat
 from headgate.files import write_atomically
-from headgate.methods.figures import evaluation_figures
+from headgate.methods.compose import methods_of
 from headgate.methods.layer_routing.inspect import heat_map, measure, token_depth
+from headgate.methods.layer_routing.method import LayerRouting
 from headgate.methods.layer_routing.oracle import TokenLosses, choice, masked_losses, token_losses
 from headgate.methods.lora_experts.inspect import likeness
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
@@ -46,16 +47,15 @@ def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]
     model, tokenizer = load(directory.path)
     source, rows = recipe.data.validation or recipe.data.train, _validation_rows(recipe, limit)
     written = {}
-    for method in model.headgate_methods:
-        if method.name not in INSPECTORS:
-            continue
-        tables, drawn = INSPECTORS[method.name](
-            model, tokenizer, method, rows, source.source == "wordmath" and source.path is None
+    methods = methods_of(model)
+    for name in [name for name in methods.names if name in INSPECTORS]:
+        tables, drawn = INSPECTORS[name](
+            model, tokenizer, methods[name], rows, source.source == "wordmath" and source.path is None
         )
         folder = directory.path / "inspect"
         folder.mkdir(exist_ok=True)
-        written[method.name] = folder / f"{method.name}.json"
-        write_atomically(written[method.name], json.dumps(tables, indent=1))
+        written[name] = folder / f"{name}.json"
+        write_atomically(written[name], json.dumps(tables, indent=1))
         for figure_name, one in drawn.items():
             if isinstance(one, str):
                 write_atomically(folder / f"{figure_name}.html", one)
@@ -90,12 +90,12 @@ def inspect_oracle(directories: Sequence[RunDirectory], *, limit: int = 200) -> 
             )
         tokens = ids
         if len(directories) > 1:
-            with evaluation_figures(model, None) as figures:
+            with methods_of(model).evaluation.figures(None) as figures:
                 losses.append(token_losses(model, batches))
             names.append(str(directory.path))
             depths.append(figures.get("depth", 1.0))
             continue
-        method = next((m for m in model.headgate_methods if m.name == "layer_routing"), None)
+        method = next((one for one in methods_of(model) if isinstance(one, LayerRouting)), None)
         if method is None or not method.config.num_skipped(method.num_blocks):
             raise ConfigError(
                 f"{directory.path}: --oracle chooses among masks of a run's depth, and this run skips no block: give a "

@@ -9,12 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headgate.experiments.paths import with_paths
-from headgate.experiments.prepared import check_replay
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep import expand
-from headgate.methods.compose import MethodStack
-from headgate.methods.registry import build_method
+from headgate.methods.registry import build_stack
 from headgate.methods.stage import schedule_stages
 from headgate.models.anatomy import describe
 from headgate.models.load import EMBEDDED
@@ -44,13 +42,10 @@ def lora_parameters(recipe: Recipe, model: Any) -> int | None:
     if model is None:
         return None
     if recipe.lora is None:
-        methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
-        adapters = [method for method in methods if method.is_adapter]
-        for method in adapters:
-            method.attach(describe(model))
-        trained = [p for method in adapters for p in method.parameters()]
-        for method in adapters:
-            method.detach()
+        adapters = build_stack(recipe.methods, recipe.seed).adapters()
+        adapters.attach(describe(model))
+        trained = list(adapters.parameters())
+        adapters.detach()
         return sum(p.numel() for p in trained or model.parameters())
     with torch.device("meta"):
         adapted = add_adapter(model, recipe.lora)
@@ -83,12 +78,11 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
         lines.append(
             f"  steps      {steps}, {batch} examples a step, at most {steps * batch * recipe.data.max_length:,} tokens"
         )
-    methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
-    check_replay(recipe, methods)
+    methods = build_stack(recipe.methods, recipe.seed)
+    methods.data.check_replay(recipe.data.replay is not None)
     if model is not None:
-        for method in methods:
-            method.check_model(describe(model))
-    stages = training.stages or MethodStack(methods).stages(training.learning_rate)
+        methods.check_model(describe(model))
+    stages = training.stages or methods.stages(training.learning_rate)
     if recipe.data.stream:
         for skill in recipe.data.stream:
             lines.append(f"  skill      {skill.skill}: {skill.source}, {skill.steps} steps")
@@ -98,8 +92,7 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
             lines.append(
                 f"  stage      {scheduled.name}: steps {scheduled.start + 1}-{scheduled.stop}, {rates}"
             )
-        for method in methods:
-            method.check_run(steps)
+        methods.check_run(steps)
     if model is not None and steps != 0:
         lines.append(f"  memory     about {_memory(recipe, model):.1f} GiB")
     for task in recipe.evaluation:

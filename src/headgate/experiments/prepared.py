@@ -21,9 +21,8 @@ from headgate.evaluation.abilities import remember_abilities
 from headgate.evaluation.checks import check_task
 from headgate.experiments.continual import as_one_stage, segment_ends
 from headgate.experiments.recipe import Recipe
-from headgate.methods.base import Method
 from headgate.methods.compose import MethodStack
-from headgate.methods.registry import build_method
+from headgate.methods.registry import build_stack
 from headgate.methods.stage import Stage, schedule_stages
 from headgate.models.anatomy import describe
 from headgate.models.load import load_base, prepare_model
@@ -38,7 +37,7 @@ class Prepared:
     recipe: Recipe
     model: Any
     tokenizer: Any
-    methods: list[Method]
+    methods: MethodStack
     train: Any
     validation: Any
     stages: list[Stage] | None
@@ -50,7 +49,7 @@ class Prepared:
 
     def release_model(self) -> None:
         """Let the model and the methods on it go, and the device memory they held."""
-        self.model, self.methods = None, []
+        self.model, self.methods = None, MethodStack()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -66,14 +65,13 @@ def prepare_run(recipe: Recipe, micro_batches: int | None = None) -> Prepared:
     if recipe.training.deterministic:
         checkpoint.deterministic(True)
     set_seed(recipe.seed)
-    methods = [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]
-    check_replay(recipe, methods)
+    methods = build_stack(recipe.methods, recipe.seed)
+    methods.data.check_replay(recipe.data.replay is not None)
     check_data(recipe.data, recipe.model.name_or_path, recipe.model.revision)
     for task in recipe.evaluation:
         check_task(task)
     base, tokenizer = load_base(recipe.model, seed=recipe.seed)
-    for method in methods:
-        method.check_model(describe(base))
+    methods.check_model(describe(base))
     train, validation, stages, reports, segments = _data(
         as_one_process(recipe, micro_batches), base, tokenizer, methods
     )
@@ -90,19 +88,13 @@ def as_one_process(recipe: Recipe, micro_batches: int) -> Recipe:
     return recipe.model_copy(update={"training": training})
 
 
-def check_replay(recipe: Recipe, methods: Sequence[Method]) -> None:
-    """Raise ConfigError where a method waits for rows of earlier skills that never come."""
-    for method in methods:
-        if method.needs_replay and recipe.data.replay is None:
-            raise ConfigError(
-                f"methods.{method.name}: {method.needs_replay} works on replayed rows: set data.replay: {{ratio: 0.1}}"
-            )
-
-
-def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method]) -> Any:
+def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: MethodStack) -> Any:
     """Tokenised training and validation data, stages, what preparation did, and a stream's segments."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     makers: dict[str, Any] = {}
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        return pooled_embeddings(model, tokenizer, texts)
 
     def training(rows: Any, skill: str | None = None) -> Any:
         columns = {**makers, **({} if skill is None else {"skill": lambda _row: skill})}
@@ -113,7 +105,7 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
 
     if recipe.data.stream:
         segments = load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap)
-        makers.update(_makers(methods, model, tokenizer, Texts([segment.train for segment in segments])))
+        makers.update(methods.data.column_makers(embed, Texts([segment.train for segment in segments])))
         made = {s.name: training(s.train, s.skill) for s in segments}
         held = {s.skill: held_out(s.validation) for s in segments}
         held |= {name: held_out(load_rows(source)) for name, source in recipe.data.watch.items()}
@@ -125,7 +117,7 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
             parts, stages = as_one_stage(recipe, parts, stages)
         return parts, {n: p.dataset for n, p in held.items()}, stages, reports, ends
     train_rows, validation_rows = load_data(recipe.data)
-    makers.update(_makers(methods, model, tokenizer, Texts([train_rows])))
+    makers.update(methods.data.column_makers(embed, Texts([train_rows])))
     reports, validation = {}, None
     if validation_rows is not None:
         part = held_out(validation_rows)
@@ -138,12 +130,10 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: Sequence[Method])
     return train.dataset, validation, stages, reports, []
 
 
-def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: Sequence[Method]) -> list[Stage]:
+def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: MethodStack) -> list[Stage]:
     """One stage a segment: everything trains, from that segment's data."""
-    rates: dict[str, float] = {}
-    for method in methods:
-        rates.update(method.group_learning_rates(recipe.training.learning_rate))
-    if recipe.lora is not None or not any(method.is_adapter for method in methods):
+    rates = methods.group_learning_rates(recipe.training.learning_rate)
+    if recipe.lora is not None or not methods.brings_adapter:
         rates["lora"] = recipe.training.learning_rate
     return [
         Stage(
@@ -157,16 +147,14 @@ def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: Sequence[Met
     ]
 
 
-def _transformed(
-    recipe: Recipe, rows: Any, prepare_rows: Callable[[Any], Any], methods: Sequence[Method]
-) -> Any:
+def _transformed(recipe: Recipe, rows: Any, prepare_rows: Callable[[Any], Any], methods: MethodStack) -> Any:
     """Training data and stages; a method that rewrites the rows of its stages gives every stage its own data.
 
     What a method writes into a row may depend on when the row is read (a tag that fades), so the rows of such a stage
     are laid out here in the order in which it reads them: one copy for each time that a row is read.
     """
-    stages = recipe.training.stages or MethodStack(methods).stages(recipe.training.learning_rate)
-    changes = {s.name: [c for m in methods if (c := m.row_transform(s)) is not None] for s in stages}
+    stages = recipe.training.stages or methods.stages(recipe.training.learning_rate)
+    changes = {stage.name: methods.data.row_changes(stage) for stage in stages}
     if not any(changes.values()):
         return prepare_rows(rows), recipe.training.stages
     if recipe.steps_given is None:
@@ -192,21 +180,13 @@ def _transformed(
     return made, ordered
 
 
-def _makers(methods: Sequence[Method], model: Any, tokenizer: Any, texts: Any) -> dict[str, Any]:
-    makers: dict[str, Any] = {}
-    for method in methods:
-        method.fit_columns(lambda wanted: pooled_embeddings(model, tokenizer, wanted), texts)
-        makers.update(method.column_makers())
-    return makers
-
-
 @torch.no_grad()
-def pooled_embeddings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> torch.Tensor:
+def pooled_embeddings(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
     """Masked mean of the base model's final hidden states, ``[n, H]`` fp32."""
     pooled = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(
-            texts[start : start + batch_size], return_tensors="pt", padding=True, truncation=True
+            list(texts[start : start + batch_size]), return_tensors="pt", padding=True, truncation=True
         )
         batch = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "token_type_ids"}
         hidden = model(**batch, output_hidden_states=True).hidden_states[-1].float()

@@ -63,7 +63,7 @@ def make_trainer(
         run_name=recipe.name,
         label_names=["labels"],
     )
-    columns = {column: method.name for method in prepared.methods for column in method.columns()}
+    columns = prepared.methods.columns()
     trainer = HeadgateTrainer(
         model=prepared.model,
         args=arguments,

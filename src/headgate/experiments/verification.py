@@ -28,6 +28,7 @@ from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.untrained import attached_untrained
 from headgate.files import digest, read_json
+from headgate.methods.compose import methods_of
 from headgate.models.anatomy import MODEL_INPUTS
 from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
@@ -222,8 +223,7 @@ def validation_loss(model: Any, tokenizer: Any, recipe: Recipe, rows: Any, skill
     """As the trainer measures it during training: same rows, order, batches and sums."""
     collator = Collator(tokenizer.pad_token_id, ["example_id"])
     size, device = recipe.validation_batch_size, next(model.parameters()).device
-    for method in getattr(model, "headgate_methods", ()):
-        method.on_evaluation_start(skill, None)
+    methods_of(model).evaluation.start_validation(skill)
 
     def forward(batch: Mapping[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = {k: v for k, v in batch.items() if k in MODEL_INPUTS}
@@ -239,8 +239,7 @@ def validation_loss(model: Any, tokenizer: Any, recipe: Recipe, rows: Any, skill
             yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
     sums, _ = validation_sums(forward, batches())
-    for method in getattr(model, "headgate_methods", ()):
-        method.on_evaluation_start(None, None)
+    methods_of(model).evaluation.start_validation(None)
     return validation_metrics(sums, "eval")["eval_loss"]
 
 

@@ -2,33 +2,24 @@
 
 A method owns parameters and buffers, which are all of its persistent state. It touches the model through
 ``models.surgery`` only, so that ``detach`` gives the model back bitwise, apart from what was trained.
+
+Here stands what every method has. What one or two methods alone need (columns of their own, batches of their own, an account
+of what a step cost) are the small protocols of ``methods.protocols``, which a method may implement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from headgate.config import StrictConfig, explain
 from headgate.errors import ConfigError
-from headgate.methods.stage import ScheduledStage, Stage
+from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.models.surgery import Handle
-
-
-class DataView(Protocol):
-    """Batches formed from others, and what it holds between two of them."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
-
-    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Batches or rows in hand (tensors and lists) and counters: all that ``restore`` needs to continue exactly."""
-        ...
-
-    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None: ...
 
 
 class Method(nn.Module):
@@ -42,8 +33,6 @@ class Method(nn.Module):
     citation: ClassVar[str] = ""  # BibTeX
     attach_order: ClassVar[int] = 0
     """Nesting, innermost first: layer_routing 10, lora_experts 20, schema_bank 30, backward_gate 40."""
-    skips_blocks: ClassVar[bool] = False
-    """True where some trained tensors may see no gradient in a given step because their block did not run."""
     is_adapter: ClassVar[bool] = False
     """True where the method is what is trained: a base without a PEFT adapter is then frozen, not fine-tuned."""
     adapter_alone: ClassVar[bool] = False
@@ -52,18 +41,6 @@ class Method(nn.Module):
     """Names that it logs besides ``loss/<its losses>``; ``<part>`` stands for any word without spaces."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options under which training is bitwise that of the adapter alone; None where there are none."""
-    observes_head: ClassVar[bool] = False
-    """True where ``head_observer`` reads the head's errors: ``loss: auto`` is then chunked."""
-
-    @property
-    def renormalizes(self) -> bool:
-        """Whether the gradient of a partly accepted window is divided by what was accepted, not by what was offered."""
-        return True
-
-    @property
-    def reads_hidden(self) -> bool:
-        """True where the method reads ``step.hidden``, what enters the head; some trainers' losses never show it."""
-        return False
 
     def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
         super().__init__()
@@ -86,23 +63,10 @@ class Method(nn.Module):
     def attached(self) -> bool:
         return bool(self.handles)
 
-    def claims(self) -> Sequence[str]:
-        """What this method replaces in the model; two methods with a claim in common cannot be composed."""
-        return ()
-
-    @property
-    def lowest_block(self) -> int:
-        """The lowest block through which the gradient of its parameters flows: below it a backward ends."""
-        return 0
-
     # -- what is trained, on what, from what ------------------------------------------------------------
     def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """Trainable tensors by group name. Group names are unique over all methods; ``lora`` is taken."""
         return {}
-
-    def stages(self, learning_rate: float) -> Sequence[Stage] | None:
-        """The method's curriculum, or None where it has none: its groups then train at ``learning_rate``."""
-        return None
 
     def group_learning_rates(self, learning_rate: float) -> Mapping[str, float]:
         """Peak rate of each group in a run without stages of its own."""
@@ -111,33 +75,6 @@ class Method(nn.Module):
     def columns(self) -> Sequence[str]:
         """Extra batch columns it needs; a missing one is an error that names the method."""
         return ()
-
-    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
-        """Columns it can compute from a normalised data row (``tags`` from the problem text)."""
-        return {}
-
-    def fit_columns(self, embed: Callable[[list[str]], Tensor], texts: list[str]) -> None:
-        """Called once before the columns are made; ``embed`` gives the base model's pooled ``[n, H]``."""
-
-    def row_transform(self, stage: Stage) -> Callable[[Mapping[str, Any], int, float], Any] | None:
-        """A change of the normalised rows that a stage reads (a text prefix), or None.
-
-        The callable takes (row, place in the order in which the stage reads, share of the stage done, in [0, 1)) and
-        returns a row.
-        """
-        return None
-
-    @property
-    def forms_batches(self) -> bool:
-        """Whether ``data_view`` gives a view: the batches trained on are then formed by this method."""
-        return False
-
-    def data_view(self, batches: Iterable[Any], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
-        """Other batches formed from the trainer's (a scored pool, a memory over epochs), or None.
-
-        ``epoch`` gives the passes over the data that are complete when a batch is taken.
-        """
-        return None
 
     # -- state ------------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
@@ -148,18 +85,7 @@ class Method(nn.Module):
     def from_structure(cls, structure: Mapping[str, Any]) -> Method:
         return cls(build_config(cls.Config, structure["config"]))
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
-        """Grow or shrink an attached method to ``structure`` before its state is loaded on resume."""
-
     # -- training ---------------------------------------------------------------------------------------
-    def check_model(self, anatomy: Anatomy) -> None:
-        """Raise ConfigError for settings that this model rules out; it may lie on the meta device, without weights."""
-
-    @property
-    def needs_replay(self) -> str | None:
-        """The setting that only works on rows of earlier skills (``data.replay``), or None."""
-        return None
-
     def check_run(self, max_steps: int) -> None:
         """Raise ConfigError for settings that cannot work in a run of this many optimizer steps."""
 
@@ -173,31 +99,6 @@ class Method(nn.Module):
         """Learn from this? A bool scalar tensor; None abstains. ``step.phase`` says when it is asked."""
         return None
 
-    @property
-    def partial_block(self) -> int | None:
-        """The block after which ``vote`` is asked with phase ``partial``; a reject stops the forward."""
-        return None
-
-    def head_observer(self, step: Step) -> Callable[[Any], Tensor | None] | None:
-        """A callback that the chunked head loss calls with every chunk (see modules.fused_head), or None."""
-        return None
-
-    def loss_weight(self, step: Step) -> float | Tensor:
-        """A factor on the task loss of an accepted micro-batch; what is reported stays unweighted."""
-        return 1.0
-
-    def executed_share(self, step: Step) -> float | Tensor:
-        """Share of the blocks' FLOPs on real tokens that this forward really executed."""
-        return 1.0
-
-    def extra_forwards(self, step: Step) -> float:
-        """Whole forwards without a graph that this micro-batch took besides its own (a teacher's, a prepass)."""
-        return 0.0
-
-    def extra_heads(self, step: Step) -> float:
-        """Passes through the language-model head alone that this micro-batch took besides its own."""
-        return 0.0
-
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         """Auxiliary losses of an accepted micro-batch, already weighted, logged by name."""
         return {}
@@ -206,31 +107,9 @@ class Method(nn.Module):
         """State updates (from accepted batches only); telemetry as tensors, read at logging steps only."""
         return {}
 
-    def substage(self, step: Step | None) -> str | None:
-        """Asked at a step boundary: change the parameter set now and say why a sub-stage begins, or None.
-
-        ``step`` is the last micro-batch, None at the first boundary of a run and right after a resume: what is to
-        happen then must follow from saved state alone.
-        """
-        return None
-
-    def on_evaluation_start(self, skill: str | None, probe: Iterable[Mapping[str, Any]] | None) -> None:
-        """Before a validation during training, with the skill whose rows come (None: the stream has no skills).
-
-        ``probe`` yields the validation's own batches, all of them on every rank; None of a stream's skill.
-        """
-
-    def on_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """After every validation during training, once per data set, with its ``eval_...`` figures."""
-
     def summary(self) -> Mapping[str, Any]:
         """Final JSON figures for the run's result (accepted steps, utilization held, experts made)."""
         return {}
-
-    # -- evaluation -------------------------------------------------------------------------------------
-    def set_routing(self, routing: str) -> None:
-        """Choose how the method acts at evaluation (``on``, ``removed``, ...); ConfigError if it cannot."""
-        raise ConfigError(f"{self.name} has no routing to set (asked for {routing!r})")
 
 
 def build_config(config_class: type[StrictConfig], options: Mapping[str, Any], where: str = "") -> Any:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from headgate.errors import ConfigError
 from headgate.methods.base import Method, build_config
+from headgate.methods.compose import MethodStack
 from headgate.plugins import Registry
 
 METHODS: Registry[type[Method]] = Registry(
@@ -52,3 +53,8 @@ def build_method(name: str, options: Mapping[str, Any], seed: int = 0) -> Method
     method = kind(build_config(kind.Config, options))
     method.seed = seed
     return method
+
+
+def build_stack(blocks: Mapping[str, Mapping[str, Any]], seed: int = 0) -> MethodStack:
+    """All methods of a recipe, from its ``methods``."""
+    return MethodStack(build_method(name, options, seed) for name, options in blocks.items())

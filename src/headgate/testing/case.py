@@ -144,6 +144,7 @@ def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 @contextmanager
 def evaluating(trainer: HeadgateTrainer) -> Iterator[Any]:
     """The trainer's model and methods in evaluation mode."""
+    assert trainer.model is not None
     trainer.model.eval()
     trainer.methods.eval()
     yield trainer.model

@@ -205,7 +205,7 @@ def groups_cover_what_trains(case: Case) -> None:
 @law
 def a_frozen_group_stays(case: Case) -> None:
     """A group that a stage does not train is bitwise the same after it."""
-    if any(method.stages(1e-3) for method in case.prepared().methods):
+    if MethodStack(case.prepared().methods).curricula(1e-3):
         raise NotApplicable("the method brings a curriculum of its own")
     groups = [name for method in case.trainer().methods for name in method.parameter_groups()]
     if not groups:
@@ -311,7 +311,7 @@ def telemetry_has_declared_names(case: Case) -> None:
 
     trainer = case.trained()
     names = {name for row in trainer.state.log_history for name in row if name != "step"}
-    unknown = sorted(name for name in names if not is_known(name, trainer.methods))
+    unknown = sorted(name for name in names if not is_known(name, trainer.methods.telemetry_names()))
     assert not unknown, f"not declared: {', '.join(unknown[:6])}"
 
 

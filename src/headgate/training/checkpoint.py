@@ -82,13 +82,7 @@ def load_method_state(folder: Path, methods: MethodStack) -> None:
 def restore_methods(folder: Path, methods: MethodStack) -> dict[str, Any]:
     """Bring attached methods to the saved structure and state, for a resume. Returns the description."""
     description = read_description(folder)
-    saved, present = set(description["methods"]), {method.name for method in methods}
-    if saved != present:
-        raise CheckpointError(
-            f"{folder} was saved with methods {sorted(saved)}, this run has {sorted(present)}"
-        )
-    for method in methods:
-        method.restore(description["methods"][method.name])
+    methods.restore(description["methods"], str(folder))
     load_method_state(folder, methods)
     return description
 

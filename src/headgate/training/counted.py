@@ -70,9 +70,7 @@ class CountedTraining:
         """Share of the blocks that ran before a method stopped the forward, or before it began."""
         if step.phase != "partial":
             return 0.0
-        asked: int = min(
-            m.partial_block for m in self.methods if m.partial_block is not None
-        )  # once, at the first
+        asked: int = min(self.methods.partial_blocks())  # once, at the first
         blocks: int = self.anatomy.num_blocks
         return (asked + 1) / blocks
 
@@ -104,16 +102,13 @@ class CountedTraining:
             lengths = torch.bincount(apart[step.segment_ids >= 0]).float()
         tokens: Any = lengths.sum()
         pairs: Any = (lengths * (lengths + 1) / 2).sum()
-        share: Any = reached
-        for method in self.methods:
-            share = share * method.executed_share(step)
-        extra = sum(method.extra_forwards(step) for method in self.methods)
-        passes = heads + sum(method.extra_heads(step) for method in self.methods)
-        run: Any = forward_flops(self.anatomy, tokens, pairs, share, heads=passes)
-        run = run + extra * forward_flops(self.anatomy, tokens, pairs)
+        cost = self.methods.cost(step)
+        share: Any = reached * cost.share
+        run: Any = forward_flops(self.anatomy, tokens, pairs, share, heads=heads + cost.heads)
+        run = run + cost.forwards * forward_flops(self.anatomy, tokens, pairs)
         if not step.accepted:
             return run
-        if any(method.skips_blocks for method in self.methods):
+        if self.methods.skips_blocks:
             self._measure_backward()  # what trains may change from window to window
         trainable, frozen_base = self.sizes
         forward = forward_flops(self.anatomy, tokens, pairs, share * self.backward_share)

@@ -27,16 +27,11 @@ class GatedTraining(CountedTraining):
         assert self.curriculum is not None
         if self.curriculum.is_over(self.state.global_step):
             self._advance_stage()
-        elif (reason := self._substage_reason()) is not None:
+        elif (reason := self.methods.substage(self.window.last)) is not None:
             self._begin_substage(reason)
         for parameter in self.methods.parameters():
             parameter.grad = None
         self.window = Window(step=self.state.global_step)
-
-    def _substage_reason(self) -> str | None:
-        last = self.window.last
-        reasons = [reason for method in self.methods if (reason := method.substage(last)) is not None]
-        return "; ".join(reasons) or None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.stopwatch.start()
@@ -102,9 +97,8 @@ class GatedTraining(CountedTraining):
         if num_items is not None and self.model_accepts_loss_kwargs:
             inputs["num_items_in_batch"] = num_items
         handles = [
-            on_block_output(self.anatomy.blocks[m.partial_block], self._partial_vote(step))
-            for m in self.methods
-            if m.partial_block is not None
+            on_block_output(self.anatomy.blocks[block], self._partial_vote(step))
+            for block in self.methods.partial_blocks()
         ]
         try:
             with self.compute_loss_context_manager():
@@ -123,7 +117,7 @@ class GatedTraining(CountedTraining):
         if self.loss_choice == "plain":
             task = plain_loss(step.model, self.anatomy, inputs)
         else:
-            observers = tuple(o for m in self.methods if (o := m.head_observer(step)) is not None)
+            observers = self.methods.head_observers(step)
             task = chunked_loss(
                 step.model,
                 self.anatomy,
@@ -150,7 +144,7 @@ class GatedTraining(CountedTraining):
                 f"{self.override} returned {type(loss).__name__}, not one loss: return a scalar tensor"
             )
         if not captured:
-            reading = [method.name for method in self.methods if method.reads_hidden]
+            reading = self.methods.reading_hidden
             if reading:
                 raise ConfigError(
                     f"{reading[0]} reads what enters the language-model head, and {self.override} computes its loss "
@@ -180,11 +174,7 @@ class GatedTraining(CountedTraining):
 
     def _backward(self, step: Step, task: TaskLoss) -> None:
         parts = self.methods.losses(step)
-        total = task.loss
-        for method in self.methods:
-            weight = method.loss_weight(step)
-            if isinstance(weight, Tensor) or weight != 1.0:
-                total = total * weight
+        total = self.methods.weighed(task.loss, step)
         for part in parts.values():
             total = total + part / step.window_size
         if total.requires_grad:
@@ -200,11 +190,11 @@ class GatedTraining(CountedTraining):
         if window.accepted:
             factor = window.share_correction()
             self.telemetry.add({"loss": window.loss * factor})
-            if window.accepted < window.offered and self._renormalize:
+            if window.accepted < window.offered and self.methods.renormalizes:
                 for parameter in self.named_trainable.values():
                     if parameter.grad is not None:
                         parameter.grad *= factor
-            if self._checked_stage != self.curriculum.index and not any(m.skips_blocks for m in self.methods):
+            if self._checked_stage != self.curriculum.index and not self.methods.skips_blocks:
                 require_gradients(self.named_trainable, self.curriculum.current.name)
             self._checked_stage = self.curriculum.index
         if step.should_log:
@@ -220,10 +210,6 @@ class GatedTraining(CountedTraining):
         stop, window.tokens, window.accepted_tokens, *present = processes.exchange(mine)
         self.signals.agreed |= stop > 0
         replicas.average_gradients([p for p, there in zip(parameters, present, strict=True) if there])
-
-    @property
-    def _renormalize(self) -> bool:
-        return all(method.renormalizes for method in self.methods)
 
     def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the model itself is called with: the methods' extra columns are left out."""

@@ -60,12 +60,11 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining, ViewedTraining)
             raise ConfigError("HeadgateTrainer needs a loaded model: pass model=...")
         self.methods = MethodStack(methods)
         self.anatomy = describe(model)
-        self.base_is_frozen = self.anatomy.model is model and any(m.is_adapter for m in self.methods)
+        self.base_is_frozen = self.anatomy.model is model and self.methods.brings_adapter
         if self.base_is_frozen:
             model.requires_grad_(False)
         self._adapter_parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        for method in self.methods:
-            method.seed = method.seed or _seed_of(args, kwargs)
+        self.methods.set_seed(_seed_of(args, kwargs))
         self.methods.attach(self.anatomy)
         object.__setattr__(model, "headgate_methods", self.methods)
         super().__init__(*args, **kwargs)
@@ -75,11 +74,9 @@ class MethodsMixin(GatedTraining, StagedTraining, SavedTraining, ViewedTraining)
         self.methods.to(trainer_args.device)
         self.override = objective_override(self, (MethodsMixin, GatedTraining))
         if self.override is not None:
-            check_override(self.override, self.methods.methods, loss, label_smoothing)
+            check_override(self.override, self.methods, loss, label_smoothing)
             loss = "plain"
-        self.loss_choice = choose_loss(
-            loss, self.anatomy, label_smoothing, any(method.observes_head for method in self.methods)
-        )
+        self.loss_choice = choose_loss(loss, self.anatomy, label_smoothing, bool(self.methods.observing_head))
         self.label_smoothing, self.schedule_clock = label_smoothing, schedule_clock
         self._given_stages = list(stages) if stages is not None else None
         self.base_model: dict[str, Any] | None = None  # the recipe's model block, to load it again

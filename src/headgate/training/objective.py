@@ -13,7 +13,7 @@ from typing import Any
 from transformers import Trainer
 
 from headgate.errors import ConfigError
-from headgate.methods.base import Method
+from headgate.methods.compose import MethodStack
 
 SUPERVISED = frozenset({"SFTTrainer"})
 """The trainers of TRL whose objective is next-token cross-entropy on labelled tokens."""
@@ -41,9 +41,9 @@ def objective_override(trainer: Any, ours: Sequence[type]) -> str | None:
     return None
 
 
-def check_override(override: str, methods: Sequence[Method], loss: str, label_smoothing: float) -> None:
+def check_override(override: str, methods: MethodStack, loss: str, label_smoothing: float) -> None:
     """Raise ConfigError where something asks for Headgate's own loss, which the override replaces."""
-    reading = [method.name for method in methods if method.observes_head]
+    reading = methods.observing_head
     if reading:
         raise ConfigError(
             f"{reading[0]} reads the head's errors from Headgate's own loss, and {override} replaces that loss: "

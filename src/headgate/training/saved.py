@@ -87,5 +87,4 @@ def load_method(kind: type[Method], path: str | Path) -> Method:
         raise CheckpointError(f"{folder} holds {sorted(description['methods'])}, no {kind.name}")
     stack = checkpoint.build_methods(description)
     checkpoint.load_method_state(folder, stack)
-    (method,) = [method for method in stack if method.name == kind.name]
-    return method
+    return stack[kind.name]

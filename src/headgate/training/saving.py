@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
 from headgate.errors import TrainingError
-from headgate.methods.base import Method
 from headgate.training import checkpoint, processes, replicas
 from headgate.training.accounting import peak_memory_bytes
 from headgate.training.checks import require_finite_state
@@ -57,20 +57,17 @@ class SavedTraining:
         several = isinstance(self.eval_dataset if dataset is None else dataset, dict)
         alone = skill is None and not several
         replicas.broadcast(list(self.methods.buffers()))
-        for method in self.methods:
-            method.on_evaluation_start(skill, self._validation_batches(dataset) if alone else None)
+        probe = partial(self._validation_batches, dataset) if alone else None
+        self.methods.evaluation.start_validation(skill, probe)
         metrics = super().evaluate(*args, **kwargs)
         if not several:
-            for method in self.methods:
-                method.on_evaluation(metrics)
+            self.methods.evaluation.end_validation(metrics)
         return metrics
 
     @property
     def watches_validation(self) -> bool:
         """Whether a method counts what it sees of a validation: every rank must then see all of it."""
-        return any(
-            type(method).on_evaluation_start is not Method.on_evaluation_start for method in self.methods
-        )
+        return bool(self.methods.evaluation.watches_validation)
 
     def _validation_batches(self, dataset: Any) -> Iterator[Any]:
         """The batches that a validation of ``dataset`` reads, on the device; all of them on every rank."""
@@ -234,10 +231,8 @@ class SavedTraining:
 
     def summary(self) -> dict[str, Any]:
         """Final figures of the methods, for the run's result."""
-        merged: dict[str, Any] = {}
-        for method in self.methods:
-            merged.update(method.summary())
-        return merged
+        figures: dict[str, Any] = self.methods.summary()
+        return figures
 
     def detach_methods(self) -> None:
         """Take every method out of the model."""

@@ -47,7 +47,7 @@ class StagedTraining:
             id(p): block for block, module in enumerate(self.anatomy.blocks) for p in module.parameters()
         }
         lowest = [place.get(id(p), 0) for p in self._adapter_parameters.values() if p.requires_grad]
-        lowest += [m.lowest_block for m in self.methods if any(p.requires_grad for p in m.parameters())]
+        lowest += self.methods.lowest_blocks()
         return (self.anatomy.num_blocks - min(lowest, default=0)) / self.anatomy.num_blocks
 
     def plan_stages(self, max_steps: int) -> Curriculum:
@@ -60,8 +60,7 @@ class StagedTraining:
             ]
         curriculum = Curriculum(stages, max_steps)
         curriculum.check_groups(self.groups)
-        for method in self.methods:
-            method.check_run(max_steps)
+        self.methods.check_run(max_steps)
         return curriculum
 
     def _prepare_for_training(

@@ -69,9 +69,9 @@ def _pattern(name: str) -> re.Pattern[str]:
 _PATTERNS = [_pattern(name) for name in NAMES]
 
 
-def is_known(name: str, methods: Iterable[Any] = ()) -> bool:
-    """Whether ``name`` is one of the trainer's telemetry names, or one that any of ``methods`` declares."""
-    own = [_pattern(given) for method in methods for given in method.telemetry_names]
+def is_known(name: str, declared: Iterable[str] = ()) -> bool:
+    """Whether ``name`` is one of the trainer's telemetry names, or of those that its methods declare."""
+    own = [_pattern(given) for given in declared]
     return any(pattern.fullmatch(name) for pattern in (*_PATTERNS, *own))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.trainer_utils import has_length
 
 from headgate.errors import ConfigError
-from headgate.methods.base import DataView, Method
+from headgate.methods.protocols import DataView, FormsBatches
 from headgate.training import processes
 from headgate.training.shares import deal_training
 
@@ -31,11 +31,11 @@ class ViewedBatches:
             has taken.
     """
 
-    def __init__(self, loader: Any, method: Method, length: int) -> None:
-        self.loader, self.method, self.length = loader, method, length
+    def __init__(self, loader: Any, former: FormsBatches, length: int) -> None:
+        self.loader, self.length = loader, length
         self.turn, self.taken = 0, 0
         self._per_turn = len(loader)
-        view = method.data_view(self._raw(), lambda: self.turn)
+        view = former.data_view(self._raw(), lambda: self.turn)
         assert view is not None
         self.view: DataView = view
 
@@ -99,27 +99,21 @@ class ViewedTraining:
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()  # type: ignore[misc]
         deal_training(loader)
-        forming = [method for method in self.methods if method.forms_batches]  # type: ignore[attr-defined]
+        forming = self.methods.data.batch_former()  # type: ignore[attr-defined]
         self.batches = None
-        if not forming:
+        if forming is None:
             return loader
-        names = [method.name for method in forming]
-        if len(forming) > 1:
-            raise ConfigError(f"{' and '.join(names)} each form the batches: use one of them")
+        name, former = forming
         if processes.world_size() > 1:
-            raise ConfigError(
-                f"{names[0]} forms its own batches, on one process only: run it without torchrun"
-            )
+            raise ConfigError(f"{name} forms its own batches, on one process only: run it without torchrun")
         if not has_length(loader):
-            raise ConfigError(
-                f"{names[0]} goes round the data several times: give a data set of known length"
-            )
+            raise ConfigError(f"{name} goes round the data several times: give a data set of known length")
         args: Any = self.args  # type: ignore[attr-defined]
         if args.max_steps <= 0:
             raise ConfigError(
-                f"{names[0]} forms its own batches, so an epoch has no fixed number of them: set training.max_steps"
+                f"{name} forms its own batches, so an epoch has no fixed number of them: set training.max_steps"
             )
-        self.batches = ViewedBatches(loader, forming[0], args.max_steps * args.gradient_accumulation_steps)
+        self.batches = ViewedBatches(loader, former, args.max_steps * args.gradient_accumulation_steps)
         if self._resume_folder is not None:
             self.batches.load(self._resume_folder, args.device)
         return self.batches

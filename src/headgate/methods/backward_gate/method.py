@@ -21,7 +21,8 @@ from headgate.methods.backward_gate.gate import Gate, Score, refuse_changed
 from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.tokens import TokenDraw
 from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, PooledSequences, RememberedRows
-from headgate.methods.base import DataView, Method, build_config
+from headgate.methods.base import Method, build_config
+from headgate.methods.protocols import DataView, StepCost
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.modules.fused_head import HeadChunk
@@ -43,7 +44,6 @@ class BackwardGate(PlainLoop, Method):
     name = "backward_gate"
     Config = BackwardGateConfig
     attach_order = 40
-    observes_head = True
     adapter_alone = True
     neutral: ClassVar[Mapping[str, Any]] = {"target_acceptance": 1.0}
     telemetry_names = ("gate/<part>",)
@@ -260,15 +260,17 @@ class BackwardGate(PlainLoop, Method):
 
         return observe
 
-    def extra_forwards(self, step: Step) -> float:
-        """The pool's scoring, charged to the batches that it filled; the original's second forward."""
-        if SELECTED in step.batch:
-            return float(step.batch[SELECTED].sum()) / max(1, int(step.valid.sum()))
-        return float(self.config.forward == "double" and self._score is not None)
+    def cost(self, step: Step) -> StepCost:
+        """The pool's scoring, charged to the batches that it filled; the original's second forward.
 
-    def extra_heads(self, step: Step) -> float:
-        """A score from a block's output goes through the head as if no block followed."""
-        return float(self.config.score_layer is not None and self._score is not None)
+        A score from a block's output goes through the head as if no block followed.
+        """
+        scored = self._score is not None
+        if SELECTED in step.batch:
+            forwards = float(step.batch[SELECTED].sum()) / max(1, int(step.valid.sum()))
+        else:
+            forwards = float(self.config.forward == "double" and scored)
+        return StepCost(forwards=forwards, heads=float(self.config.score_layer is not None and scored))
 
     def loss_weight(self, step: Step) -> float | Tensor:
         return self._score.weight if self._score is not None else 1.0

@@ -35,6 +35,7 @@ from headgate.methods.layer_routing.policies import (
 )
 from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.methods.layer_routing.teacher import Teacher
+from headgate.methods.protocols import StepCost
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.modules.layer_router import LayerRouter
@@ -239,16 +240,17 @@ class LayerRouting(Method):
             )
         return parts
 
-    def executed_share(self, step: Step) -> float | Tensor:
+    def _executed_share(self) -> float | Tensor:
         """What this forward ran of the blocks' FLOPs: everything under ``masked``, keys and values included."""
         if self.route is None:
             return 1.0
         return self.shares.executed(open_rates(self.route), self.config, self.config.train_engine_for())
 
-    def extra_forwards(self, step: Step) -> float:
-        """The router's own first forward, and the teacher's."""
+    def cost(self, step: Step) -> StepCost:
+        """The blocks that ran; besides, the router's own first forward, and the teacher's."""
         first = self.shares.first_forward if self.attached else 0.0
-        return first + float(step.accepted and self.teacher.teaches(step))
+        taught = float(step.accepted and self.teacher.teaches(step))
+        return StepCost(self._executed_share(), forwards=first + taught)
 
     @torch.no_grad()
     def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
@@ -259,7 +261,7 @@ class LayerRouting(Method):
         if route is not None and step.accepted:
             self.budget.observe(route, step, self.shares)
             if step.should_log:
-                executed = torch.as_tensor(self.executed_share(step)) + self.shares.first_forward
+                executed = torch.as_tensor(self._executed_share()) + self.shares.first_forward
                 line = {**telemetry(route), "routing/executed": executed}
         if step.is_window_end and (used := self.budget.update(step)) is not None and step.should_log:
             line |= {"routing/utilization": used, **self.budget.telemetry(step)}

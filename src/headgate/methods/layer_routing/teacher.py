@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headgate.errors import ConfigError
 from headgate.methods.layer_routing.config import LayerRoutingConfig
+from headgate.methods.registry import method_class
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
 from headgate.models.anatomy import Anatomy
@@ -19,8 +20,6 @@ from headgate.models.frozen_adapter import FrozenAdapter
 from headgate.models.surgery import head_bypassed
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
-ADAPTER_ALONE = ("layer_routing", "backward_gate", "ewc")
-"""Methods after which a run's model is its base and its adapter; at full depth, where it was routed."""
 
 
 class Teacher:
@@ -87,7 +86,7 @@ def read_teacher(teacher: str) -> FrozenAdapter:
         raise ConfigError(f"{where}: {why}: give a complete run that trained with `lora`, or teacher: base")
     description = folder / "headgate.json"
     methods = json.loads(description.read_text())["methods"] if description.exists() else {}
-    beyond = sorted(set(methods) - set(ADAPTER_ALONE))
+    beyond = sorted(name for name in methods if not method_class(name).adapter_alone)
     if beyond:
         raise ConfigError(
             f"{where}: that run's function is more than its LoRA adapter ({', '.join(beyond)}), and only the adapter can "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
-from headgate.methods.base import DataView, Method, build_config
+from headgate.methods.base import Method, build_config
 from headgate.methods.lora_experts import export
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.experts import ExpertSet, Sizes
@@ -23,6 +23,7 @@ from headgate.methods.lora_experts.targets import target_linears
 from headgate.methods.lora_experts.teaching import SKILL, auxiliary_losses, distilled_rows
 from headgate.methods.lora_experts.trial import Trial
 from headgate.methods.lora_experts.watch import BurstBatches, BurstWatch
+from headgate.methods.protocols import DataView, StepCost
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, linear_size
@@ -217,16 +218,16 @@ class LoraExperts(Method):
     def columns(self) -> Sequence[str]:
         return (SKILL,) if self.config.kd_weight and self.config.kd_on == "replayed" else ()
 
-    def extra_forwards(self, step: Step) -> float:
+    def cost(self, step: Step) -> StepCost:
         """The prepass; of an accepted batch, also the bare model's look for bursts and the distillation's teacher."""
         prepass = float(self.config.features == "prepass")
         if not step.accepted:
-            return prepass
+            return StepCost(forwards=prepass)
         taught = 0.0
         if self._taught:
             rows = distilled_rows(self.config.kd_on, step.batch, self.stream.skill)
             taught = len(rows) / len(step.labels)
-        return prepass + float(self.watch is not None) + taught * (1 + prepass)
+        return StepCost(forwards=prepass + float(self.watch is not None) + taught * (1 + prepass))
 
     @property
     def forms_batches(self) -> bool:

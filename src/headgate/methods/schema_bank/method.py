@@ -129,7 +129,7 @@ class SchemaBank(Method):
     def columns(self) -> Sequence[str]:
         return () if self.config.tags == "none" else ("tags",)
 
-    def fit_columns(self, embed: Callable[[list[str]], Tensor], texts: list[str]) -> None:
+    def fit_columns(self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> None:
         """Fit the tag sources that look at the whole training set (embeddings, permutation)."""
         config = self.config
         if config.tags == "none" or (config.tags in TEXT_SOURCES and not config.permuted_tags):
