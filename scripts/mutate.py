@@ -6,7 +6,8 @@
 
 The first run maps tests to the functions they enter (the default suite once, in a copy that tells). A mutant is then one changed
 node in a copy of the tree: the tests that enter its function run, shortest first, until one falls or ``--budget`` seconds
-of them have passed. Processes are forked from one that has imported everything but Headgate.
+of them have passed. Children are forked from a process that has imported everything, and a function's code is swapped in them;
+what stands outside a function's code (constants, defaults, classes) is imported anew.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mutation_map import PACKAGE, fork, imports_everything, map_of, record
+from mutation_map import PACKAGE, fork, map_of, record, swapped, warm_up
 from mutation_points import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +79,11 @@ def judge(mutant: Mutant, tree: Path, tests: list[str], timeout: float) -> dict[
     if not tests:
         verdict, by = "survived", "no test reaches it"
     else:
-        file.write_text(mutant.applied(original))
+        mutated = mutant.applied(original)
+        file.write_text(mutated)  # for processes that the tests start
         try:
-            verdict, by = fork(tree, tests, timeout)
+            change = partial(swapped, mutant.path, mutant.function, original, mutated)
+            verdict, by = fork(tree, tests, timeout, change)
         finally:
             file.write_text(original)
     return {"id": mutant.id, "verdict": verdict, "by": by, "seconds": round(time.monotonic() - begun, 1), "tests": len(tests), **mutant.row()}  # fmt: skip
@@ -96,18 +100,6 @@ def make_tree(number: int | str) -> Path:
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-    # compiled once; a mutated source no longer has the hash that its compiled file names
-    compile_all = [
-        sys.executable,
-        "-m",
-        "compileall",
-        "-q",
-        "--invalidation-mode",
-        "checked-hash",
-        "src",
-        "tests",
-    ]
-    subprocess.run(compile_all, cwd=tree, check=True)
     return tree
 
 
@@ -157,10 +149,12 @@ def main() -> int:
     os.environ.setdefault("HEADGATE_SHARED", str(ROOT.parent / "shared"))
     os.environ |= {"CI": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     trees = [make_tree(number) for number in range(arguments.workers)]
-    imports_everything(trees[0])
     if arguments.map or not (STATE / "map.json").exists():
         record(make_tree("map"), arguments.tests, STATE / "map.json")
     reached = map_of(STATE / "map.json")
+
+    wanted_tests = {test.split("::")[0] for m in drawn for test in tests_for(m, reached, arguments.budget)}
+    warm_up(trees[0], sorted(wanted_tests))
 
     log = STATE / "results.jsonl"
     known = {r["id"]: r for r in map(json.loads, log.read_text().splitlines())} if log.exists() else {}

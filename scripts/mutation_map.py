@@ -1,11 +1,11 @@
-"""Which tests enter which functions, and runs of a few tests in processes forked from one that has imported the libraries."""
+"""Which tests enter which functions, and runs of a few tests in processes forked from one that has imported everything."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import contextlib
-import importlib
+import gc
 import json
 import os
 import signal
@@ -16,13 +16,15 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 from mutation_points import outermost
 
 PACKAGE = "src/headgate"
 REPORT = "_entered_"
-OWN = ("headgate", "tests", "scripts", "conftest", "_pytest", "pytest")
+FUNCTIONS: dict[str, list[FunctionType]] = defaultdict(list)
+"""``path:Class.method`` -> the function objects that are it, below whatever wraps them."""
 
 
 class Recorder:
@@ -116,24 +118,45 @@ def _in_child(action: Callable[[], int], timeout: float, output: Path) -> int | 
     return None
 
 
-def imports_everything(tree: Path) -> None:
-    """Import here what Headgate and its tests import, but for themselves: a child tells what that is."""
-    listing = tree / ".modules"
+def warm_up(tree: Path, tests: Sequence[str] = ("tests",)) -> None:
+    """Import Headgate and all tests here, once: a forked child then needs half a second for a mutant, not ten."""
+    _prepare(tree)
+    import pytest
 
-    def told() -> int:
-        _prepare(tree)
-        import pytest
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        pytest.main(["-q", "-m", "", "--collect-only", "-p", "no:cacheprovider", *tests])
+    for item in gc.get_objects():
+        if isinstance(item, FunctionType) and item.__code__.co_filename.startswith(f"{tree / PACKAGE}/"):
+            path = item.__code__.co_filename.removeprefix(f"{tree / PACKAGE}/")
+            FUNCTIONS[f"{path}:{item.__qualname__}"].append(item)
+    gc.freeze()
 
-        pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "tests"])
-        names = [n for n in sys.modules if n.split(".")[0] not in OWN]
-        listing.write_text("\n".join(names))
-        return 0
 
-    _in_child(told, 600, tree / ".output")
-    for name in listing.read_text().splitlines():
-        with contextlib.suppress(Exception), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            importlib.import_module(name)
+def _code_of(text: str, name: str) -> CodeType | None:
+    """The code object of ``Class.method`` in a source text."""
+    code: CodeType | None = compile(text, "mutant", "exec", dont_inherit=True)
+    for part in name.split("."):
+        inner = [c for c in code.co_consts if isinstance(c, CodeType)] if code is not None else []
+        code = next((c for c in inner if c.co_name == part), None)
+    return code
+
+
+def swapped(path: str, function: str, original: str, mutated: str) -> bool:
+    """Give the function, wherever it is held, its mutated code; False where what changed is not in its code."""
+    old, new = _code_of(original, function), _code_of(mutated, function)
+    held = FUNCTIONS.get(f"{path}:{function}", [])
+    if (
+        old is None
+        or new is None
+        or not held
+        or old.co_code + repr(old.co_consts).encode() == new.co_code + repr(new.co_consts).encode()
+    ):
+        return False
+    if any(item.__code__.co_freevars != new.co_freevars for item in held):
+        return False
+    for item in held:
+        item.__code__ = new
+    return True
 
 
 def record(tree: Path, tests: Sequence[str], file: Path) -> None:
@@ -162,16 +185,17 @@ def map_of(file: Path) -> dict[str, Any]:
     return {"functions": functions, "seconds": {test: row["seconds"] for test, row in tests.items()}}
 
 
-def fork(tree: Path, tests: Sequence[str], timeout: float) -> tuple[str, str]:
-    """(killed or survived, by what) of ``tests`` over ``tree`` as it now is."""
+def fork(
+    tree: Path, tests: Sequence[str], timeout: float, swap: Callable[[], bool] = lambda: True
+) -> tuple[str, str]:
+    """(killed or survived, by what) of ``tests``. Where ``swap`` cannot change what is imported, the child starts anew in
+    ``tree``, whose files hold the mutant."""
 
     def run() -> int:
-        _prepare(tree)
-        import pytest
-
-        return int(
-            pytest.main(["-x", "-q", "-m", "", "-p", "no:cacheprovider", "--tb=no", "--no-header", *tests])
-        )
+        if not swap():
+            command = [sys.executable, __file__, str(tree), *tests]
+            os.execv(sys.executable, command)
+        return _tested(tree, tests)
 
     output = tree / f".output-{threading.get_ident()}"
     code = _in_child(run, timeout, output)
@@ -182,3 +206,16 @@ def fork(tree: Path, tests: Sequence[str], timeout: float) -> tuple[str, str]:
         return "killed", "time"
     fallen = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return "killed", fallen[0].split(" - ")[0] if fallen else f"exit code {code}"
+
+
+def _tested(tree: Path, tests: Sequence[str]) -> int:
+    _prepare(tree)
+    import pytest
+
+    return int(
+        pytest.main(["-x", "-q", "-m", "", "-p", "no:cacheprovider", "--tb=no", "--no-header", *tests])
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(_tested(Path(sys.argv[1]), sys.argv[2:]))

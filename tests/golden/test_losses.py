@@ -37,7 +37,7 @@ def measured(case: str, folder: Path) -> list[float]:
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_on_record(case: str, tmp_path: Path) -> None:
     recorded = json.loads(FILE.read_text())[case]
-    assert len(recorded) >= 10
+    assert len(recorded) >= (8 if "backward_gate" in case else 20)
     assert measured(case, tmp_path) == pytest.approx(recorded, rel=1e-4)
 
 
