@@ -5,7 +5,7 @@ One table row per family. A family that is not in the table gets an error that s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,13 @@ MODEL_INPUTS = frozenset(
     {"input_ids", "attention_mask", "position_ids", "labels", "inputs_embeds", "token_type_ids"}
 )
 """The columns of a batch that a causal LM itself takes; what methods add is left out of its call."""
+
+
+def model_inputs(batch: Mapping[str, Any], *, labels: bool = True) -> dict[str, Any]:
+    """The part of a batch that the model is called with; without ``labels`` no loss is computed."""
+    return {
+        k: v for k, v in batch.items() if k in MODEL_INPUTS and v is not None and (labels or k != "labels")
+    }
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from headgate.errors import ModelError
+from headgate.models import private
 from headgate.models.anatomy import Anatomy
 
 ATTENTION_KINDS = ("sdpa", "eager")
@@ -121,7 +122,7 @@ class BlockParts:
         self.after_attention = self._maybe(block, self.inside.after_attention)
         self.after_mlp = self._maybe(block, self.inside.after_mlp)
         self.head_dim, self.kv_heads = anatomy.head_dim, anatomy.num_kv_heads
-        self.implementation = str(attention.config._attn_implementation or "eager")
+        self.implementation = private.attention_implementation(attention.config) or "eager"
         if self.implementation not in ATTENTION_KINDS:
             raise ModelError(
                 f"the sparse engine runs on attn_implementation {' or '.join(ATTENTION_KINDS)}, the model has "
@@ -272,14 +273,14 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
         raise ModelError(
             "the base model as teacher needs an adapter that can be switched off: set lora, or kd: false"
         )
-    before = [layer._disable_adapters for layer in layers]
+    before = [private.adapters_disabled(layer) for layer in layers]
     try:
         for layer in layers:
-            layer._disable_adapters = True
+            private.disable_adapters(layer, True)
         yield
     finally:
         for layer, value in zip(layers, before, strict=True):
-            layer._disable_adapters = value
+            private.disable_adapters(layer, value)
 
 
 @contextmanager
@@ -296,4 +297,4 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def is_tuner(module: nn.Module) -> bool:
     """A PEFT layer: it wraps a base layer and can be switched off."""
-    return hasattr(type(module), "_disable_adapters") and hasattr(module, "base_layer")
+    return private.can_disable_adapters(module) and hasattr(module, "base_layer")

@@ -24,6 +24,7 @@ from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_f
 from headgate.methods.layer_routing.policies import Route, fixed_route, refuse_shuffled_decoding
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
+from headgate.models import private
 from headgate.models.anatomy import Anatomy
 from headgate.models.block_parts import ATTENTION_KINDS, BlockParts, evaluating
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
@@ -121,7 +122,10 @@ class RoutedForward:
 
     def _check_kv(self, anatomy: Anatomy) -> None:
         model: Any = anatomy.model
-        kind, attention = model.config.get_text_config().model_type, model.config._attn_implementation
+        kind, attention = (
+            model.config.get_text_config().model_type,
+            private.attention_implementation(model.config),
+        )
         if self.config.kv == "drop" and attention not in ATTENTION_KINDS:
             raise ModelError(
                 f"kv: drop is an attention mask, which attn_implementation {attention!r} does not take: set "
@@ -274,7 +278,7 @@ class RoutedForward:
         if self.now.everyone[gate]:
             return call
         model: Any = self.anatomy.model
-        boolean = model.config._attn_implementation == "sdpa"
+        boolean = private.attention_implementation(model.config) == "sdpa"
         mask = without_closed(call.get("attention_mask"), self.now.opened[..., gate], hidden, boolean=boolean)
         return {**call, "attention_mask": mask}
 
