@@ -1,6 +1,6 @@
 """Anatomy: where a causal language model keeps its blocks, linears, head and norms.
 
-One table row per family. A family that is not in the table gets an error that says how to describe it.
+``families`` has one row per architecture; one without a row gets an error that says how to describe it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from headgate.errors import ModelError
+from headgate.models.families import FAMILIES, Family
 
 MODEL_INPUTS = frozenset(
     {"input_ids", "attention_mask", "position_ids", "labels", "inputs_embeds", "token_type_ids"}
@@ -24,54 +25,6 @@ def model_inputs(batch: Mapping[str, Any], *, labels: bool = True) -> dict[str, 
     return {
         k: v for k, v in batch.items() if k in MODEL_INPUTS and v is not None and (labels or k != "labels")
     }
-
-
-@dataclass(frozen=True)
-class Family:
-    """Attribute paths of an architecture: ``backbone`` in the causal LM, the others in the backbone."""
-
-    backbone: str = "model"
-    blocks: str = "layers"
-    embedding: str = "embed_tokens"
-    final_norm: str = "norm"
-    attention: str = "self_attn"
-    mlp: str = "mlp"
-    parallel_residual: bool = False
-    linears: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-LLAMA_LIKE = Family()
-FAMILIES: dict[str, Family] = {
-    "llama": LLAMA_LIKE,
-    "mistral": LLAMA_LIKE,
-    "qwen2": LLAMA_LIKE,
-    "qwen3": LLAMA_LIKE,
-    "gemma": LLAMA_LIKE,
-    "gemma2": LLAMA_LIKE,
-    "gemma3_text": LLAMA_LIKE,
-    "phi3": Family(linears=("qkv_proj", "o_proj")),
-    "gpt2": Family(
-        backbone="transformer",
-        blocks="h",
-        embedding="wte",
-        final_norm="ln_f",
-        attention="attn",
-        linears=("c_attn", "attn.c_proj"),
-    ),
-    "gpt_neox": Family(
-        backbone="gpt_neox",
-        embedding="embed_in",
-        final_norm="final_layer_norm",
-        attention="attention",
-        parallel_residual=True,
-        linears=("query_key_value", "attention.dense"),
-    ),
-}
-
-
-def register_family(model_type: str, family: Family) -> None:
-    """Describe an architecture that Headgate does not know, by its config's ``model_type``."""
-    FAMILIES[model_type] = family
 
 
 @dataclass(frozen=True)
@@ -97,10 +50,6 @@ class Anatomy:
     @property
     def num_blocks(self) -> int:
         return len(self.blocks)
-
-    @property
-    def tied_head(self) -> bool:
-        return getattr(self.head, "weight", None) is getattr(self.embedding, "weight", object())
 
     def attention(self, block: nn.Module) -> nn.Module:
         return block.get_submodule(self.family.attention)
@@ -154,7 +103,7 @@ def describe(model: nn.Module) -> Anatomy:
         raise ModelError(
             f"architecture {config.model_type!r} is not known. Known: {', '.join(sorted(FAMILIES))}. "
             "Describe it with headgate.models.register_family(model_type, Family(backbone=..., blocks=..., embedding=..., "
-            "final_norm=..., attention=..., mlp=...)): attribute paths, see headgate/models/anatomy.py"
+            "final_norm=..., attention=..., mlp=...)): attribute paths, see headgate/models/families.py"
         )
     try:
         backbone = base.get_submodule(family.backbone)
