@@ -80,11 +80,6 @@ def on_linear(linear: nn.Module, delta: Callable[[Tensor], Tensor | None]) -> Ha
     return linear.register_forward_hook(hook)
 
 
-def on_output(module: nn.Module, observe: Callable[[Any], Any]) -> Handle:
-    """See a module's output, and replace it where ``observe`` returns something."""
-    return module.register_forward_hook(lambda _module, _args, output: observe(output))
-
-
 def on_input(module: nn.Module, observe: Callable[[Tensor], Any]) -> Handle:
     """See the first positional input of a module (the head's input, the final norm's)."""
 
