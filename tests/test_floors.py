@@ -9,6 +9,7 @@ the file and its ``__init__`` belong together, as in Python, where a file of a p
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,3 +287,12 @@ def test_a_loop_over_methods_is_seen(tmp_path: Path) -> None:
         "for name in recipe.methods: pass\n"
     )
     assert loops_over_methods(source) == [1, 2, 3]
+
+
+def test_the_walk_names_files_that_exist_and_none_three_times() -> None:
+    page = (ROOT.parent.parent / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([a-z_/]+\.py)`", page)
+    assert len(named) > 20
+    for name in set(named):
+        assert (ROOT / name).exists() or (ROOT.parent.parent / name).exists(), f"{name} is gone"
+        assert named.count(name) < 3, f"{name} is visited {named.count(name)} times"

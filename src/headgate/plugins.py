@@ -38,6 +38,9 @@ class Registry(Generic[T]):
             raise ConfigError(f"there is a {self.kind} {name!r} already: give yours another name")
         self._registered[name] = thing
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
     def names(self) -> list[str]:
         """Everything that can be asked for, built in first."""
         return list(dict.fromkeys([*self._builtin, *self._registered, *self._installed()]))

@@ -22,7 +22,7 @@ from headgate.methods.registry import METHODS, method_class, register_method
 from headgate.methods.step import Step
 from headgate.models.surgery import on_block_output
 from headgate.testing import LawsBroken, conform, examine
-from headgate.testing.laws import LAWS
+from headgate.testing.law import LAWS
 from headgate.training.processes import world_size
 from headgate.training.saved import load
 

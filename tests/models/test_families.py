@@ -91,7 +91,7 @@ def test_4bit_without_cuda_is_refused() -> None:
 
 
 def test_bf16_on_a_slow_cpu_is_adjusted(monkeypatch) -> None:
-    monkeypatch.setattr("headgate.models.load.cpu_has_fast", lambda dtype: False)
+    monkeypatch.setattr("headgate.models.devices.cpu_has_fast", lambda dtype: False)
     with pytest.warns(UserWarning, match="using float32"):
         assert choose_dtype("bfloat16", torch.device("cpu")) is torch.float32
 

@@ -49,8 +49,10 @@ def inspect(
         return
     for name, path in inspect_run(RunDirectory(run), limit=limit).items():
         found = json.loads(path.read_text())
-        TOLD[name](found)
-        out.print(f"written: {path}, {path.with_suffix('.png')}, {path.with_suffix('.svg')}", markup=False)
+        if name in TABLES:  # another package's inspector has its tables in the file
+            TABLES[name](found)
+        files = [path, *(p for p in (path.with_suffix(".png"), path.with_suffix(".svg")) if p.exists())]
+        out.print(f"written: {', '.join(map(str, files))}", markup=False)
 
 
 def _oracle(path: Path) -> None:
@@ -144,4 +146,4 @@ def _experts(found: dict[str, Any]) -> None:
         )
 
 
-TOLD = {"schema_bank": _schemas, "layer_routing": _depth, "lora_experts": _experts}
+TABLES = {"schema_bank": _schemas, "layer_routing": _depth, "lora_experts": _experts}

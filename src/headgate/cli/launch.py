@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from headgate.errors import ConfigError
-from headgate.models.load import choose_device
+from headgate.models.devices import choose_device
 
 
 def launch(arguments: Sequence[str], processes: int, device: str) -> int:

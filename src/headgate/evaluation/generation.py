@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from headgate.data.templates import prompt_ids
 from headgate.errors import ConfigError, DataError
 from headgate.models.anatomy import unwrap
+from headgate.models.aside import look_aside
 from headgate.ops.randomness import derive_seed
 
 
@@ -170,17 +171,14 @@ def _evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode, without the decoding defaults that a model brings along (repetition penalties, top-k)."""
     holders = [m for m in (model, unwrap(model)) if getattr(m, "generation_config", None) is not None]
     kept = [holder.generation_config for holder in holders]
-    was_training = model.training
-    model.eval()
     try:
         for holder in holders:
             holder.generation_config = GenerationConfig()
-        with torch.no_grad():
+        with look_aside(model):
             yield
     finally:
         for holder, own in zip(holders, kept):
             holder.generation_config = own
-        model.train(was_training)
 
 
 def chat_ids(tokenizer: Any, turns: Sequence[dict[str, str]], *, raw: bool = False) -> list[int]:

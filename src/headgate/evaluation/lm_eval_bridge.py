@@ -21,6 +21,7 @@ from headgate.evaluation.config import EvalTask
 from headgate.evaluation.generation import context_length, generate
 from headgate.evaluation.lm_eval_files import check_task_files
 from headgate.evaluation.predictions import prompt_hash
+from headgate.models.aside import look_aside
 
 PRIMARY = ("exact_match", "acc", "acc_norm", "f1", "bleu", "word_perplexity")
 DEFAULT_NEW_TOKENS = 256
@@ -124,7 +125,6 @@ def bridge_class() -> type[Any]:
     return LiveModel
 
 
-@torch.no_grad()
 def continuation_scores(
     model: Any, rows: Sequence[tuple[list[int], int]], pad: int, batch_size: int
 ) -> list[tuple[float, bool]]:
@@ -132,25 +132,23 @@ def continuation_scores(
     device = next(model.parameters()).device
     results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        width = max(len(rows[i][0]) for i in indices) - 1
-        ids = torch.full((len(indices), width), pad)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(indices):
-            tokens = rows[index][0][:-1]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        for row, index in enumerate(indices):
-            tokens, n = rows[index]
-            mine = logits[row, len(tokens) - 1 - n : len(tokens) - 1].float().log_softmax(-1)
-            targets = torch.tensor(tokens[len(tokens) - n :], device=device)
-            picked = mine.gather(-1, targets[:, None]).sum()
-            results[index] = (float(picked), bool((mine.argmax(-1) == targets).all()))
-    model.train(was_training)
+    with look_aside(model):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            width = max(len(rows[i][0]) for i in indices) - 1
+            ids = torch.full((len(indices), width), pad)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(indices):
+                tokens = rows[index][0][:-1]
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                mask[row, : len(tokens)] = 1
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+            for row, index in enumerate(indices):
+                tokens, n = rows[index]
+                mine = logits[row, len(tokens) - 1 - n : len(tokens) - 1].float().log_softmax(-1)
+                targets = torch.tensor(tokens[len(tokens) - n :], device=device)
+                picked = mine.gather(-1, targets[:, None]).sum()
+                results[index] = (float(picked), bool((mine.argmax(-1) == targets).all()))
     return results
 
 

@@ -16,9 +16,9 @@ from headgate.data.spans import encoder
 from headgate.errors import ConfigError, DataError
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import describe
+from headgate.models.aside import look_aside
 
 
-@torch.no_grad()
 def sequence_losses(
     model: Any, rows: Sequence[Mapping[str, Any]], pad_id: int, batch_size: int
 ) -> list[tuple[float, int]]:
@@ -26,28 +26,26 @@ def sequence_losses(
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        width = max(len(rows[i]["input_ids"]) for i in indices)
-        ids = torch.full((len(indices), width), pad_id)
-        labels = torch.full((len(indices), width), IGNORE_INDEX)
-        mask = torch.zeros((len(indices), width), dtype=torch.long)
-        for row, index in enumerate(indices):
-            length = len(rows[index]["input_ids"])
-            ids[row, :length] = torch.as_tensor(rows[index]["input_ids"])
-            labels[row, :length] = torch.as_tensor(rows[index]["labels"])
-            mask[row, :length] = 1
-        # a cache that nobody reads costs memory, and a routed block with one to fill sums in another order
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        targets = labels[:, 1:].to(device)
-        losses = cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
-        ).double()
-        for row, index in enumerate(indices):
-            results[index] = (float(losses[row].sum()), int(targets[row].ne(IGNORE_INDEX).sum()))
-    model.train(was_training)
+    with look_aside(model):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            width = max(len(rows[i]["input_ids"]) for i in indices)
+            ids = torch.full((len(indices), width), pad_id)
+            labels = torch.full((len(indices), width), IGNORE_INDEX)
+            mask = torch.zeros((len(indices), width), dtype=torch.long)
+            for row, index in enumerate(indices):
+                length = len(rows[index]["input_ids"])
+                ids[row, :length] = torch.as_tensor(rows[index]["input_ids"])
+                labels[row, :length] = torch.as_tensor(rows[index]["labels"])
+                mask[row, :length] = 1
+            # a cache that nobody reads costs memory, and a routed block with one to fill sums in another order
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+            targets = labels[:, 1:].to(device)
+            losses = cross_entropy(
+                logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
+            ).double()
+            for row, index in enumerate(indices):
+                results[index] = (float(losses[row].sum()), int(targets[row].ne(IGNORE_INDEX).sum()))
     return results
 
 

@@ -26,6 +26,7 @@ from headgate.methods.layer_routing.method import LayerRouting
 from headgate.methods.layer_routing.oracle import TokenLosses, choice, masked_losses, token_losses
 from headgate.methods.lora_experts.inspect import likeness
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
+from headgate.plugins import Registry
 from headgate.training.saved import load
 
 MOST_TOKENS = 512
@@ -33,6 +34,21 @@ DRAWN_TEXTS = 2
 BATCH = 32
 SHOWN_TEXTS = 3
 PROMPT_END = "\nThe answer is: "
+
+
+INSPECTORS: Registry[Callable[..., tuple[Any, Mapping[str, Any]]]] = Registry(
+    "inspector",
+    "headgate.inspectors",
+    {
+        "schema_bank": "headgate.experiments.inspection:_schemas",
+        "layer_routing": "headgate.experiments.inspection:_depth",
+        "lora_experts": "headgate.experiments.inspection:_experts",
+    },
+)
+"""By the name of the method: (model, tokenizer, method, rows, are they wordmath's) -> (JSON tables, figures by name).
+
+A figure is matplotlib's, or a page of HTML.
+"""
 
 
 def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]:
@@ -49,7 +65,7 @@ def inspect_run(directory: RunDirectory, *, limit: int = 200) -> dict[str, Path]
     written = {}
     methods = methods_of(model)
     for name in [name for name in methods.names if name in INSPECTORS]:
-        tables, drawn = INSPECTORS[name](
+        tables, drawn = INSPECTORS.get(name)(
             model, tokenizer, methods[name], rows, source.source == "wordmath" and source.path is None
         )
         folder = directory.path / "inspect"
@@ -243,10 +259,3 @@ def _experts(
     axes.set(xlabel="expert", ylabel="expert", title="Cosine of the experts' updates")
     drawn.colorbar(image, ax=axes)
     return tables, {method.name: drawn}
-
-
-INSPECTORS: dict[str, Callable[..., tuple[Any, Any]]] = {
-    "schema_bank": _schemas,
-    "layer_routing": _depth,
-    "lora_experts": _experts,
-}

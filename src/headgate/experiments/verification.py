@@ -29,7 +29,7 @@ from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.untrained import attached_untrained
 from headgate.files import digest, read_json
 from headgate.methods.compose import methods_of
-from headgate.models.anatomy import MODEL_INPUTS
+from headgate.models.anatomy import model_inputs
 from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
 from headgate.training.saved import load
@@ -226,7 +226,7 @@ def validation_loss(model: Any, tokenizer: Any, recipe: Recipe, rows: Any, skill
     methods_of(model).evaluation.start_validation(skill)
 
     def forward(batch: Mapping[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = {k: v for k, v in batch.items() if k in MODEL_INPUTS}
+        inputs = model_inputs(batch)
         outputs = model(
             **inputs, num_items_in_batch=tokens, use_cache=False
         )  # as transformers' Trainer trains and validates

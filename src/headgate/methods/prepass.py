@@ -7,16 +7,14 @@ continues a key-value cache of its own, which the model's cache carries and beam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from headgate.errors import ModelError
 from headgate.models.anatomy import Anatomy
-from headgate.models.block_parts import adapters_off, evaluating, is_tuner
+from headgate.models.aside import look_aside
 
 
 class PrepassCache:
@@ -30,7 +28,6 @@ class PrepassCache:
         return self
 
 
-@torch.no_grad()
 def prepass(
     anatomy: Anatomy,
     backbone: Callable[..., Any],
@@ -55,7 +52,6 @@ def prepass(
         )
     kept = (kept or PrepassCache(DynamicCache())) if caches else None
     own = {"past_key_values": kept.cache if kept is not None else None, "use_cache": kept is not None}
-    off = adapters_off(anatomy.model) if any(map(is_tuner, anatomy.model.modules())) else nullcontext()
-    with evaluating(anatomy.model), off:
+    with look_aside(anatomy.model, adapters=False):
         hidden: Tensor = backbone(**{**call, **own}).last_hidden_state
     return hidden, kept

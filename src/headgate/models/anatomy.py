@@ -1,17 +1,18 @@
 """Anatomy: where a causal language model keeps its blocks, linears, head and norms.
 
-One table row per family. A family that is not in the table gets an error that says how to describe it.
+``families`` has one row per architecture; one without a row gets an error that says how to describe it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from headgate.errors import ModelError
+from headgate.models.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,50 +23,11 @@ MODEL_INPUTS = frozenset(
 """The columns of a batch that a causal LM itself takes; what methods add is left out of its call."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """Attribute paths of an architecture: ``backbone`` in the causal LM, the others in the backbone."""
-
-    backbone: str = "model"
-    blocks: str = "layers"
-    embedding: str = "embed_tokens"
-    final_norm: str = "norm"
-    attention: str = "self_attn"
-    mlp: str = "mlp"
-    linears: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-LLAMA_LIKE = Family()
-FAMILIES: dict[str, Family] = {
-    "llama": LLAMA_LIKE,
-    "mistral": LLAMA_LIKE,
-    "qwen2": LLAMA_LIKE,
-    "qwen3": LLAMA_LIKE,
-    "gemma": LLAMA_LIKE,
-    "gemma2": LLAMA_LIKE,
-    "gemma3_text": LLAMA_LIKE,
-    "phi3": Family(linears=("qkv_proj", "o_proj")),
-    "gpt2": Family(
-        backbone="transformer",
-        blocks="h",
-        embedding="wte",
-        final_norm="ln_f",
-        attention="attn",
-        linears=("c_attn", "attn.c_proj"),
-    ),
-    "gpt_neox": Family(
-        backbone="gpt_neox",
-        embedding="embed_in",
-        final_norm="final_layer_norm",
-        attention="attention",
-        linears=("query_key_value", "attention.dense"),
-    ),
-}
-
-
-def register_family(model_type: str, family: Family) -> None:
-    """Describe an architecture that Headgate does not know, by its config's ``model_type``."""
-    FAMILIES[model_type] = family
+def model_inputs(batch: Mapping[str, Any], *, labels: bool = True) -> dict[str, Any]:
+    """The part of a batch that the model is called with; without ``labels`` no loss is computed."""
+    return {
+        k: v for k, v in batch.items() if k in MODEL_INPUTS and v is not None and (labels or k != "labels")
+    }
 
 
 @dataclass(frozen=True)
@@ -143,7 +105,7 @@ def describe(model: nn.Module) -> Anatomy:
         raise ModelError(
             f"architecture {config.model_type!r} is not known. Known: {', '.join(sorted(FAMILIES))}. "
             "Describe it with headgate.models.register_family(model_type, Family(backbone=..., blocks=..., embedding=..., "
-            "final_norm=..., attention=..., mlp=...)): attribute paths, see headgate/models/anatomy.py"
+            "final_norm=..., attention=..., mlp=...)): attribute paths, see headgate/models/families.py"
         )
     try:
         backbone = base.get_submodule(family.backbone)

@@ -1,6 +1,6 @@
 """The inside of a decoder block: norms, keys and values, queries, attention, MLP, so that tokens can run alone.
 
-One row per family. What a family's own block does is repeated here for chosen tokens only. Keys and values are made
+``Family.inside`` names a family's norms. What a family's own block does is repeated here for chosen tokens only. Keys and values are made
 for all tokens, so that a token that skips a block is still seen by those that do not, unless the caller says what the
 others leave instead (``left``).
 
@@ -11,9 +11,7 @@ N heads, D head width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,40 +19,12 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from headgate.errors import ModelError
+from headgate.models import private
 from headgate.models.anatomy import Anatomy
+from headgate.models.families import FAMILIES
 
 ATTENTION_KINDS = ("sdpa", "eager")
 KeysValues = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Inside:
-    """Names of a block's norms, in the order they act; ``fused``: one projection for q, k and v (GPT-2)."""
-
-    before_attention: str = "input_layernorm"
-    after_attention: str | None = None
-    before_mlp: str = "post_attention_layernorm"
-    after_mlp: str | None = None
-    fused: bool = False
-    softcap: bool = False
-
-
-PRE_NORM = Inside()
-SANDWICH = Inside(
-    after_attention="post_attention_layernorm",
-    before_mlp="pre_feedforward_layernorm",
-    after_mlp="post_feedforward_layernorm",
-)
-INSIDES: dict[str, Inside] = {
-    "llama": PRE_NORM,
-    "mistral": PRE_NORM,
-    "qwen2": PRE_NORM,
-    "qwen3": PRE_NORM,
-    "gemma": PRE_NORM,
-    "gemma2": replace(SANDWICH, softcap=True),
-    "gemma3_text": SANDWICH,
-    "gpt2": Inside(before_attention="ln_1", before_mlp="ln_2", fused=True),
-}
 
 
 class OpenTokens:
@@ -106,13 +76,14 @@ class BlockParts:
 
     def __init__(self, anatomy: Anatomy, block: nn.Module) -> None:
         config: Any = anatomy.model.config
-        kind = config.get_text_config().model_type
-        if kind not in INSIDES:
+        inside = anatomy.family.inside
+        if inside is None:
             raise ModelError(
-                f"no sparse engine for architecture {kind!r} (there is one for {', '.join(INSIDES)}): "
+                f"no sparse engine for architecture {config.get_text_config().model_type!r} (there is one for "
+                f"{', '.join(name for name, family in FAMILIES.items() if family.inside)}): "
                 "set methods.layer_routing.engine: masked and units: block"
             )
-        self.inside = INSIDES[kind]
+        self.inside = inside
         attention: Any = anatomy.attention(block)
         self.attention = attention
         self.mlp = anatomy.mlp(block)
@@ -121,7 +92,7 @@ class BlockParts:
         self.after_attention = self._maybe(block, self.inside.after_attention)
         self.after_mlp = self._maybe(block, self.inside.after_mlp)
         self.head_dim, self.kv_heads = anatomy.head_dim, anatomy.num_kv_heads
-        self.implementation = str(attention.config._attn_implementation or "eager")
+        self.implementation = private.attention_implementation(attention.config) or "eager"
         if self.implementation not in ATTENTION_KINDS:
             raise ModelError(
                 f"the sparse engine runs on attn_implementation {' or '.join(ATTENTION_KINDS)}, the model has "
@@ -259,41 +230,3 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``x cos + rotate_half(x) sin``: rotary positions on the last dimension (Su et al. 2021)."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, every PEFT layer gives its base layer's output. Raises ModelError for a model without any.
-
-    PEFT's own switch also turns ``requires_grad`` of the adapter back on, which a stage may have off.
-    """
-    layers: list[Any] = [m for m in model.modules() if is_tuner(m)]
-    if not layers:
-        raise ModelError(
-            "the base model as teacher needs an adapter that can be switched off: set lora, or kd: false"
-        )
-    before = [layer._disable_adapters for layer in layers]
-    try:
-        for layer in layers:
-            layer._disable_adapters = True
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer._disable_adapters = value
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards every module has its own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def is_tuner(module: nn.Module) -> bool:
-    """A PEFT layer: it wraps a base layer and can be switched off."""
-    return hasattr(type(module), "_disable_adapters") and hasattr(module, "base_layer")

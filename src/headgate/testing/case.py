@@ -20,6 +20,8 @@ from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.trainers import make_trainer
 from headgate.methods.base import Method
 from headgate.methods.registry import method_class
+from headgate.models.anatomy import model_inputs
+from headgate.models.aside import look_aside
 from headgate.training.trainer import HeadgateTrainer
 
 STEPS = 6
@@ -132,7 +134,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def batch_of(trainer: HeadgateTrainer) -> dict[str, Tensor]:
     """The first validation batch, as the model takes it and without labels."""
     batch = next(iter(trainer.get_eval_dataloader()))
-    return {k: v for k, v in trainer.model_inputs(batch).items() if k != "labels"}
+    return model_inputs(batch, labels=False)
 
 
 @torch.no_grad()
@@ -145,6 +147,5 @@ def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 def evaluating(trainer: HeadgateTrainer) -> Iterator[Any]:
     """The trainer's model and methods in evaluation mode."""
     assert trainer.model is not None
-    trainer.model.eval()
-    trainer.methods.eval()
-    yield trainer.model
+    with look_aside(trainer.model), look_aside(trainer.methods):
+        yield trainer.model

@@ -15,7 +15,8 @@ from headgate.errors import ConfigError
 from headgate.methods.base import Method
 from headgate.methods.registry import METHODS, method_class, register_method
 from headgate.testing.case import Case, NotApplicable
-from headgate.testing.laws import LAWS, PARTNERS
+from headgate.testing.law import LAWS
+from headgate.testing.laws_of_pairs import PARTNERS
 
 for _module in ("host_reads", "two_ranks"):  # each enters its law
     importlib.import_module(f"headgate.testing.{_module}")

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import headgate
 from headgate.testing.case import Case
-from headgate.testing.laws import law
+from headgate.testing.law import law
 
 HEADGATE = Path(headgate.__file__).parent
 READERS = ("tolist", "numpy", "cpu")

@@ -1,12 +1,8 @@
-"""The laws of a Method. Each is one function of a case; its docstring is the law."""
+"""The laws of a Method by itself. Each is one function of a case; its docstring is the law."""
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
-import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,12 +10,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from headgate.config import StrictConfig
-from headgate.errors import ConfigError, HeadgateError
-from headgate.methods.base import Method, build_config
+from headgate.methods.base import Method
 from headgate.methods.compose import MethodStack
-from headgate.methods.registry import METHODS, build_method, method_class
 from headgate.methods.step import Step
 from headgate.models.anatomy import describe
+from headgate.testing import laws_of_settings as laws_of_settings  # its laws are entered first
 from headgate.testing.case import (
     STEPS,
     Case,
@@ -31,59 +26,10 @@ from headgate.testing.case import (
     losses_of,
     weights_of,
 )
+from headgate.testing.law import law
 from headgate.training.saved import load
 
-Law = Callable[[Case], None]
-LAWS: dict[str, Law] = {}
 FLOP_TOLERANCE = 0.05
-SHORTEST = 4
-"""Optimizer steps in which every stage of every curriculum has one."""
-
-
-def law(check: Law) -> Law:
-    """Enter a law under its function's name."""
-    LAWS[check.__name__.replace("_", " ")] = check
-    return check
-
-
-@law
-def settings_survive_a_round_trip(case: Case) -> None:
-    """A configuration dumped as JSON and read again is the same, and an unknown key is an error that names it."""
-    kind = case.kind
-    config = build_config(kind.Config, case.options)
-    again = build_config(kind.Config, json.loads(json.dumps(config.model_dump(mode="json"))))
-    assert again == config, f"{again} is not {config}"
-    try:
-        build_config(kind.Config, {**case.options, "no_such_key": 1})
-    except ConfigError as error:
-        assert "no_such_key" in str(error), f"the error does not name the key: {error}"
-    else:
-        raise AssertionError("an unknown key is taken in silence")
-
-
-@law
-def every_setting_is_documented(case: Case) -> None:
-    """The configuration's docstring, or a string below the field, says what each key means."""
-    config = case.kind.Config
-    documented = config.__doc__ or ""
-    for base in config.__mro__:
-        if isinstance(base, type) and issubclass(base, StrictConfig) and base is not StrictConfig:
-            documented += " " + (base.__doc__ or "") + " " + " ".join(_field_strings(base))
-    missing = [name for name in config.model_fields if name not in documented]
-    assert not missing, f"not documented: {', '.join(missing)}"
-
-
-def _field_strings(config: type) -> list[str]:
-    """Names of the fields that have a string literal below them."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    pairs = zip(body.body, body.body[1:], strict=False)
-    return [
-        one.target.id
-        for one, below in pairs
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
-        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-    ]  # fmt: skip
 
 
 @law
@@ -313,62 +259,3 @@ def telemetry_has_declared_names(case: Case) -> None:
     names = {name for row in trainer.state.log_history for name in row if name != "step"}
     unknown = sorted(name for name in names if not is_known(name, trainer.methods.telemetry_names()))
     assert not unknown, f"not declared: {', '.join(unknown[:6])}"
-
-
-@law
-def the_order_of_methods_does_not_matter(case: Case) -> None:
-    """Beside any other method, written in either order, the run ends with the same parameters."""
-    for name, options in PARTNERS.items():
-        if name == case.name or _refusal(case.beside(**{name: options})) is not None:
-            continue
-        written, other = (
-            case.beside(**{name: options}),
-            Case(name, options, case.folder, case.model, {case.name: case.options}),
-        )
-        wrong = differing(weights_of(written.trained()), weights_of(other.trained()))
-        assert not wrong, f"with {name}: {wrong[:4]} differ"
-
-
-@law
-def every_pair_works_or_is_refused_by_name(case: Case) -> None:
-    """Beside each of Headgate's methods: trained, saved, loaded and equal, or refused before training, naming both."""
-    for name, options in PARTNERS.items():
-        if name == case.name:
-            continue
-        pair = case.beside(**{name: options})
-        refusal = _refusal(pair)
-        if refusal is None:
-            what_is_saved_is_what_was_live(pair)
-            continue
-        assert case.name in refusal and name.split("_")[0] in refusal, (
-            f"with {name}: refused, but not by name: {refusal}"
-        )
-
-
-def _refusal(pair: Case) -> str | None:
-    """Why the pair is refused; None where it trains."""
-    try:
-        pair.trained({"training.max_steps": SHORTEST})
-    except HeadgateError as error:
-        return str(error)
-    return None
-
-
-PARTNERS: dict[str, dict[str, Any]] = {
-    "schema_bank": {"num_schemas": 4, "rank": 2, "tags": "hash"},
-    "layer_routing": {"policy": "gumbel", "granularity": "sample", "keep": 1, "kd": False},
-    "lora_experts": {"experts": 2, "r": 2, "alpha": 4, "target_modules": ["q_proj"]},
-    "backward_gate": {"m": 32, "k": 4, "window": 8, "burn_in": 1, "target_acceptance": 0.5},
-    "ewc": {"strength": 1.0},
-}
-"""Settings in which Headgate's own methods do something within a few steps."""
-
-
-def known_methods() -> list[str]:
-    return METHODS.names()
-
-
-def built(case: Case) -> Method:
-    """The method of a case, not attached."""
-    method_class(case.name)
-    return build_method(case.name, case.options)

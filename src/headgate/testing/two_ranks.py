@@ -21,7 +21,7 @@ from headgate.errors import ConfigError, HeadgateError
 from headgate.methods.base import Method
 from headgate.methods.registry import METHODS, register_method
 from headgate.testing.case import Case, NotApplicable, differing
-from headgate.testing.laws import law
+from headgate.testing.law import law
 from headgate.training import processes
 
 SAME = {

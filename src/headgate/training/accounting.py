@@ -9,17 +9,7 @@ import psutil
 import torch
 
 from headgate.models.anatomy import Anatomy
-
-
-def block_flops_per_token(anatomy: Anatomy) -> float:
-    """Matrix-product FLOPs of one block for one token, attention scores left out (2 per multiply-add)."""
-    h, f = anatomy.hidden_size, anatomy.intermediate_size
-    q = anatomy.num_heads * anatomy.head_dim
-    kv = anatomy.num_kv_heads * anatomy.head_dim
-    gated = hasattr(anatomy.mlp(anatomy.blocks[0]), "gate_proj") or hasattr(
-        anatomy.mlp(anatomy.blocks[0]), "gate_up_proj"
-    )
-    return 2.0 * (h * q + 2 * h * kv + q * h + (3 if gated else 2) * h * f)
+from headgate.models.flops import BlockFlops
 
 
 def forward_flops(
@@ -30,7 +20,7 @@ def forward_flops(
     ``square_lengths`` is the sum over documents of length * (length + 1) / 2, the attended pairs.
     """
     attended = 4.0 * anatomy.num_heads * anatomy.head_dim * square_lengths
-    blocks = anatomy.num_blocks * (tokens * block_flops_per_token(anatomy) + attended)
+    blocks = anatomy.num_blocks * (tokens * BlockFlops.of(anatomy).block + attended)
     return executed_share * blocks + heads * 2.0 * tokens * anatomy.hidden_size * anatomy.vocab_size
 
 

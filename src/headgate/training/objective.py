@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import Trainer
 
 from headgate.errors import ConfigError
 from headgate.methods.compose import MethodStack
+from headgate.methods.step import Step
+from headgate.models.surgery import head_input_captured
+from headgate.training import processes
+from headgate.training.config import LossChoice
+from headgate.training.loss import TaskLoss, choose_loss, chunked_loss, plain_loss
 
 SUPERVISED = frozenset({"SFTTrainer"})
 """The trainers of TRL whose objective is next-token cross-entropy on labelled tokens."""
@@ -54,3 +60,69 @@ def check_override(override: str, methods: MethodStack, loss: str, label_smoothi
         raise ConfigError(
             f"{asked} is Headgate's own loss, and {override} replaces it: leave one of them out"
         )
+
+
+class Objective:
+    """The loss that a trainer trains: chosen once, asked for at every micro-batch.
+
+    Attributes:
+        override: what replaces Headgate's loss, by name, or None. choice: ``plain`` or ``chunked``.
+    """
+
+    def __init__(self, trainer: Any, ours: type, loss: LossChoice, label_smoothing: float) -> None:
+        self._trainer = trainer
+        self.label_smoothing = label_smoothing
+        self.override = objective_override(trainer, (ours,))
+        if self.override is not None:
+            check_override(self.override, trainer.methods, loss, label_smoothing)
+            loss = "plain"
+        observed = bool(trainer.methods.observing_head)
+        self.choice = choose_loss(loss, trainer.anatomy, label_smoothing, observed)
+
+    def task_loss(self, step: Step) -> TaskLoss:
+        """Forward of the step's batch; the loss divided as it enters the backward, by the window."""
+        trainer, num_items = self._trainer, step.window_tokens
+        if self.override is not None:
+            return self._overridden(step, self.override)
+        inputs = trainer.model_inputs(step.batch)
+        if num_items is not None and trainer.model_accepts_loss_kwargs:
+            inputs["num_items_in_batch"] = num_items
+        if self.choice == "plain":
+            task = plain_loss(step.model, trainer.anatomy, inputs)
+        else:
+            observers = trainer.methods.head_observers(step)
+            task = chunked_loss(
+                step.model,
+                trainer.anatomy,
+                inputs,
+                num_items=num_items,
+                label_smoothing=self.label_smoothing,
+                observers=observers,
+                gated=bool(observers),
+            )
+        if num_items is None:
+            task.loss = task.loss / step.window_size
+        elif trainer.args.average_tokens_across_devices:
+            task.loss = task.loss * processes.world_size()
+        return task
+
+    def _overridden(self, step: Step, override: str) -> TaskLoss:
+        """The loss of a trainer that computes its own, scaled as transformers.Trainer.training_step scales it."""
+        trainer, num_items = self._trainer, step.window_tokens
+        own = {*trainer.methods.columns(), "segment_ids", "example_id"}
+        inputs = {name: value for name, value in step.batch.items() if name not in own}
+        with head_input_captured(trainer.anatomy.head) as captured:
+            loss = trainer.compute_loss(step.model, inputs, num_items_in_batch=num_items)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ConfigError(
+                f"{override} returned {type(loss).__name__}, not one loss: return a scalar tensor"
+            )
+        if not captured and trainer.methods.reading_hidden:
+            raise ConfigError(
+                f"{trainer.methods.reading_hidden[0]} reads what enters the language-model head, and {override} computes "
+                "its loss without calling the head: use HeadgateTrainer, or switch off what reads it (kd)"
+            )
+        by_tokens = num_items is not None and trainer.model_accepts_loss_kwargs
+        if not by_tokens and trainer.compute_loss_func is None:
+            loss = loss / step.window_size
+        return TaskLoss(loss.reshape(()), captured[-1] if captured else None, None, None)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from headgate.files import write_lines_atomically
 
-NAMES = [
+NAMES = [  # what a trainer logs whatever its methods; those declare theirs in Method.telemetry_names
     "loss",
     "loss_all",
     "loss/<part>",
@@ -32,25 +32,6 @@ NAMES = [
     "packed_sequence_length_histogram",
     "flops",
     "memory_peak",
-    "gate/novelty",
-    "gate/score",
-    "gate/threshold",
-    "gate/accept",
-    "gate/acceptance_rate",
-    "gate/accepted_steps",
-    "gate/total_steps",
-    "gate/<part>",
-    "routing/utilization",
-    "routing/entropy",
-    "routing/temperature",
-    "routing/<part>",
-    "schema/<layer>/entropy",
-    "schema/<layer>/tag_alignment",
-    "schema/<layer>/<part>",
-    "routing_entropy",
-    "expert_usage_<name>",
-    "similarity_scores_on_creation",
-    "experts/<part>",
     "eval_loss",
     "eval_<skill>_loss",
     "eval_<part>",

@@ -11,6 +11,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from headgate.methods.stage import ScheduledStage
+from headgate.models import private
 from headgate.training import processes
 from headgate.training.mixin import MethodsMixin
 from headgate.training.order import LengthGroupedOrder, Replay, StreamOrder
@@ -62,7 +63,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         if self.views:
-            scheduled = self.plan_stages(self.args.max_steps).scheduled
+            scheduled = self.stages.plan(self.args.max_steps).scheduled
             return StreamOrder(scheduled, self.views, per_step, self.args.seed, self.replay)
         grouped = self.args.train_sampling_strategy == "group_by_length"
         mixture = getattr(dataset, "mixture", None)
@@ -98,7 +99,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         deal_validation(dataloader, whole=self.watches_validation)
-        model = self._wrap_model(self.model, training=False, dataloader=dataloader)
+        model = private.wrapped_for_evaluation(self, dataloader)
         model.eval()
         self.methods.eval()
 
@@ -108,7 +109,9 @@ class HeadgateTrainer(MethodsMixin, Trainer):
 
         over_ranks, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
         try:  # a batch's tokens are its own here, not a share of all ranks'
-            terms = list(validation_terms(forward, (self._prepare_inputs(batch) for batch in dataloader)))
+            terms = list(
+                validation_terms(forward, (private.inputs_on_device(self, batch) for batch in dataloader))
+            )
         finally:
             self.args.average_tokens_across_devices = over_ranks
         if not self.watches_validation:

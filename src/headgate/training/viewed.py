@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers.trainer_utils import has_length
 
 from headgate.errors import ConfigError
+from headgate.methods.compose import MethodStack
 from headgate.methods.protocols import DataView, FormsBatches
 from headgate.training import processes
-from headgate.training.shares import deal_training
 
 STATE_FILE = "batches.safetensors"
 
@@ -89,50 +89,21 @@ class ViewedBatches:
         self.view.restore(parts, state["counters"])
 
 
-class ViewedTraining:
-    """A trainer whose batches a method may form. One process only: ranks would form different numbers of them."""
+def formed_batches(loader: Any, methods: MethodStack, args: Any) -> ViewedBatches | None:
+    """The batches that a method forms from the trainer's ``loader``; None where no method does.
 
-    batches: ViewedBatches | None = None
-    _resume_folder: Path | None = None
-    _is_finished: bool
-
-    def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()  # type: ignore[misc]
-        deal_training(loader)
-        forming = self.methods.data.batch_former()  # type: ignore[attr-defined]
-        self.batches = None
-        if forming is None:
-            return loader
-        name, former = forming
-        if processes.world_size() > 1:
-            raise ConfigError(f"{name} forms its own batches, on one process only: run it without torchrun")
-        if not has_length(loader):
-            raise ConfigError(f"{name} goes round the data several times: give a data set of known length")
-        args: Any = self.args  # type: ignore[attr-defined]
-        if args.max_steps <= 0:
-            raise ConfigError(
-                f"{name} forms its own batches, so an epoch has no fixed number of them: set training.max_steps"
-            )
-        self.batches = ViewedBatches(loader, former, args.max_steps * args.gradient_accumulation_steps)
-        if self._resume_folder is not None:
-            self.batches.load(self._resume_folder, args.device)
-        return self.batches
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """``epoch`` counts passes over the offered data: the trainer's own count would begin anew at a resume."""
-        if self.batches is not None:
-            self.state.epoch = self.batches.passes  # type: ignore[attr-defined]
-        return super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        """A view that was restored stands where it should: the trainer must not skip its batches again."""
-        if self._is_finished:  # resumed at the end: transformers would take one more step before it looks
-            self.control.should_training_stop = True  # type: ignore[attr-defined]
-            return None
-        trainer_args: Any = self.args  # type: ignore[attr-defined]
-        keep = trainer_args.ignore_data_skip
-        trainer_args.ignore_data_skip = keep or self.batches is not None
-        try:
-            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            trainer_args.ignore_data_skip = keep
+    One process only: ranks would form different numbers of them. Raises ConfigError where it cannot be.
+    """
+    forming = methods.data.batch_former()
+    if forming is None:
+        return None
+    name, former = forming
+    if processes.world_size() > 1:
+        raise ConfigError(f"{name} forms its own batches, on one process only: run it without torchrun")
+    if not has_length(loader):
+        raise ConfigError(f"{name} goes round the data several times: give a data set of known length")
+    if args.max_steps <= 0:
+        raise ConfigError(
+            f"{name} forms its own batches, so an epoch has no fixed number of them: set training.max_steps"
+        )
+    return ViewedBatches(loader, former, args.max_steps * args.gradient_accumulation_steps)

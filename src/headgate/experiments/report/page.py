@@ -24,7 +24,7 @@ from headgate.experiments.report.figures.paired import paired
 from headgate.experiments.report.figures.pareto import pareto
 from headgate.experiments.report.flips import flip_blocks
 from headgate.experiments.report.reading import read_study
-from headgate.experiments.report.sections import FIGURES, SECTIONS
+from headgate.experiments.report.sections import SECTIONS, figures_of
 from headgate.experiments.report.sections.abilities import abilities
 from headgate.experiments.report.sections.continual import continual
 from headgate.experiments.report.sections.evidence import shipped_evidence
@@ -68,15 +68,14 @@ def write_figures(folder: str | Path, method: str) -> list[Path]:
 
     Raises ConfigError for a method without figures, or where no run has anything of it to draw.
     """
-    if method not in FIGURES:
-        raise ConfigError(f"{method!r} has no figures: choose from {', '.join(FIGURES)}")
+    draw = figures_of(method)
     study = read_study(Path(folder))
     if not study.using(method):
         raise ConfigError(
             f"no run in {folder} used {method} (found: {', '.join(study.methods) or 'no method'}): nothing to draw"
         )
     with house_style():
-        section = Section(method, method, FIGURES[method](study))
+        section = Section(method, method, draw(study))
         if not section.figures:
             raise ConfigError(f"the runs of {method} in {folder} have logged nothing yet: nothing to draw")
         return _save_figures([section], Path(folder) / "report" / "figures")
@@ -101,7 +100,9 @@ def build(study: Study) -> list[Section]:
         ("flips", "What changed, item by item", list(flip_blocks(study))),
     ]
     blocks += [
-        (name, f"Method: {name}", list(SECTIONS[name](study))) for name in study.methods if name in SECTIONS
+        (name, f"Method: {name}", list(SECTIONS.get(name)(study)))
+        for name in study.methods
+        if name in SECTIONS
     ]
     blocks.append(("record", "Recipes and environment", list(_record(study))))
     made = [Section(key, title, [b for b in found if b is not None]) for key, title, found in blocks]

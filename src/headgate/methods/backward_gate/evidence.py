@@ -11,12 +11,11 @@ from torch import Tensor
 from headgate.errors import ModelError
 from headgate.methods.backward_gate.gate import Gate
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.aside import look_aside
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fused_head import chunked_head_loss
 from headgate.modules.head_sketch import Evidence
-
-FORWARD_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def head_weight(anatomy: Anatomy) -> Tensor:
@@ -46,14 +45,9 @@ def at_block(gate: Gate, anatomy: Anatomy, hidden: Tensor, labels: Tensor) -> Ev
 def of_sequences(gate: Gate, anatomy: Anatomy, batch: Mapping[str, Any]) -> Evidence:
     """Per sequence, by one forward of the batch without a graph, in evaluation mode."""
     model, device = anatomy.model, head_weight(anatomy).device
-    inputs = {name: batch[name].to(device) for name in FORWARD_INPUTS if name in batch}
-    training = model.training
-    model.eval()
-    try:
-        with head_bypassed(anatomy.head) as captured:
-            model(**inputs)
-    finally:
-        model.train(training)
+    inputs = {name: value.to(device) for name, value in model_inputs(batch, labels=False).items()}
+    with look_aside(model), head_bypassed(anatomy.head) as captured:
+        model(**inputs)
     labels = batch["labels"].to(device)
     return _through_head(gate, anatomy, captured[-1], labels, groups=len(labels))
 
@@ -75,6 +69,6 @@ def _through_head(gate: Gate, anatomy: Anatomy, hidden: Tensor, labels: Tensor, 
 def forward_again(step: Step) -> None:
     """The second forward of the original, for its cost; its result is not used and no random draw is."""
     devices = [step.labels.device] if step.labels.is_cuda else []
-    inputs = {name: step.batch[name] for name in FORWARD_INPUTS if name in step.batch}
+    inputs = model_inputs(step.batch, labels=False)
     with torch.random.fork_rng(devices=devices):
         step.model(**inputs)

@@ -24,14 +24,15 @@ from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_f
 from headgate.methods.layer_routing.policies import Route, fixed_route, refuse_shuffled_decoding
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models.anatomy import Anatomy
-from headgate.models.block_parts import ATTENTION_KINDS, BlockParts, evaluating
+from headgate.models import private
+from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.aside import look_aside
+from headgate.models.block_parts import ATTENTION_KINDS, BlockParts
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
 
 PREPASS = "headgate_routing_prepass"
 CHECKPOINTS = "_can_checkpoint_with_cache"
 """transformers takes a block's cache away under activation checkpointing, unless this says that it may keep it."""
-INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass
@@ -121,7 +122,10 @@ class RoutedForward:
 
     def _check_kv(self, anatomy: Anatomy) -> None:
         model: Any = anatomy.model
-        kind, attention = model.config.get_text_config().model_type, model.config._attn_implementation
+        kind, attention = (
+            model.config.get_text_config().model_type,
+            private.attention_implementation(model.config),
+        )
         if self.config.kv == "drop" and attention not in ATTENTION_KINDS:
             raise ModelError(
                 f"kv: drop is an attention mask, which attn_implementation {attention!r} does not take: set "
@@ -157,9 +161,9 @@ class RoutedForward:
         """What inference decides on batches, one after the other."""
         assert self.anatomy is not None, "attach the method first"
         model = self.anatomy.model
-        with evaluating(model), torch.no_grad():
+        with look_aside(model):
             for batch in batches:
-                model(**{name: batch[name] for name in INPUTS if name in batch}, use_cache=False)
+                model(**model_inputs(batch, labels=False), use_cache=False)
                 assert self.now.route is not None
                 yield self.now.route
 
@@ -176,11 +180,10 @@ class RoutedForward:
         """Mean over labelled tokens at inference, under a fixed ``mask`` ``[G]`` or as decided."""
         assert self.anatomy is not None, "attach the method first"
         model, total, count = self.anatomy.model, 0.0, 0
-        with self.under(mask), evaluating(model), torch.no_grad():
+        with self.under(mask), look_aside(model):
             for batch in batches:
-                inputs = {name: batch[name] for name in (*INPUTS, "labels") if name in batch}
                 labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-                total += float(model(**inputs, use_cache=False).loss) * labelled
+                total += float(model(**model_inputs(batch), use_cache=False).loss) * labelled
                 count += labelled
         return total / max(count, 1)
 
@@ -274,7 +277,7 @@ class RoutedForward:
         if self.now.everyone[gate]:
             return call
         model: Any = self.anatomy.model
-        boolean = model.config._attn_implementation == "sdpa"
+        boolean = private.attention_implementation(model.config) == "sdpa"
         mask = without_closed(call.get("attention_mask"), self.now.opened[..., gate], hidden, boolean=boolean)
         return {**call, "attention_mask": mask}
 

@@ -13,15 +13,9 @@ from torch import Tensor, nn
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
 from headgate.methods.context import Context
+from headgate.methods.layer_routing import calibration, learned
 from headgate.methods.layer_routing.budget import Budget
-from headgate.methods.layer_routing.calibration import (
-    CALIBRATION_TOKENS,
-    SEARCH_BATCHES,
-    cheapest_mask,
-    first_tokens,
-    threshold_at,
-)
-from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
+from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.fallback import Fallback
 from headgate.methods.layer_routing.figures import DepthRecord, telemetry
 from headgate.methods.layer_routing.forward import RoutedForward
@@ -39,10 +33,8 @@ from headgate.methods.protocols import StepCost
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.modules.layer_router import LayerRouter
-from headgate.modules.patch import Patch
 from headgate.ops.randomness import derive_seed, generator
 
-ROUTER, PATCH = "layer_router", "layer_patch"
 PURPOSE = "layer_routing"
 
 
@@ -95,20 +87,11 @@ class LayerRouting(Method):
         config = self.config
         self.hidden_size, self.num_blocks = hidden_size, num_blocks
         self.blocks = config.routable(num_blocks)
-        if config.policy in LEARNED:
-            self.router = LayerRouter(
-                hidden_size,
-                len(self.blocks) * config.gates_per_block,
-                init_keep=config.init_keep,
-                trunk_gradient=config.trunk_gradient,
-                generator=generator(self.seed, 0, "layer_routing.init"),
-            )
+        gates = len(self.blocks) * config.gates_per_block
+        self.router = learned.build_router(config, hidden_size, gates, self.seed)
         if config.fallback == "mask":
-            self.fallback = Fallback(len(self.blocks) * config.gates_per_block)
-        if config.patch is not None:
-            stream, rank = generator(self.seed, 0, "layer_routing.patch"), config.patch.rank
-            gates = range(len(self.blocks) * config.gates_per_block)
-            self.patches.extend(Patch(hidden_size, rank, generator=stream) for _ in gates)
+            self.fallback = Fallback(gates)
+        self.patches.extend(learned.build_patches(config, hidden_size, gates, self.seed))
         self.register_buffer("fixed", fixed_gates(config, num_blocks))
 
     def attach(self, anatomy: Anatomy) -> None:
@@ -137,12 +120,10 @@ class LayerRouting(Method):
 
     # -- what is trained, what is saved -------------------------------------------------------------------
     def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        groups = {ROUTER: list(self.router.parameters())} if self.router is not None else {}
-        return {**groups, PATCH: list(self.patches.parameters())} if self.config.patch is not None else groups
+        return learned.groups(self.router, self.patches, self.config)
 
     def group_learning_rates(self, learning_rate: float) -> Mapping[str, float]:
-        rates = {ROUTER: self.config.router_lr} if self.config.policy in LEARNED else {}
-        return {**rates, PATCH: learning_rate} if self.config.patch is not None else rates
+        return learned.rates(self.config, learning_rate)
 
     def structure(self) -> dict[str, Any]:
         """Config and sizes, and what the last validation counted: a run's summary follows from saved state alone."""
@@ -181,7 +162,7 @@ class LayerRouting(Method):
         self,
         batches: Iterable[Mapping[str, Any]],
         target: float | None = None,
-        tokens: int = CALIBRATION_TOKENS,
+        tokens: int = calibration.CALIBRATION_TOKENS,
     ) -> None:
         """Set the inference threshold so that utilization is ``target`` on the first ``tokens`` real ones.
 
@@ -192,16 +173,16 @@ class LayerRouting(Method):
         if self.fallback is not None:
             self.fallback.withdraw()  # a served mask has no logits to set a threshold by
         target = target or self.config.calibration_target or self.config.target_utilization
-        routes = self.execution.routes(first_tokens(batches, tokens))
-        threshold = threshold_at(target, routes, self.config, self.shares)
+        routes = self.execution.routes(calibration.first_tokens(batches, tokens))
+        threshold = calibration.threshold_at(target, routes, self.config, self.shares)
         if threshold is not None:
             self.budget.set_threshold(threshold)
 
     def best_mask(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
         """Gates ``[G]`` of the mask at this depth that costs least loss on the first batches, found block by block."""
-        first, config = list(islice(batches, SEARCH_BATCHES)), self.config
+        first, config = list(islice(batches, calibration.SEARCH_BATCHES)), self.config
         closed = config.num_skipped(self.num_blocks)
-        return cheapest_mask(
+        return calibration.cheapest_mask(
             lambda mask: self.execution.loss(first, mask), len(self.blocks), closed, config.gates_per_block
         )
 
@@ -273,7 +254,7 @@ class LayerRouting(Method):
         self.record.stop()  # the forwards that calibrate are no part of the validation
         target = self.config.calibration_target
         if target is not None and probe is not None and self.routing != "removed":
-            first = list(first_tokens(probe, CALIBRATION_TOKENS))
+            first = list(calibration.first_tokens(probe, calibration.CALIBRATION_TOKENS))
             if self.config.calibrate_on == "validation":
                 self.calibrate(first, target)
             if self.fallback is not None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from headgate.errors import DataError
 from headgate.methods.layer_routing.method import LayerRouting
-from headgate.models.block_parts import evaluating
+from headgate.models.aside import look_aside
 
 MOST_MASKS = 64
 PREFIX = 16
@@ -54,12 +54,11 @@ class TokenLosses:
     place: Tensor
 
 
-@torch.no_grad()
 def token_losses(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> TokenLosses:
     """Cross-entropy token by token, right-padded batches, a row a document. Raises DataError where there is none."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     rows = 0
-    with evaluating(model):
+    with look_aside(model):
         for batch in batches:
             ids, real = batch["input_ids"], batch["attention_mask"].bool()[:, 1:]
             logits = model(**batch, use_cache=False).logits[:, :-1].float()

@@ -11,6 +11,7 @@ from torch import Tensor
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.policies import Route
 from headgate.models.anatomy import Anatomy
+from headgate.models.flops import BlockFlops
 from headgate.ops.depth import utilization
 from headgate.ops.routing_losses import flat_mean
 
@@ -39,19 +40,17 @@ class Shares:
 
     @classmethod
     def of(cls, config: LayerRoutingConfig, anatomy: Anatomy, blocks: Sequence[int]) -> Shares:
-        h, kv = anatomy.hidden_size, anatomy.num_kv_heads * anatomy.head_dim
-        attention = 2 * h * (anatomy.num_heads * anatomy.head_dim + kv)
-        mlp = anatomy.mlp(anatomy.blocks[0])
-        gated = hasattr(mlp, "gate_proj") or hasattr(mlp, "gate_up_proj")
-        block = attention + (3 if gated else 2) * h * anatomy.intermediate_size
-        per_unit = [1.0] if config.gates_per_block == 1 else [attention / block, 1 - attention / block]
+        flops = BlockFlops.of(anatomy)
+        attention = flops.attention / flops.block
+        per_unit = [1.0] if config.gates_per_block == 1 else [attention, 1 - attention]
+        patch = config.patch.rank if config.patch is not None else 0
         return cls(
             per_gate=torch.tensor(per_unit * len(blocks)) / anatomy.num_blocks,
             always=1 - len(blocks) / anatomy.num_blocks,
-            keys_values=2 * h * kv / block,
+            keys_values=flops.keys_values / flops.block,
             first_forward=1.0 if config.features == "prepass" else 0.0,
             num_blocks=anatomy.num_blocks,
-            patch=2 * h * config.patch.rank / block if config.patch is not None else 0.0,
+            patch=2.0 * 2 * anatomy.hidden_size * patch / flops.block,
         )
 
     def of_gates(self, target: float) -> float:

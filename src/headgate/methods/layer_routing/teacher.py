@@ -6,7 +6,6 @@ import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
@@ -14,12 +13,10 @@ from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.registry import method_class
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
-from headgate.models.anatomy import Anatomy
-from headgate.models.block_parts import adapters_off, evaluating, is_tuner
+from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.aside import has_adapters, look_aside
 from headgate.models.frozen_adapter import FrozenAdapter
 from headgate.models.surgery import head_bypassed
-
-INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
 
 
 class Teacher:
@@ -39,7 +36,7 @@ class Teacher:
 
     def prepare(self, anatomy: Anatomy) -> None:
         """A teacher needs an adapter to switch off, and what is named as one must be there and fit the model."""
-        if self.config.kd and not any(map(is_tuner, anatomy.model.modules())):
+        if self.config.kd and not has_adapters(anatomy.model):
             raise ConfigError(
                 "layer_routing: kd distils from the model with its adapter off, and this model has no adapter: "
                 "set lora, or methods.layer_routing.kd: false"
@@ -53,13 +50,11 @@ class Teacher:
         """KL from the teacher, at full depth (``paused`` routing) and in evaluation mode, over labelled tokens."""
         assert step.hidden is not None
         model = anatomy.model
-        inputs = {name: value for name, value in step.batch.items() if name in INPUTS}
+        inputs = model_inputs(step.batch, labels=False)
         added = self.adapter.applied(model) if self.adapter is not None else nullcontext()
         with (
             paused,
-            torch.no_grad(),
-            evaluating(model),
-            adapters_off(model),
+            look_aside(model, adapters=False),
             added,
             head_bypassed(anatomy.head) as captured,
         ):

@@ -24,13 +24,13 @@ from headgate.methods.lora_experts.routes import ARROW, ONE, REMOVED, check_rout
 from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.aside import look_aside
 from headgate.models.surgery import Handle, on_block_input, on_linear, override_forward
 from headgate.modules.arrow import ArrowRouter
 from headgate.modules.expert_bank import Mixture
 
 PREPASS = "headgate_experts_prepass"
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass
@@ -104,16 +104,13 @@ class RoutedForward:
 
     @contextmanager
     def aside(self, without: tuple[int, ...] = ()) -> Iterator[None]:
-        """Inside, other forwards may run (evaluation mode, some experts left out); the step's own pass comes back."""
-        training = [module for module in self.anatomy.model.modules() if module.training]
+        """Inside, other forwards may run (some experts left out); the step's own pass comes back. See ``look_aside``."""
         kept = self.running, self.record, self._recording, self._without, self.route
         self._recording, self._without = False, without
         try:
-            self.anatomy.model.eval()
-            yield
+            with look_aside(self.anatomy.model):
+                yield
         finally:
-            for module in training:
-                module.training = True
             self.running, self.record, self._recording, self._without, self.route = kept
 
     def set_route(self, route: str) -> None:
@@ -129,19 +126,17 @@ class RoutedForward:
         record, self.record, self._recording = self.record, None, False
         return record
 
-    @torch.no_grad()
     def features_of(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
         """``[M, F]``: what the router reads at every real token of some batches."""
         self._features = []
         try:
             with self.aside():
                 for batch in batches:
-                    self.anatomy.model(**_inputs(batch), use_cache=False)
+                    self.anatomy.model(**model_inputs(batch, labels=False), use_cache=False)
             return torch.cat(self._features)
         finally:
             self._features = None
 
-    @torch.no_grad()
     def loss_alone(self, number: int | None, batches: Iterable[Mapping[str, Any]]) -> float:
         """Task loss of one expert alone, gate 1, over all trained tokens of some batches; None: of the base without any."""
         total = count = 0.0
@@ -149,7 +144,7 @@ class RoutedForward:
             self.route = REMOVED if number is None else f"{ONE}{number}"
             for batch in batches:
                 tokens = float(batch["labels"][..., 1:].ne(IGNORE_INDEX).sum())
-                loss = self.anatomy.model(**_inputs(batch), labels=batch["labels"], use_cache=False).loss
+                loss = self.anatomy.model(**model_inputs(batch), use_cache=False).loss
                 total, count = total + float(loss) * tokens, count + tokens
         return total / max(count, 1.0)
 
@@ -285,7 +280,3 @@ class RoutedForward:
         router = self.arrows.setdefault(site, ArrowRouter())
         gates = router(x, experts, self.config.top_k)
         return mixture_of(self.experts.roster, numbers, gates, gates.weight)
-
-
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: batch[name] for name in MODEL_INPUTS if batch.get(name) is not None}

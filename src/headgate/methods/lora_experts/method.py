@@ -44,6 +44,12 @@ class LoraExperts(Method):
     Config = LoraExpertsConfig
     attach_order = 20
     is_adapter = True
+    telemetry_names = (
+        "experts/<part>",
+        "routing_entropy",
+        "expert_usage_<name>",
+        "similarity_scores_on_creation",
+    )
     citation = (
         "@software{dyloramoe2025,\n"
         "  title={DyLoRA-MoE: POC Training Run Analysis and Improvement Plan}, year={2025},\n"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.models.anatomy import describe
-from headgate.models.block_parts import adapters_off, is_tuner
+from headgate.models.aside import look_aside
 from headgate.models.surgery import head_bypassed
 from headgate.ops.novelty import document_means
 from headgate.ops.randomness import derive_seed
@@ -29,14 +29,8 @@ class Look(NamedTuple):
 @contextmanager
 def bare(model: nn.Module, bypassed: Bypass = nullcontext) -> Iterator[None]:
     """Inside, the model answers as its base does: PEFT adapters off, and the method's own part by ``bypassed``."""
-    training = model.training
-    off = adapters_off(model) if any(is_tuner(module) for module in model.modules()) else nullcontext()
-    model.eval()
-    try:
-        with torch.no_grad(), off, bypassed():
-            yield
-    finally:
-        model.train(training)
+    with look_aside(model, adapters=False), bypassed():
+        yield
 
 
 def skill_embeddings(

@@ -12,6 +12,7 @@ from headgate.methods.lora_experts.experts import ExpertSet
 from headgate.methods.lora_experts.forward import Pass, RoutedForward
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
+from headgate.models.anatomy import model_inputs
 from headgate.models.surgery import head_bypassed
 from headgate.ops.routing_losses import load_balance, router_z_loss, routing_entropy
 
@@ -78,12 +79,8 @@ def backward_distillation(routed: RoutedForward, step: Step, skill: str | None) 
     rows = distilled_rows(routed.config.kd_on, step.batch, skill)
     if not teachers or step.hidden is None or not len(rows):
         return None
-    inputs = {
-        k: v[rows]
-        for k, v in step.batch.items()
-        if k in ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
-    }
-    with torch.no_grad(), routed.aside(left_out), head_bypassed(anatomy.head) as captured:
+    inputs = {name: value[rows] for name, value in model_inputs(step.batch, labels=False).items()}
+    with routed.aside(left_out), head_bypassed(anatomy.head) as captured:
         anatomy.model(**inputs, use_cache=False)
     temperature = routed.config.kd_temperature
     return distilled(anatomy, step.hidden[rows], captured[-1], step.labels[rows], temperature)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.methods.schema_bank.method import DEAD_BELOW, SchemaBank
+from headgate.models.aside import look_aside
 from headgate.ops.routing_losses import entropy
 
 
@@ -58,15 +59,12 @@ class SchemaReport:
         return asdict(self)
 
 
-@torch.no_grad()
 def trace_routing(
     model: nn.Module, method: SchemaBank, batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[int, Trace]:
     """Gates of every real token of the batches (``input_ids``, ``attention_mask``), per block with a bank."""
     tokens, examples, masks, seen = [], [], [], 0
-    was_training = model.training
-    model.eval()
-    with method.tracing() as kept:
+    with look_aside(model), method.tracing() as kept:
         for batch in batches:
             ids = batch["input_ids"]
             mask = batch["attention_mask"].bool()
@@ -76,7 +74,6 @@ def trace_routing(
             examples.append(number[mask].cpu())
             masks.append(mask)
             seen += len(ids)
-    model.train(was_training)
     token, example = torch.cat(tokens), torch.cat(examples)
     traces = {}
     for key, weights in kept.items():

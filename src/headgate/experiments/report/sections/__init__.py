@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headgate.experiments.report.content import Block
-from headgate.experiments.report.sections.backward_gate import backward_gate
-from headgate.experiments.report.sections.layer_routing import layer_routing, seed_figures
-from headgate.experiments.report.sections.lora_experts import lora_experts
-from headgate.experiments.report.sections.schema_bank import schema_bank
 from headgate.experiments.report.study import Study
+from headgate.plugins import Registry
 
-SECTIONS: dict[str, Callable[[Study], list[Block]]] = {
-    "backward_gate": backward_gate,
-    "layer_routing": layer_routing,
-    "schema_bank": schema_bank,
-    "lora_experts": lora_experts,
-}
+HERE = "headgate.experiments.report.sections"
+SECTIONS: Registry[Callable[[Study], list[Block]]] = Registry(
+    "report section",
+    "headgate.report_sections",
+    {
+        name: f"{HERE}.{name}:{name}"
+        for name in ("backward_gate", "layer_routing", "schema_bank", "lora_experts")
+    },
+)
+"""By the name of the method: a study -> blocks of its page."""
 
-FIGURES = {**SECTIONS, "layer_routing": seed_figures}
-"""What ``--figures METHOD`` draws: the section, and for layer_routing the whole set of its seed."""
+FIGURES: Registry[Callable[[Study], list[Block]]] = Registry(
+    "set of figures",
+    "headgate.report_figures",
+    {"layer_routing": f"{HERE}.layer_routing:seed_figures"},
+)
+"""What ``--figures METHOD`` draws where that is more than the method's section: for layer_routing, all of its seed."""
+
+
+def figures_of(method: str) -> Callable[[Study], list[Block]]:
+    """What ``--figures METHOD`` draws. Raises ConfigError for a method that has no figures, listing those that have."""
+    return FIGURES.get(method) if method in FIGURES else SECTIONS.get(method)

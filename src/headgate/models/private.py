@@ -1,0 +1,100 @@
+"""Every private member of transformers, PEFT and accelerate that Headgate reads or overrides, in one place.
+
+No release promises them. ``tests/models/test_private.py`` finds each in the installed versions, and finds none elsewhere in
+the package: an upgrade that moves one fails there, by name, and is mended here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+OVERRIDDEN = (
+    "_clip_grad_norm",
+    "_get_eval_sampler",
+    "_get_grad_norm",
+    "_get_train_sampler",
+    "_init_training_state",
+    "_load_best_model",
+    "_load_from_checkpoint",
+    "_maybe_log_save_evaluate",
+    "_prepare_for_training",
+    "_run_epoch",
+    "_save",
+    "_save_checkpoint",
+    "_set_signature_columns_if_needed",
+)
+"""Methods of ``transformers.Trainer`` that MethodsMixin and HeadgateTrainer override, calling what they replace."""
+READ = {
+    "Trainer": ("_prepare_inputs", "_wrap_model", "_get_output_dir", "_signature_columns", "_created_lr_scheduler"),
+    "Accelerator": ("_optimizers",),
+    "PretrainedConfig": ("_attn_implementation", "_name_or_path"),
+    "GradientCheckpointingLayer": ("_gradient_checkpointing_func",),
+    "BaseTunerLayer": ("_disable_adapters",),
+}  # fmt: skip
+"""What the functions below read or write, by the class that has it."""
+
+
+# -- transformers.Trainer ---------------------------------------------------------------------------------
+def inputs_on_device(trainer: Any, inputs: Any) -> Any:
+    """A batch as the trainer hands it to the model."""
+    return trainer._prepare_inputs(inputs)
+
+
+def wrapped_for_evaluation(trainer: Any, loader: Any) -> Any:
+    """The trainer's model in the precision and wrapper in which it is evaluated."""
+    return trainer._wrap_model(trainer.model, training=False, dataloader=loader)
+
+
+def run_folder(trainer: Any, trial: Any) -> Path:
+    """Where the trainer's checkpoints lie."""
+    return Path(trainer._get_output_dir(trial=trial))
+
+
+def keep_columns(trainer: Any, names: Iterable[str]) -> None:
+    """Columns of the data set that reach the collator besides the arguments of the model's forward."""
+    trainer._signature_columns = list(dict.fromkeys([*trainer._signature_columns, *names]))
+
+
+def own_scheduler(trainer: Any) -> None:
+    """The schedule was made here: the trainer must save and step it as one of its own."""
+    trainer._created_lr_scheduler = True
+
+
+# -- accelerate -------------------------------------------------------------------------------------------
+def forget_optimizers(accelerator: Any) -> None:
+    """Before another optimizer is prepared: the old one would be stepped, scaled and saved as well."""
+    accelerator._optimizers.clear()
+
+
+# -- models, configurations and PEFT layers -----------------------------------------------------------------------
+def attention_implementation(config: Any) -> str | None:
+    """``eager``, ``sdpa``, ..., or None where the configuration does not say."""
+    implementation: str | None = config._attn_implementation
+    return implementation
+
+
+def checkpointed(block: Any, run: Callable[..., Any], *inputs: Any) -> Any:
+    """``run(*inputs)``, recomputed in the backward as the block's own forward would be."""
+    return block._gradient_checkpointing_func(run, *inputs)
+
+
+def name_or_path(model: Any) -> str:
+    """Where a model was loaded from."""
+    return str(model.config._name_or_path)
+
+
+def can_disable_adapters(module: Any) -> bool:
+    """Whether a module is a PEFT layer with a switch."""
+    return hasattr(type(module), "_disable_adapters")
+
+
+def adapters_disabled(layer: Any) -> bool:
+    """Whether a PEFT layer is its base layer at present."""
+    return bool(layer._disable_adapters)
+
+
+def disable_adapters(layer: Any, disabled: bool) -> None:
+    """Without PEFT's ``enable_adapters``, which also changes what requires a gradient."""
+    layer._disable_adapters = disabled
