@@ -6,6 +6,7 @@ import ast
 import builtins
 import contextlib
 import gc
+import inspect
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -132,30 +133,38 @@ def warm_up(tree: Path, tests: Sequence[str] = ("tests",)) -> None:
     gc.freeze()
 
 
-def _code_of(text: str, name: str) -> CodeType | None:
-    """The code object of ``Class.method`` in a source text."""
-    code: CodeType | None = compile(text, "mutant", "exec", dont_inherit=True)
-    for part in name.split("."):
-        inner = [c for c in code.co_consts if isinstance(c, CodeType)] if code is not None else []
-        code = next((c for c in inner if c.co_name == part), None)
-    return code
+def _codes(code: CodeType, within: str = "") -> Iterator[tuple[str, CodeType]]:
+    """(qualified name, code object) of everything below ``code``, as functions name themselves."""
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield f"{within}{inner.co_name}", inner
+            is_class = not inner.co_flags & inspect.CO_OPTIMIZED
+            yield from _codes(inner, f"{within}{inner.co_name}." + ("" if is_class else "<locals>."))
+
+
+def _written(code: CodeType) -> tuple[Any, ...]:
+    """What a code object does, wherever it stands."""
+    constants = tuple(_written(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, constants
 
 
 def swapped(path: str, function: str, original: str, mutated: str) -> bool:
-    """Give the function, wherever it is held, its mutated code; False where what changed is not in its code."""
-    old, new = _code_of(original, function), _code_of(mutated, function)
-    held = FUNCTIONS.get(f"{path}:{function}", [])
-    if (
-        old is None
-        or new is None
-        or not held
-        or old.co_code + repr(old.co_consts).encode() == new.co_code + repr(new.co_consts).encode()
-    ):
+    """Give the function, and what was made inside it, mutated code wherever it is held; False where that is not enough."""
+    if not function:
         return False
-    if any(item.__code__.co_freevars != new.co_freevars for item in held):
+    old, new = (
+        list(_codes(compile(text, "mutant", "exec", dont_inherit=True))) for text in (original, mutated)
+    )
+    if [name for name, _ in old] != [name for name, _ in new]:
         return False
-    for item in held:
-        item.__code__ = new
+    changed = {name: b for (name, a), (_, b) in zip(old, new, strict=True) if _written(a) != _written(b)}
+    if function not in changed or not FUNCTIONS.get(f"{path}:{function}"):
+        return False  # a default value, or a function that nobody holds
+    for name, code in changed.items():
+        for item in FUNCTIONS.get(f"{path}:{name}", []):
+            if item.__code__.co_freevars != code.co_freevars or sum(other == name for other, _ in new) > 1:
+                return False
+            item.__code__ = code
     return True
 
 

@@ -179,3 +179,12 @@ def test_scorers_never_raise_and_give_normal_forms(text: str) -> None:
     for parser in (strict, flexible, first_number, last_integer):
         found = parser(text)
         assert found is None or normalise(found) == found
+
+
+@pytest.mark.parametrize("scorer", ["strict", "flexible", "first_number", "last_integer", "number"])
+def test_a_numeric_scorer_needs_a_number_on_both_sides(scorer: str) -> None:
+    """Equal numbers are equal; nothing found on one side, or on both, is no match."""
+    assert score("so it is 12\n#### 12", "12.0")[scorer] is True
+    assert score("so it is 12\n#### 12", "13")[scorer] is False
+    assert score("no idea", "12")[scorer] is False
+    assert score("no idea", "none at all")[scorer] is False

@@ -49,7 +49,7 @@ def two_ranks_are_one_process(case: Case) -> None:
         key: value for key, value in SAME.items() if not (case.kind.is_adapter and key.startswith("lora."))
     }
     try:
-        one, other = _on_two_ranks(case, changes)
+        (one, norms), (other, _) = _on_two_ranks(case, changes)
     except ConfigError as refusal:
         if "process" in str(refusal) and case.name in str(refusal):
             raise NotApplicable(f"refused by name on several ranks: {refusal}") from None
@@ -57,14 +57,27 @@ def two_ranks_are_one_process(case: Case) -> None:
     wrong = differing(one, other)
     assert not wrong, f"the two ranks differ in {wrong[:4]}"
     tolerance = getattr(case.kind, "rank_tolerance", STEERED.get(case.name, CLOSE))
-    gaps = [_furthest(one, _trained(case.trained({**changes, **cut}))) for cut in CUTS]
-    gap, name = min(gaps)
+    gaps = []
+    for cut in CUTS:
+        alone = case.trained({**changes, **cut})
+        gaps.append((*_furthest(one, _trained(alone)), _norms(alone)))
+    gap, name, expected = min(gaps, key=lambda g: g[0])
     assert gap <= tolerance, f"two ranks are {gap:.3g} from one process in {name} (at most {tolerance:g})"
+    # AdamW divides a gradient by its own size: a sum in place of a mean moves no weight, and shows here
+    near = len(norms) == len(expected) and all(
+        abs(a - b) <= max(1e-3, 10 * tolerance) * abs(b) for a, b in zip(norms, expected, strict=True)
+    )
+    assert near, f"gradient norms of two ranks {norms}, of one process {expected}"
 
 
 def _trained(trainer: Any) -> dict[str, Tensor]:
     """What the optimizer moved; running figures follow the cut of the batch and are left out."""
     return {name: tensor.detach().clone() for name, tensor in trainer.named_trainable.items()}
+
+
+def _norms(trainer: Any) -> list[float]:
+    """The norm of every optimizer step's gradient, before it is clipped."""
+    return [float(row["grad_norm"]) for row in trainer.state.log_history if "grad_norm" in row]
 
 
 def _furthest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[float, str]:
@@ -78,8 +91,8 @@ def _furthest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[f
     return gaps[name], name
 
 
-def _on_two_ranks(case: Case, changes: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Trained tensors of either rank. Raises what rank 0 raised."""
+def _on_two_ranks(case: Case, changes: Mapping[str, Any]) -> list[tuple[dict[str, Tensor], list[float]]]:
+    """Trained tensors and gradient norms of either rank. Raises what rank 0 raised."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,8 +115,7 @@ def _on_two_ranks(case: Case, changes: Mapping[str, Any]) -> tuple[dict[str, Ten
             raise pickle.loads(said.read_bytes())  # written by our own process, below a folder of our own
         assert process.exitcode is not None, f"rank {rank} hangs"
         assert process.exitcode == 0, f"rank {rank} ended with exit code {process.exitcode}"
-    one, other = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    return one, other
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 def _rank(rank: int, port: int, kind: type[Method], case: Case, changes: dict[str, Any], folder: str) -> None:
@@ -118,7 +130,8 @@ def _rank(rank: int, port: int, kind: type[Method], case: Case, changes: dict[st
     processes.join("cpu")
     own = Case(case.name, case.options, Path(folder) / f"run-{rank}", case.model, case.others)
     try:
-        torch.save(_trained(own.trained(changes)), f"{folder}/{rank}.pt")
+        trainer = own.trained(changes)
+        torch.save((_trained(trainer), _norms(trainer)), f"{folder}/{rank}.pt")
     except HeadgateError as error:
         Path(f"{folder}/{rank}.error").write_bytes(pickle.dumps(error))
     finally:
