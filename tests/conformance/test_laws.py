@@ -23,6 +23,7 @@ from headgate.methods.step import Step
 from headgate.models.surgery import on_block_output
 from headgate.testing import LawsBroken, conform, examine
 from headgate.testing.law import LAWS
+from headgate.training.processes import world_size
 from headgate.training.saved import load
 
 NAMES = ["layer_routing", "schema_bank", "lora_experts", "backward_gate", "ewc", "lisa"]
@@ -147,6 +148,35 @@ class Greedy(Scaled):
         return {}
 
 
+class Asking(Scaled):
+    """Reads its factor back at every forward: an accelerator would wait for it."""
+
+    name = "conform_asking"
+
+    def changed(self, hidden: Tensor) -> Tensor:
+        return hidden * float(self.factor.detach()) * (1 if self.factor.tolist() else 0) + 0 * self.factor
+
+
+class Lonely(Scaled):
+    """Every rank follows its own rows."""
+
+    name = "conform_lonely"
+
+    def on_step_end(self, step: Step) -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.factor.add_(step.batch["input_ids"].float().mean() * 1e-5)
+        return {}
+
+
+class Summing(Scaled):
+    """Its share of the loss grows with the number of ranks: they agree with each other, and with no single process."""
+
+    name = "conform_summing"
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {"conform_summing": 0.1 * world_size() * self.factor.square()}
+
+
 BROKEN = {
     Forgetful: "what is saved is what was live",
     Clinging: "detached is as if never attached",
@@ -156,6 +186,9 @@ BROKEN = {
     Chatty: "telemetry has declared names",
     LookingRight: "padding changes nothing",
     Greedy: "a rejected batch moves nothing",
+    Asking: "host reads stay within budget",
+    Lonely: "two ranks are one process",
+    Summing: "two ranks are one process",
 }
 
 

@@ -89,6 +89,19 @@ def test_entropies_are_bounded_and_ordered(seed: int, experts: int) -> None:
     torch.testing.assert_close(h.of_mean_normalised, h.of_mean / math.log(experts))
 
 
+def test_z_loss_is_the_mean_squared_logsumexp_of_real_tokens() -> None:
+    """ST-MoE, equation 5, by a loop over tokens; logits that are sure of nothing but large cost all the same."""
+    z, valid = ragged(3)
+    by_hand = [math.log(sum(math.exp(v) for v in token)) ** 2 for token in z[valid].tolist()]
+    wanted = torch.tensor(sum(by_hand) / len(by_hand), dtype=torch.float64)
+    found = R.router_z_loss(z, valid)
+    assert found.shape == ()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        R.router_z_loss(torch.full_like(z, 3.0), valid), torch.tensor((3 + math.log(5)) ** 2).double()
+    )
+
+
 def test_alignment_counts_examples_with_a_tag_among_the_best() -> None:
     means = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [0.0, 0.0, 9.0]])
     tags = torch.tensor([[1, -1], [0, -1], [0, 2], [-1, -1]])

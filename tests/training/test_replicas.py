@@ -51,3 +51,42 @@ def test_replicas_stay_bitwise_equal(replicas: Path, pattern: str) -> None:
     assert one.keys() == two.keys()
     for name in one:
         assert torch.equal(one[name], two[name]), name
+
+
+def _reduce(rank: int, folder: str) -> None:
+    from headgate.training.replicas import all_agree, average_gradients, broadcast, sum_across_ranks
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    one, two, idle = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
+    one.grad = torch.full((2, 3), 1.0 + rank)
+    if rank == 1:
+        two.grad = torch.arange(6.0).view(2, 3)
+    average_gradients([one, two])
+    own = torch.tensor([float(rank), 5.0])
+    broadcast([own])
+    agreed = [all_agree(torch.tensor(vote)) for vote in (True, rank == 0, rank == 1, False)]
+    total = sum_across_ranks(torch.tensor([1.0, 10.0 * rank]))
+    found = {
+        "one": one.grad,
+        "two": two.grad,
+        "idle": idle.grad,
+        "own": own,
+        "agreed": agreed,
+        "total": total,
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def test_gradients_are_the_mean_over_ranks_and_decisions_their_conjunction(tmp_path: Path) -> None:
+    """Against numbers, not against each other: ranks that sum alike and accept alike agree in being wrong."""
+    on_two_ranks(_reduce, tmp_path)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(found["one"], torch.full((2, 3), 1.5))
+        assert torch.equal(found["two"], torch.arange(6.0).view(2, 3) / 2), (
+            "a missing gradient counts as zero"
+        )
+        assert found["idle"] is None, "what was not named is left alone"
+        assert found["agreed"] == [True, False, False, False]
+        assert found["own"].tolist() == [0.0, 5.0] and found["total"].tolist() == [2.0, 10.0]

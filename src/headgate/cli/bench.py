@@ -9,8 +9,18 @@ from typing import Annotated
 import typer
 
 from headgate.cli.options import JsonOption
-from headgate.experiments.benchmarks.frame import benchmark_names, run_benchmark
+from headgate.errors import ConfigError
 from headgate.files import write_atomically
+
+try:
+    from headgate.experiments.benchmarks.frame import benchmark_names, run_benchmark
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("headgate.experiments.benchmarks"):
+        raise
+    raise ConfigError(
+        "the benchmarks are not part of an installed Headgate: run headgate bench from a clone of the repository, "
+        "installed with pip install -e ."
+    ) from error
 
 
 def bench(

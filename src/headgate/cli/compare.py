@@ -9,18 +9,30 @@ import typer
 from rich.table import Table
 
 from headgate.cli.console import live_console, out
-from headgate.cli.options import ExecutorOption, RecipeArgument, SetOption, WorkersOption, executor_options
+from headgate.cli.options import (
+    DataOption,
+    ExecutorOption,
+    MethodsOption,
+    ModelOption,
+    OptionalRecipe,
+    SetOption,
+    WorkersOption,
+    chosen_recipe,
+    executor_options,
+)
 from headgate.experiments.compare import Comparison
 from headgate.experiments.evidence import Finding, findings
 from headgate.experiments.executors import make_executor
-from headgate.experiments.recipe_file import load_recipe
 from headgate.experiments.report import write_report
 from headgate.experiments.statistics import MINIMUM_SEEDS
 
 
 def compare(
-    recipe: RecipeArgument,
+    recipe: OptionalRecipe = None,
     overrides: SetOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    methods: MethodsOption = None,
     executor: Annotated[
         str | None,
         typer.Option(
@@ -37,7 +49,7 @@ def compare(
     ] = False,
 ) -> None:
     """Run every arm at every seed (complete runs are skipped) and say what the difference is."""
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = chosen_recipe(recipe, model, data, methods, overrides or [])
     parallel = executor is not None or workers is not None
     made = make_executor(executor or "local", workers, executor_options(option or [])) if parallel else None
     with live_console() as console:
@@ -49,8 +61,8 @@ def compare(
     for line in verdict_lines(report):
         out.print(line)
     if len(report["seeds"]) < MINIMUM_SEEDS:
-        methods = {name for arm in comparison.arms.values() for name in arm.methods}
-        if shipped := findings(methods):
+        compared = {name for arm in comparison.arms.values() for name in arm.methods}
+        if shipped := findings(compared):
             out.print(evidence_table(shipped))
     out.print(f"run directories: {comparison.folder.parent}")
     out.print(f"comparison: {comparison.folder / 'comparison.json'}")

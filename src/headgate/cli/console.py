@@ -16,27 +16,6 @@ out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
-def describe_log(logs: dict[str, Any]) -> str:
-    """The few figures of a log that fit on a line."""
-    parts = []
-    for name, label, form in (
-        ("loss", "loss", "{:.4f}"),
-        ("eval_loss", "eval loss", "{:.4f}"),
-        ("learning_rate", "lr", "{:.2e}"),
-        ("tokens_per_second", "tok/s", "{:,.0f}"),
-        ("gate/acceptance_rate", "accepted", "{:.0%}"),
-        ("routing/utilization", "utilization", "{:.0%}"),
-    ):
-        if isinstance(logs.get(name), (int, float)):
-            parts.append(f"{label} {form.format(logs[name])}")
-    parts += [
-        f"{k} {v:.4f}"
-        for k, v in logs.items()
-        if k.startswith("eval_") and k.endswith("_loss") and k != "eval_loss"
-    ]
-    return "  ".join(parts)
-
-
 @contextmanager
 def live_console() -> Iterator[Any]:
     """A Console for ``experiments.run``; warnings become one-line notes."""
@@ -52,10 +31,10 @@ def live_console() -> Iterator[Any]:
             seen.add(text)
             err.print(f"[yellow]note:[/yellow] {text}")
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
     try:
         if not sys.stdout.isatty():
-            yield Console(say=out.print, callbacks=[Lines()])
+            yield Console(say=out.print, callbacks=[Lines(out.print)])
             return
         columns = [
             TextColumn("{task.description}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -181,7 +182,7 @@ def measure(
                 model,
                 tokenizer,
                 config,
-                lambda d, t, key=config.key: console.progress(f"evaluate {key}", d, t),
+                partial(console.progress, f"evaluate {config.key}"),
             )
             metrics[config.key], items[config.key] = result.metrics, result.items
             name = config.key if config.routing is None else f"{config.key}.{config.routing}"

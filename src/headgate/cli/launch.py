@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from headgate.errors import ConfigError
-from headgate.models.load import choose_device
+from headgate.models.devices import choose_device
 
 
 def launch(arguments: Sequence[str], processes: int, device: str) -> int:
@@ -35,8 +35,8 @@ def launch(arguments: Sequence[str], processes: int, device: str) -> int:
     ranks = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
     sys.stdout.flush()
     try:
-        parsed = parse_args([*ranks, "-m", "headgate.cli.main", *arguments])  # type: ignore[no-untyped-call]
-        torchrun(parsed)  # type: ignore[no-untyped-call]
+        parsed = parse_args([*ranks, "-m", "headgate.cli.main", *arguments])
+        torchrun(parsed)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code

@@ -48,14 +48,20 @@ VERBS: dict[str, tuple[str, str]] = {
     "diff": ("runs:diff", "What differs between two runs: recipe, environment, results."),
     "cite": ("runs:cite", "BibTeX of what a run used."),
     "bench": ("bench:bench", "Speed and memory against named peers, one JSON line last."),
+    "init": ("recipes:init", "Write a commented recipe for a data file of one's own."),
+    "recipes": ("recipes:recipes", "The recipes that come with the package."),
     "validate": ("validate:validate", "Check a recipe without loading a model, and print what it would do."),
     "data": ("data:data", "Rows as they are trained."),
     "sources": ("sources:sources", "What data can be read, by name."),
+    "equations": (
+        "equations:equations",
+        "Each equation of a method, its function and the tests that prove it.",
+    ),
     "schema": ("info:schema", "JSON Schema of a recipe."),
     "env": ("info:env", "Versions and hardware, to paste into an issue."),
 }
 """Verb -> ``file:function`` below ``headgate.cli``, and its line of the help."""
-HEAVY = frozenset(VERBS) - {"runs", "diff", "report", "schema", "sources", "validate"}
+HEAVY = frozenset(VERBS) - {"runs", "recipes", "diff", "report", "schema", "sources", "validate", "equations"}
 """Verbs that import transformers, whose talk is then turned down."""
 
 

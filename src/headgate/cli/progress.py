@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from transformers import TrainerCallback
 
-from headgate.cli.console import describe_log, out
+
+def describe_log(logs: dict[str, Any]) -> str:
+    """The few figures of a log that fit on a line."""
+    parts = []
+    for name, label, form in (
+        ("loss", "loss", "{:.4f}"),
+        ("eval_loss", "eval loss", "{:.4f}"),
+        ("learning_rate", "lr", "{:.2e}"),
+        ("tokens_per_second", "tok/s", "{:,.0f}"),
+        ("gate/acceptance_rate", "accepted", "{:.0%}"),
+        ("routing/utilization", "utilization", "{:.0%}"),
+    ):
+        if isinstance(logs.get(name), (int, float)):
+            parts.append(f"{label} {form.format(logs[name])}")
+    parts += [
+        f"{k} {v:.4f}"
+        for k, v in logs.items()
+        if k.startswith("eval_") and k.endswith("_loss") and k != "eval_loss"
+    ]
+    return "  ".join(parts)
 
 
 class Bar(TrainerCallback):
     """A progress bar with loss, learning rate, tokens/s and ETA."""
 
     def __init__(self, progress: Progress) -> None:
-        self.progress, self.task = progress, None
+        self.progress = progress
+        self.task: TaskID | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.task = self.progress.add_task(
@@ -23,7 +44,8 @@ class Bar(TrainerCallback):
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
+        if self.task is not None:
+            self.progress.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if self.task is not None and logs and describe_log(logs):
@@ -32,6 +54,9 @@ class Bar(TrainerCallback):
 
 class Lines(TrainerCallback):
     """One plain line per log, with the time left."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.start, self.first = time.monotonic(), state.global_step
@@ -42,4 +67,4 @@ class Lines(TrainerCallback):
             return
         done = state.global_step - self.first
         left = (time.monotonic() - self.start) / max(done, 1) * (state.max_steps - state.global_step)
-        out.print(f"step {state.global_step}/{state.max_steps}  {text}  eta {left:.0f}s")
+        self.say(f"step {state.global_step}/{state.max_steps}  {text}  eta {left:.0f}s")

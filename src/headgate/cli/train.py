@@ -9,16 +9,27 @@ import typer
 
 from headgate.cli.console import live_console, out, result_table
 from headgate.cli.launch import launch
-from headgate.cli.options import RecipeArgument, SetOption
+from headgate.cli.options import (
+    DataOption,
+    MethodsOption,
+    ModelOption,
+    OptionalRecipe,
+    SetOption,
+    chosen_recipe,
+)
+from headgate.errors import ConfigError
 from headgate.experiments.plan import plan
-from headgate.experiments.recipe_file import aliases_used, load_recipe
+from headgate.experiments.recipe_file import aliases_used
 from headgate.experiments.run import run
 from headgate.training import processes
 
 
 def train(
-    recipe: RecipeArgument,
+    recipe: OptionalRecipe = None,
     overrides: SetOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    methods: MethodsOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Demand a checkpoint to resume from.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, deleting this recipe's run.")] = False,
     nproc: Annotated[
@@ -26,13 +37,17 @@ def train(
     ] = 1,
 ) -> None:
     """Train, evaluate, and write a run directory. A partial run resumes where it stopped."""
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = chosen_recipe(recipe, model, data, methods, overrides or [], compared=False)
     if nproc > 1:
+        if recipe is None:
+            raise ConfigError(
+                "--nproc starts a recipe's file on every rank: write it first with headgate init --data ..."
+            )
         flags = [*(["--resume"] if resume else []), *(["--fresh"] if fresh else [])]
         changes = [part for change in overrides or [] for part in ("--set", change)]
         raise typer.Exit(launch(["train", str(recipe), *changes, *flags], nproc, loaded.model.device))
     processes.join(loaded.model.device)
-    processes.on_writer(lambda: out.print(plan(loaded, aliases_used(recipe))))
+    processes.on_writer(lambda: out.print(plan(loaded, aliases_used(recipe) if recipe else [])))
     if not processes.is_writer():  # it follows rank 0, which speaks
         warnings.simplefilter("ignore")
         run(loaded, fresh=fresh, resume=resume)

@@ -112,7 +112,7 @@ class DataConfig(StrictConfig):
     train: SourceConfig = SourceConfig()
     """A source, or a list of them with weights."""
     validation: SourceConfig | None = SourceConfig(split="validation", limit=500)
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(default=512, ge=8)
     packing: bool = False
     loss_on: LossOn = "completion"
     group_by_length: bool = True

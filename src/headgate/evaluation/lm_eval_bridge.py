@@ -39,7 +39,7 @@ def bridge_class() -> type[Any]:
             "tasks of lm-evaluation-harness need it installed: pip install 'headgate[lm-eval]'"
         ) from None
 
-    class LiveModel(TemplateLM):  # type: ignore[misc,valid-type]
+    class LiveModel(TemplateLM):
         """A loaded model, its methods attached, as the harness wants one."""
 
         def __init__(self, model: Any, tokenizer: Any, task: EvalTask) -> None:

@@ -80,11 +80,13 @@ class _Verifier:
 
     def _hear(self, process: subprocess.Popen[str], seconds: float) -> Any:
         """The worker's next answer; False when it dies or takes too long, and then it is stopped."""
+        answers = process.stdout
+        assert answers is not None  # opened as a pipe
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select([process.stdout], [], [], left)
+            ready, _, _ = select.select([answers], [], [], left)
             if ready:
-                line = process.stdout.readline()  # type: ignore[union-attr]
+                line = answers.readline()
                 if line:
                     return json.loads(line)
                 break

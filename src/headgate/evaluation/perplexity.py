@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from headgate.data.config import DataConfig
+from headgate.data.config import DataConfig, LossOn
 from headgate.data.long_text import LONG, tokenise_long
 from headgate.data.preparation import prepare
 from headgate.data.spans import encoder
@@ -50,7 +50,13 @@ def sequence_losses(
 
 
 def perplexity(
-    model: Any, tokenizer: Any, rows: Any, *, length: int, loss_on: str = "completion", batch_size: int = 32
+    model: Any,
+    tokenizer: Any,
+    rows: Any,
+    *,
+    length: int,
+    loss_on: LossOn = "completion",
+    batch_size: int = 32,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Loss per token (nats) and perplexity over rows cut at ``length`` tokens, and each row's share.
 

@@ -112,7 +112,8 @@ def export(
             again = reload_adapter(folder, source, device)
         else:
             save_merged(model, tokenizer, folder, dtype, max_shard_size)
-            again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(ids.device).eval()
+            again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+            again.to(ids.device)
             AutoTokenizer.from_pretrained(folder)
         difference = relative(logits(again, ids), adapted)
         limit = TOLERANCE[next(again.parameters()).dtype]

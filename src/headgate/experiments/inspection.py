@@ -22,6 +22,7 @@ from headgate.experiments.token_heat import token_heat
 from headgate.files import write_atomically
 from headgate.methods.compose import methods_of
 from headgate.methods.layer_routing.inspect import heat_map, measure, token_depth
+from headgate.methods.layer_routing.method import LayerRouting
 from headgate.methods.layer_routing.oracle import TokenLosses, choice, masked_losses, token_losses
 from headgate.methods.lora_experts.inspect import likeness
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
@@ -110,9 +111,7 @@ def inspect_oracle(directories: Sequence[RunDirectory], *, limit: int = 200) -> 
             names.append(str(directory.path))
             depths.append(figures.get("depth", 1.0))
             continue
-        method = (
-            methods_of(model).by_name["layer_routing"] if "layer_routing" in methods_of(model).names else None
-        )
+        method = next((one for one in methods_of(model) if isinstance(one, LayerRouting)), None)
         if method is None or not method.config.num_skipped(method.num_blocks):
             raise ConfigError(
                 f"{directory.path}: --oracle chooses among masks of a run's depth, and this run skips no block: give a "

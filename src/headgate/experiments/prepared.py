@@ -93,7 +93,7 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: MethodStack) -> A
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     makers: dict[str, Any] = {}
 
-    def embed(texts: list[str]) -> torch.Tensor:
+    def embed(texts: Sequence[str]) -> torch.Tensor:
         return pooled_embeddings(model, tokenizer, texts)
 
     def training(rows: Any, skill: str | None = None) -> Any:
@@ -181,12 +181,12 @@ def _transformed(recipe: Recipe, rows: Any, prepare_rows: Callable[[Any], Any], 
 
 
 @torch.no_grad()
-def pooled_embeddings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> torch.Tensor:
+def pooled_embeddings(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
     """Masked mean of the base model's final hidden states, ``[n, H]`` fp32."""
     pooled = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(
-            texts[start : start + batch_size], return_tensors="pt", padding=True, truncation=True
+            list(texts[start : start + batch_size]), return_tensors="pt", padding=True, truncation=True
         )
         batch = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "token_type_ids"}
         hidden = model(**batch, output_hidden_states=True).hidden_states[-1].float()

@@ -48,8 +48,8 @@ def rank_sweeps(folder: Path) -> list[RankSweep]:
             point = group["overrides"][key], group["mean"][metric]
             gathered.setdefault(describe(others) if others else "", []).append(point)
     found = []
-    for others, points in gathered.items():
+    for label, points in gathered.items():
         ranks, losses = [rank for rank, _ in points], [loss for _, loss in points]
         law = fit_rank_law(ranks, losses)
-        found.append(RankSweep(key, others, metric, ranks, losses, law, next_rank(law, ranks)))
+        found.append(RankSweep(key, label, metric, ranks, losses, law, next_rank(law, ranks)))
     return found

@@ -75,7 +75,7 @@ class Recipe(StrictConfig):
     output_dir: str = "runs"
     model: ModelConfig = Field(default_factory=ModelConfig)
     lora: LoraConfig | None = Field(default_factory=LoraConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluation: list[EvalTask] = Field(default_factory=list)

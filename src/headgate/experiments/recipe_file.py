@@ -15,6 +15,7 @@ from headgate.config import explain, place_of
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_names import ALIASES, REMOVED
+from headgate.experiments.shipped import shipped
 
 EXCLUSIVE = (("epochs", "max_steps"), ("max_steps", "epochs"))
 """Keys of which one replaces the other: setting it over a recipe that has the other takes that one out."""
@@ -129,6 +130,8 @@ def _pop_dotted(content: Any, dotted: str) -> tuple[bool, Any]:
 def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's mapping with its ``base:`` recipes merged underneath."""
     path = Path(path)
+    if not path.exists() and not _chain:
+        path = shipped(str(path)) or path
     if not path.exists():
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f": did you mean {path.parent / close[0]}?" if close else ""
@@ -151,13 +154,17 @@ def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, A
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """A validated recipe. Raises ConfigError with the dotted path of whatever is wrong."""
-    content = read_content(path)
+    return recipe_of_content(read_content(path), overrides, str(path))
+
+
+def recipe_of_content(content: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:
+    """``content`` with ``--set`` overrides, validated; errors begin with ``where``."""
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}: write it as --set a.b=value")
         set_dotted(content, dotted.strip(), parse_yaml(text, f"--set {dotted}"))
-    return recipe_from(content, str(path))
+    return recipe_from(content, where)
 
 
 def recipe_from(content: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def evaluate(
             model,
             tokenizer,
             task,
-            lambda done, total, name=task.key: console.progress(f"evaluate {name}", done, total),
+            partial(console.progress, f"evaluate {task.key}"),
         )
         metrics[task.key] = {**result.metrics, "seconds": time.perf_counter() - start}
         write_predictions(directory.predictions / f"{task.key}.jsonl", result.items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +22,7 @@ class DataNeeds:
         self._methods = methods
 
     def column_makers(
-        self, embed: Callable[[list[str]], Tensor], texts: list[str]
+        self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]
     ) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Fit the methods' columns to ``texts``, then give what computes each column from a row."""
         makers: dict[str, Callable[[Mapping[str, Any]], Any]] = {}

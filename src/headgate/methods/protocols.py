@@ -43,7 +43,7 @@ class Restorable(Protocol):
 class MakesColumns(Protocol):
     """Computes batch columns from the rows (``tags`` from the problem text)."""
 
-    def fit_columns(self, embed: Callable[[list[str]], Tensor], texts: list[str]) -> None:
+    def fit_columns(self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> None:
         """Called once before the columns are made; ``embed`` gives the base model's pooled ``[n, H]``."""
 
     def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from headgate.errors import ModelError
 from headgate.models.families import FAMILIES, Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MODEL_INPUTS = frozenset(
     {"input_ids", "attention_mask", "position_ids", "labels", "inputs_embeds", "token_type_ids"}
@@ -85,13 +88,12 @@ def linear_size(module: nn.Module) -> tuple[int, int]:
     return base.in_features, base.out_features
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside data-parallel and PEFT wrappers."""
-    while hasattr(model, "module") and not hasattr(model, "config"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        return model.get_base_model()
-    return model
+    inner: Any = model  # what wrappers add is known at run time alone
+    while hasattr(inner, "module") and not hasattr(inner, "config"):
+        inner = inner.module
+    return cast("PreTrainedModel", inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
 
 
 def describe(model: nn.Module) -> Anatomy:
@@ -107,7 +109,7 @@ def describe(model: nn.Module) -> Anatomy:
         )
     try:
         backbone = base.get_submodule(family.backbone)
-        blocks = list(backbone.get_submodule(family.blocks))  # type: ignore[call-overload]
+        blocks = list(backbone.get_submodule(family.blocks))
         embedding = backbone.get_submodule(family.embedding)
         final_norm = backbone.get_submodule(family.final_norm)
         head = base.get_output_embeddings()

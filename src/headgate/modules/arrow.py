@@ -24,6 +24,9 @@ def direction(down_rI: Tensor, up_rO: Tensor) -> Tensor:
     """``[I]``: v of one expert. With A^T = Q R it is Q times the top eigenvector of R B^T B R^T, an r x r matrix.
 
     ``up`` is B^T. An expert that is still zero has no direction of its own: any unit vector in the span of A.
+
+    Equation: lora_experts (Arrow): the top right singular vector of dW
+    Proved by: tests/lora_experts/test_arrow.py::test_the_direction_is_the_top_right_singular_vector
     """
     q_Ir, r_rr = torch.linalg.qr(down_rI.double().mT)
     side_rO = r_rr @ up_rO.double()

@@ -100,7 +100,11 @@ class LowRankExpert(nn.Module):
 
     @torch.no_grad()
     def widened(self, stream: torch.Generator | None) -> LowRankExpert:
-        """Twice the rank, the same function: A' = [A; random], B' = [B; 0]."""
+        """Twice the rank, the same function: A' = [A; random], B' = [B; 0].
+
+        Equation: lora_experts (rank doubling): A' = [A; random], B' = [B, 0], alpha' = 2 alpha
+        Proved by: tests/lora_experts/test_bank.py::test_a_wider_expert_is_the_same_function
+        """
         more = LowRankExpert.fresh(self.down.shape[1], self.up.shape[1], self.rank, stream).to(self.down)
         return LowRankExpert(torch.cat([self.down, more.down]), torch.cat([self.up, more.up]))
 

@@ -18,6 +18,9 @@ class ExpertRouter(nn.Module):
     ``protect`` holds the logits of old inputs: from then on only the part of a row's *change* that is orthogonal to
     ``basis`` [F, K] acts, w = w_0 + (I - U U^T)(w - w_0). Written as a function of the parameters and not as a
     correction of their gradients, because AdamW does not move along the gradient.
+
+    Equation: lora_experts (projection): w = w_0 + (I - U U^T) (w - w_0)
+    Proved by: tests/lora_experts/test_bank.py::test_protected_logits_do_not_move_whatever_the_optimizer_does
     """
 
     basis: Tensor

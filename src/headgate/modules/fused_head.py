@@ -73,7 +73,11 @@ class HeadChunk:
         return self._p_CV
 
     def backprop(self) -> Tensor:
-        """``[C, H]`` what the head sends back: ``g = e W``, in the weights' dtype."""
+        """``[C, H]`` what the head sends back: ``g = e W``, in the weights' dtype.
+
+        Equation: backward_gate (step 1): g_t = W^T e_t, with signal backprop
+        Proved by: tests/backward_gate/test_drop_in.py::test_backprop_signal_needs_the_head_and_uses_it
+        """
         if self._g_CH is None:
             assert self.weight_VH is not None, "signal: backprop needs the head's weight"
             self._g_CH = self.error_CV.to(self.weight_VH.dtype) @ self.weight_VH

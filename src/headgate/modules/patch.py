@@ -25,6 +25,10 @@ class Patch(nn.Module):
         self.up = nn.Parameter(torch.zeros(hidden_size, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """P(x) for tokens in any shape ``[..., H]``, in their dtype."""
+        """P(x) for tokens in any shape ``[..., H]``, in their dtype.
+
+        Equation: layer_routing (patch): P(x) = up gelu(down norm(x)); y = g F(x) + (1 - g) (x + P(x))
+        Proved by: tests/layer_routing/test_patch.py::test_a_closed_block_is_x_plus_patch
+        """
         narrow = F.gelu(F.linear(F.rms_norm(x, x.shape[-1:]), self.down.to(x.dtype)))
         return F.linear(narrow, self.up.to(narrow.dtype)).to(x.dtype)

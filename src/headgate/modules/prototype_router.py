@@ -30,7 +30,11 @@ BUFFERS = ("mean", "count", "scatter", "weight", "bias")
 
 
 class PrototypeRouter(FixedPrecision):
-    """The interface of ExpertRouter, without parameters. An expert without a skill stands at the centre: z = 0."""
+    """The interface of ExpertRouter, without parameters. An expert without a skill stands at the centre: z = 0.
+
+    Equation: lora_experts (closed-form router): z_p = (mu_p - c)^T S^-1 (f - c) - (mu_p - c)^T S^-1 (mu_p - c) / 2
+    Proved by: tests/lora_experts/test_elsewhere.py::test_the_closed_form_router_is_linear_discriminant_analysis
+    """
 
     mean: Tensor
     count: Tensor

@@ -58,6 +58,9 @@ class AttributeRouter(LinearRouter):
 
     SchemaBank section 3.3: attributes "concatenated with router input". A W shared by all schemas would add the
     same W^h . h to every score, which the softmax cancels; hence one row per schema.
+
+    Equation: schema_bank (section 3.3): score_s = W_s . [h; a_s]
+    Proved by: tests/schema_bank/test_equations.py::test_attributes_enter_as_the_concatenation
     """
 
     def __init__(

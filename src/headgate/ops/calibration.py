@@ -16,7 +16,11 @@ from headgate.ops.subspace import unit
 
 
 def centered(unit_M: Tensor, mean_M: Tensor) -> Tensor:
-    """The unit sketch with the running mean of unit sketches removed, again of unit length."""
+    """The unit sketch with the running mean of unit sketches removed, again of unit length.
+
+    Equation: backward_gate (step 3): z <- unit(z / |z| - mean of z / |z|)
+    Proved by: tests/backward_gate/test_calibration_control.py::test_centering_uncovers_what_a_shared_direction_hides
+    """
     return unit(unit_M - mean_M)
 
 
@@ -31,6 +35,10 @@ def windowed_rank(value: Tensor, window_W: Tensor, count: int) -> Tensor:
 
     ``(#smaller + #equal / 2 + 1/2) / (count + 1)``: uniform for an exchangeable stream whatever its law, and
     1/2 for a constant one.
+
+    Equation: backward_gate (step 3): rank = (#smaller + #equal / 2 + 1/2) / (W + 1)
+    Proved by: tests/backward_gate/test_calibration_control.py::test_rank_is_monotone_symmetric_and_inside_the_unit_interval
+    Proved by: tests/backward_gate/test_calibration_control.py::test_a_constant_stream_ranks_in_the_middle
     """
     seen = window_W[:count]
     below = (seen < value).sum() + 0.5 * (seen == value).sum()
@@ -48,6 +56,9 @@ def length_corrected(novelty: Tensor, log_tokens: Tensor, moments_4: Tensor, rid
     The more tokens are summed, the less noise is in the sketch and the lower its novelty: without this a
     gate prefers short batches. ``ridge`` (a variance of log tokens) keeps the slope at 0 where lengths do
     not vary.
+
+    Equation: backward_gate (step 3): novelty - slope (log n - mean log n)
+    Proved by: tests/backward_gate/test_calibration_control.py::test_length_correction_removes_the_dependence_on_tokens
     """
     x, y, xx, xy = moments_4.unbind()
     slope = (xy - x * y) / ((xx - x * x).clamp(min=0) + ridge)

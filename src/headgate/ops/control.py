@@ -12,7 +12,12 @@ SATURATION = 7.0
 
 
 def acceptance_probability(score: Tensor, threshold: Tensor, beta: float) -> Tensor:
-    """``sigmoid(beta (score - tau))``: SLoRA, step 6."""
+    """``sigmoid(beta (score - tau))``: SLoRA, step 6.
+
+    Equation: backward_gate (step 4): P(accept) = sigmoid(beta (score - tau))
+    Proved by: tests/backward_gate/test_calibration_control.py::test_the_initial_threshold_meets_the_target_on_uniform_ranks
+    Proved by: tests/backward_gate/test_equations.py::test_acceptance_is_a_logistic_of_slope_beta
+    """
     return torch.sigmoid(beta * (score - threshold))
 
 
@@ -52,6 +57,10 @@ def control(
     The sum of ``a - target`` is the way tau has gone divided by ``rate``, so over T steps the realised rate
     is off by at most ``|tau_T - tau_0| / (rate T)``. The average is ten times faster than the integral:
     for any slope of the acceptance up to 2.5 (beta = 10) the pair is overdamped and does not oscillate.
+
+    Equation: backward_gate (step 4): a <- a + 10 eta (accepted - a), tau <- clip(tau + eta (a - target))
+    Proved by: tests/backward_gate/test_calibration_control.py::test_the_target_is_held
+    Proved by: tests/backward_gate/test_calibration_control.py::test_anti_windup_lets_go_at_once
     """
     average = average + min(1.0, 10 * rate) * (accepted - average)
     moved = threshold + rate * (average - target)

@@ -27,6 +27,10 @@ def distillation_loss(
     """mean_n T^2 KL(softmax(teacher / T) || softmax(student / T)), fp32 (Hinton et al. 2015, section 2).
 
     Both are given by the head's input; chunks of rows are recomputed in the backward.
+
+    Equation: layer_routing (KD): L = mean T^2 KL(softmax(teacher / T) || softmax(student / T))
+    Equation: lora_experts (KD): lambda T^2 KL(p_mature || p_young)
+    Proved by: tests/layer_routing/test_laws.py::test_distillation_is_the_plain_formula
     """
 
     def of_chunk(student_CH: Tensor, teacher_CH: Tensor) -> Tensor:

@@ -18,7 +18,11 @@ Factors = tuple[Tensor, Tensor]
 
 
 def inner_product(a: Factors, b: Factors) -> Tensor:
-    """<dW_a, dW_b>, the sum over all entries, through r_a x r_b products."""
+    """<dW_a, dW_b>, the sum over all entries, through r_a x r_b products.
+
+    Equation: lora_experts (likeness): <dW_i, dW_j> = sum((A_i A_j^T) * (B_i^T B_j))
+    Proved by: tests/lora_experts/test_merging.py::test_cosines_and_merges_are_those_of_the_whole_matrices
+    """
     return ((a[0] @ b[0].T) * (a[1] @ b[1].T)).sum()
 
 
@@ -48,6 +52,10 @@ def merged(members: Sequence[Factors], weights: Sequence[float], rank: int) -> F
     """The best rank-``rank`` approximation of sum_i w_i dW_i (Eckart-Young), by QR and a small SVD.
 
     Exact where the sum has that rank or less, as for identical experts. ``rank`` rows, padded with zeros.
+
+    Equation: lora_experts (merge): the best rank-r approximation of sum_i w_i dW_i
+    Proved by: tests/lora_experts/test_merging.py::test_cosines_and_merges_are_those_of_the_whole_matrices
+    Proved by: tests/lora_experts/test_merging.py::test_identical_experts_merge_exactly_and_strangers_stay_apart
     """
     down_RI = torch.cat([down for down, _ in members]).double()
     up_RO = torch.cat([w * up for w, (_, up) in zip(weights, members, strict=True)]).double()

@@ -48,7 +48,12 @@ def keep_top_k(probs_BTN: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Te
 
 
 def top_k_gates(logits_BTN: Tensor, k: int, renormalise: bool = True, temperature: float = 1.0) -> Gates:
-    """g = p over the top-k of p = softmax(z / t), renormalised to sum 1 when k >= 2 (SchemaBank eq. 2-3)."""
+    """g = p over the top-k of p = softmax(z / t), renormalised to sum 1 when k >= 2 (SchemaBank eq. 2-3).
+
+    Equation: schema_bank (2, 3): p = softmax(W h); g = p over the top-k, renormalised to sum 1 where k >= 2
+    Proved by: tests/ops/test_gating.py::test_top_k_keeps_the_largest_and_sums_to_one
+    Proved by: tests/ops/test_gating.py::test_top_one_gives_the_router_a_gradient
+    """
     logits_BTN = at_least_fp32(logits_BTN)
     probs_BTN = torch.softmax(logits_BTN / temperature, dim=-1)
     weight_BTN, chosen_BTK = keep_top_k(probs_BTN, k, renormalise)
@@ -61,6 +66,9 @@ def adaptive_top_k_gates(
     """The smallest k <= k_max whose probabilities sum to ``mass``: few experts where the router is sure.
 
     The i-th largest stays while the mass before it is below ``mass``. A lone survivor keeps its probability.
+
+    Equation: schema_bank (adaptive k): k = min { k <= k_max : p_(1) + ... + p_(k) >= mass }
+    Proved by: tests/ops/test_gating.py::test_adaptive_takes_the_smallest_sufficient_k
     """
     logits_BTN = at_least_fp32(logits_BTN)
     values_BTK, chosen_BTK = torch.softmax(logits_BTN / temperature, dim=-1).topk(k_max, dim=-1)
@@ -85,6 +93,11 @@ def maturity_gates(
     An expert of maturity 0 has weight exactly 0 and leaves every other gate as if it were not there. With k, the places
     ``young`` take part beside the top-k of the others: a young expert could not win its first tokens, and its small m
     makes the change continuous.
+
+    Equation: lora_experts (gates): g_i proportional to m_i exp(z_i / tau), over all or the top-k
+    Proved by: tests/ops/test_gating.py::test_maturity_is_proportional
+    Proved by: tests/ops/test_gating.py::test_an_unborn_expert_changes_no_gate
+    Proved by: tests/ops/test_gating.py::test_young_experts_take_part_beside_the_top_k_of_the_others
     """
     logits_BTN = at_least_fp32(logits_BTN)
     scaled_BTN = logits_BTN / temperature + maturity_N.to(logits_BTN.dtype).log()
@@ -121,6 +134,10 @@ def gumbel_gates(
 
     The binary concrete distribution: P(gate open) = sigmoid(z) at every temperature (Maddison et al. 2017,
     appendix B). Without a generator the noise is left out: the deterministic form.
+
+    Equation: layer_routing (gumbel): s = sigmoid((z + l) / t), l ~ Logistic; g = 1[s > 1/2], gradient of s
+    Proved by: tests/ops/test_gating.py::test_gumbel_opens_with_probability_sigmoid_at_every_temperature
+    Proved by: tests/ops/test_gating.py::test_straight_through_has_the_value_of_hard_and_the_gradient_of_soft
     """
     logits_BTN = at_least_fp32(logits_BTN)
     noisy_BTN = logits_BTN
@@ -144,6 +161,9 @@ def bernoulli_gates(logits_BTN: Tensor, generator: torch.Generator) -> tuple[Gat
     """g ~ Bernoulli(sigmoid(z)) and log p(g) [B|1, T|1], summed over N, with its gradient (REINFORCE).
 
     log p(g) = -sum softplus((1 - 2g) z): exact for any logit, where log(sigmoid) would underflow.
+
+    Equation: layer_routing (reinforce): log p(g) = -sum softplus((1 - 2 g) z)
+    Proved by: tests/ops/test_gating.py::test_bernoulli_log_prob_is_exact_and_its_score_has_mean_zero
     """
     logits_BTN = at_least_fp32(logits_BTN)
     uniform_BTN = torch.rand(logits_BTN.shape, generator=generator, device=generator.device)
@@ -156,6 +176,10 @@ def capacity_mask(gates: Gates, valid_BT: Tensor, capacity: int) -> tuple[Gates,
     """At most ``capacity`` tokens per expert, first come first served; and the share of dispatches dropped.
 
     Pads take no place. A dropped gate is zero and is not made up for: the token falls back to the base model.
+
+    Equation: lora_experts (capacity): at most C = ceil(cf k T / N) tokens an expert; the rest go to the base
+    Proved by: tests/ops/test_gating.py::test_capacity_serves_the_first_and_never_a_pad
+    Proved by: tests/lora_experts/test_laws.py::test_capacity_binds_in_training_only_and_drops_to_the_base
     """
     asked_BTN = (gates.weight > 0) & valid_BT.unsqueeze(-1)
     place_BTN = asked_BTN.flatten(0, 1).cumsum(0).view_as(asked_BTN)

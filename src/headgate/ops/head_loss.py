@@ -35,7 +35,11 @@ def softmax_and_loss(
 
 
 def error_in_place(p_CV: Tensor, label_C: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Overwrite probabilities by ``e = dloss/dlogits = p - ((1 - s) onehot + s / V)`` and return them."""
+    """Overwrite probabilities by ``e = dloss/dlogits = p - ((1 - s) onehot + s / V)`` and return them.
+
+    Equation: backward_gate (step 1): e_t = softmax(l_t) - onehot(y_t)
+    Proved by: tests/backward_gate/test_head_loss.py::test_observers_see_the_exact_error_and_change_nothing
+    """
     if label_smoothing:
         p_CV -= label_smoothing / p_CV.shape[1]
     gold_C1 = p_CV.new_full((p_CV.shape[0], 1), label_smoothing - 1)

@@ -10,12 +10,23 @@ from torch import Tensor
 
 
 def gated(x: Tensor, fx: Tensor, gate: Tensor) -> Tensor:
-    """y = g F(x) + (1 - g) x. With g = 1 it is F(x) and with g = 0 it is x, bit for bit; dy/dg = F(x) - x."""
+    """y = g F(x) + (1 - g) x. With g = 1 it is F(x) and with g = 0 it is x, bit for bit; dy/dg = F(x) - x.
+
+    Equation: layer_routing (function): y = g F(x) + (1 - g) x
+    Proved by: tests/layer_routing/test_laws.py::test_gate_rules
+    Proved by: tests/layer_routing/test_engines.py::test_masked_gate_gradient_is_exact
+    Proved by: tests/layer_routing/test_engines.py::test_sparse_is_masked
+    """
     return gate * fx + (1 - gate) * x
 
 
 def monotone(gate_BTR: Tensor) -> Tensor:
-    """prod_{j <= l} g_j: once closed, closed for all later blocks (early exit)."""
+    """prod_{j <= l} g_j: once closed, closed for all later blocks (early exit).
+
+    Equation: layer_routing (exit): g_l <- prod over j <= l of g_j
+    Proved by: tests/layer_routing/test_laws.py::test_gate_rules
+    Proved by: tests/layer_routing/test_policies.py::test_exit_is_monotone_and_random_holds_its_share
+    """
     return gate_BTR.cumprod(-1)
 
 
@@ -23,6 +34,10 @@ def drop_rates(num_blocks: int, keep: int, rate: float, schedule: str) -> Tensor
     """Probability that each routable block is dropped, [R]: ``uniform`` p, or ``linear`` p (l - k) / (L - 1 - k).
 
     Stochastic depth (Huang et al. 2016, section 3), counted over the routable blocks.
+
+    Equation: layer_routing (stochastic depth): p_l = p_max (l - k) / (L - 1 - k), or p_max; x + (1 - p_l) (F(x) - x) at inference
+    Proved by: tests/layer_routing/test_laws.py::test_gate_rules
+    Proved by: tests/layer_routing/test_policies.py::test_stochastic_depth_scales_by_survival
     """
     place_R = torch.arange(num_blocks - keep, dtype=torch.float32)
     if schedule == "uniform":
@@ -35,6 +50,9 @@ def top_tokens(logits_BTR: Tensor, valid_BT: Tensor, share: float) -> Tensor:
 
     Mixture-of-Depths (Raposo et al. 2024, section 3.4), its capacity counted over real tokens. Looks at the
     whole row: for training only.
+
+    Equation: layer_routing (topk): the ceil(share n) highest logits of a row, per block
+    Proved by: tests/layer_routing/test_laws.py::test_gate_rules
     """
     scored_BTR = logits_BTR.masked_fill(~valid_BT.unsqueeze(-1), -torch.inf)
     rank_BTR = scored_BTR.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -50,7 +50,14 @@ def repeat_ranks(gates_BTN: Tensor, ranks: Sequence[int]) -> Tensor:
 def routed_low_rank(
     x: Tensor, down_RI: Tensor, up_RO: Tensor, gates_BTN: Tensor, ranks: Sequence[int]
 ) -> Tensor:
-    """sum_s g_s (x A_s^T) B_s over [.., I] inputs; gates broadcast against the leading dimensions."""
+    """sum_s g_s (x A_s^T) B_s over [.., I] inputs; gates broadcast against the leading dimensions.
+
+    Equation: schema_bank (4): delta = sum_s g_s (h U_s) V_s
+    Equation: lora_experts (bank): y = W x + ((x A^T) * repeat(g alpha / r, ranks)) B^T
+    Proved by: tests/ops/test_low_rank.py::test_two_products_equal_the_loop
+    Proved by: tests/lora_experts/test_bank.py::test_the_bank_is_the_loop_over_its_experts
+    Proved by: tests/lora_experts/test_laws.py::test_one_expert_is_peft_lora
+    """
     return ((x @ down_RI.T) * repeat_ranks(gates_BTN, ranks)) @ up_RO
 
 
@@ -269,6 +276,9 @@ def orthonormality(rows_NRO: Tensor, reduction: Reduction = "mean") -> Tensor:
     SchemaBank eq. 7 prints V^T V, an [O, O] matrix of rank R that cannot be the identity; B B^T can.
     ``mean``: mean over experts of the mean squared entry; ``sum``: sum over experts of the mean squared entry
     (the released code); ``frobenius``: sum over experts of the squared norm (eq. 7's scale).
+
+    Equation: schema_bank (7): L_orth = sum_s ||V_s V_s^T - I||_F^2
+    Proved by: tests/ops/test_low_rank.py::test_orthonormal_rows_cost_nothing_and_scales_agree
     """
     gram_NRR = rows_NRO @ rows_NRO.mT
     eye_RR = torch.eye(gram_NRR.shape[-1], dtype=gram_NRR.dtype, device=gram_NRR.device)

@@ -38,13 +38,22 @@ def document_means(hidden_BTH: Tensor, documents_BT: Tensor) -> tuple[Tensor, Te
 
 
 def token_mean(means_NH: Tensor, tokens_N: Tensor) -> Tensor:
-    """``[H]``: the mean over all tokens, from the means and token counts of the samples."""
+    """``[H]``: the mean over all tokens, from the means and token counts of the samples.
+
+    Equation: lora_experts (embedding): e = mean of the final hidden state over all tokens of the samples
+    Proved by: tests/lora_experts_novelty/test_novelty.py::test_the_skill_embedding_is_the_mean_over_tokens
+    Proved by: tests/lora_experts_novelty/test_novelty.py::test_padding_never_enters_an_embedding
+    """
     weight_N = tokens_N.to(means_NH.dtype)
     return weight_N @ means_NH / weight_N.sum()
 
 
 def cosines(means_xH: Tensor, prototypes_KH: Tensor, reference_H: Tensor) -> Tensor:
-    """``[..., K]`` cosine of each mean with each prototype, both centred by the reference mean."""
+    """``[..., K]`` cosine of each mean with each prototype, both centred by the reference mean.
+
+    Equation: lora_experts (similarity): cos(e - reference, prototype_k - reference), max or median over k
+    Proved by: tests/lora_experts_novelty/test_equations.py::test_similarity_is_the_cosine_of_centred_means
+    """
     a = torch.nn.functional.normalize(means_xH - reference_H, dim=-1)
     b = torch.nn.functional.normalize(prototypes_KH - reference_H, dim=-1)
     return a @ b.mT
@@ -89,6 +98,10 @@ def interval(value: float, drawn_R: Tensor, confidence: float) -> tuple[float, f
 
     A resampled mean carries the sampling noise twice, and noise only ever lowers a cosine near 1: plain quantiles
     would lie below the value itself.
+
+    Equation: lora_experts (interval): value + quantiles of (bootstrap - its mean)
+    Proved by: tests/lora_experts_novelty/test_novelty.py::test_interval_contains_the_value_and_narrows_with_samples
+    Proved by: tests/lora_experts_novelty/test_equations.py::test_the_interval_is_the_centred_spread
     """
     tail = (1 - confidence) / 2
     quantiles = torch.tensor([tail, 1 - tail], dtype=torch.float64)
@@ -105,7 +118,11 @@ def rescaled_similarity(within_R: Tensor, half: float, looks: tuple[float, float
 
 
 def threshold_schedule(skills: int, base: float, delta: float, lowest: float) -> float:
-    """clip(base - delta ln(1 + k), lowest, base): a larger library is harder to be unlike to (plan, 5.1)."""
+    """clip(base - delta ln(1 + k), lowest, base): a larger library is harder to be unlike to (plan, 5.1).
+
+    Equation: lora_experts (threshold 5.1): tau_k = clip(base - delta ln(1 + k), tau_min, base)
+    Proved by: tests/lora_experts_novelty/test_novelty.py::test_threshold_falls_with_the_library_and_stays_between_its_bounds
+    """
     return min(base, max(lowest, base - delta * math.log1p(skills)))
 
 
@@ -115,6 +132,10 @@ def calibrated_threshold(within_R: Tensor, between: Sequence[float], false_spawn
     A share ``false_spawns`` of the similarities ``within_R`` between looks at one skill lies below the quantile
     taken here. There is room below it: half as much again as the skill's own spread, but never more than half-way
     to the most similar other skill (``between``).
+
+    Equation: lora_experts (calibrated threshold): known - min((1 - known) / 2, (known - nearest other) / 2)
+    Proved by: tests/lora_experts_novelty/test_equations.py::test_calibrated_threshold_leaves_half_the_spread
+    Proved by: tests/lora_experts_novelty/test_novelty.py::test_calibrated_threshold_lies_above_the_most_similar_other_skill
     """
     known = float(torch.quantile(within_R.double(), false_spawns))
     room = (1 - known) / 2
@@ -132,6 +153,9 @@ def nt_xent(first_MP: Tensor, second_MP: Tensor, temperature: float = 0.1) -> Te
     """Normalised temperature-scaled cross entropy of 2M unit vectors: each one's partner against all others.
 
     l_i = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ), mean over both sides (SimCLR, equation 1).
+
+    Equation: lora_experts (NT-Xent): -log(exp(s_ij / t) / sum over k != i of exp(s_ik / t))
+    Proved by: tests/lora_experts_novelty/test_bursts_and_contrast.py::test_nt_xent_equals_an_explicit_loop
     """
     both = torch.cat([first_MP, second_MP])
     count = len(first_MP)

@@ -37,6 +37,9 @@ def tag_cross_entropy(mean_logits_DN: Tensor, tags_DL: Tensor, kept_D: Tensor) -
     ``tags_DL`` holds -1 where there is no tag; several tags share the loss of their example equally. The sum
     is divided by *all* D examples: the lambda_tag in {0, 1} of eq. 10 zeroes an example, it does not reweigh
     the others, and a batch equals the accumulation of its examples.
+
+    Equation: schema_bank (8): L_tag = -log p_t
+    Proved by: tests/ops/test_routing_losses.py::test_tag_loss_is_cross_entropy_of_the_mean_logits_of_kept_examples
     """
     present_DL = (tags_DL >= 0) & kept_D.unsqueeze(-1)
     log_probs_DN = torch.log_softmax(mean_logits_DN, dim=-1)
@@ -57,6 +60,10 @@ def load_balance(probs_BTN: Tensor, weight_BTN: Tensor, valid_BT: Tensor) -> Ten
     """N sum_i f_i P_i (Switch, eq. 4-6): f = share of dispatches, no gradient; P = mean probability.
 
     f sums to 1 for any number of choices per token; the loss is 1 at perfect balance. Not yet weighted.
+
+    Equation: lora_experts (balance): alpha N sum_i f_i P_i
+    Proved by: tests/ops/test_routing_losses.py::test_balance_is_one_when_balanced_and_grows_towards_n
+    Proved by: tests/lora_experts/test_training.py::test_orthogonality_and_balance_are_their_formulas
     """
     share_N = expert_load(weight_BTN.detach() > 0, valid_BT)
     mean_N = flat_mean(probs_BTN, valid_BT)
@@ -64,7 +71,11 @@ def load_balance(probs_BTN: Tensor, weight_BTN: Tensor, valid_BT: Tensor) -> Ten
 
 
 def router_z_loss(logits_BTN: Tensor, valid_BT: Tensor) -> Tensor:
-    """mean (logsumexp z)^2 (ST-MoE, eq. 5): keeps logits small. Not yet weighted."""
+    """mean (logsumexp z)^2 (ST-MoE, eq. 5): keeps logits small. Not yet weighted.
+
+    Equation: lora_experts (z-loss): mean (logsumexp z)^2
+    Proved by: tests/ops/test_routing_losses.py::test_z_loss_is_the_mean_squared_logsumexp_of_real_tokens
+    """
     squared_BT1 = torch.logsumexp(logits_BTN, dim=-1, keepdim=True).square()
     return flat_mean(squared_BT1, valid_BT).squeeze(-1)
 
@@ -96,7 +107,11 @@ class RoutingEntropy(NamedTuple):
 
 
 def routing_entropy(probs_BTN: Tensor, valid_BT: Tensor) -> RoutingEntropy:
-    """H(E p) (is every expert used?) and E H(p) (is each token sure?), in nats and as a share of ln N."""
+    """H(E p) (is every expert used?) and E H(p) (is each token sure?), in nats and as a share of ln N.
+
+    Equation: lora_experts (entropies): lambda_1 mean H(p_t) - lambda_2 H(mean p)
+    Proved by: tests/ops/test_routing_losses.py::test_entropies_are_bounded_and_ordered
+    """
     of_mean = entropy(flat_mean(probs_BTN, valid_BT))
     mean_of = flat_mean(entropy(probs_BTN).unsqueeze(-1), valid_BT).squeeze(-1)
     limit = math.log(max(probs_BTN.shape[-1], 2))
@@ -104,5 +119,10 @@ def routing_entropy(probs_BTN: Tensor, valid_BT: Tensor) -> RoutingEntropy:
 
 
 def reinforce_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """REINFORCE: -mean(advantage * log p), whose gradient estimates that of -E[reward]."""
+    """REINFORCE: -mean(advantage * log p), whose gradient estimates that of -E[reward].
+
+    Equation: layer_routing (reinforce): L = -mean((baseline - cost) log p(g)), cost = CE + price
+    Proved by: tests/layer_routing/test_laws.py::test_reinforce_is_the_gradient_of_expected_cost
+    Proved by: tests/ops/test_routing_losses.py::test_reinforce_estimates_the_gradient_of_expected_reward
+    """
     return -(advantage.detach() * log_prob).mean()

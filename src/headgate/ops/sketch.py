@@ -26,6 +26,9 @@ def count_sketch(x_ND: Tensor, bucket_D: Tensor, sign_D: Tensor, sketch_size: in
     """``s[b] = sum of sign[d] x[d] over bucket[d] = b``, per row: ``E <s(x), s(y)> = <x, y>``.
 
     Charikar, Chen, Farach-Colton 2002. Returns ``[N, M]`` fp32.
+
+    Equation: backward_gate (step 1): s(x)[b] = sum over bucket(d) = b of sign(d) x_d
+    Proved by: tests/backward_gate/test_sketch.py::test_inner_products_are_unbiased_over_hash_seeds
     """
     signed_ND = x_ND.float() * sign_D
     s_NM = signed_ND.new_zeros(x_ND.shape[0], sketch_size)
@@ -57,6 +60,11 @@ def outer_spectrum(left_NM: Tensor, right_NM: Tensor) -> Tensor:
 
     Pham and Pagh 2013: the sketch of ``x (x) y`` is the circular convolution of the count sketches of x and
     y. The transform is linear, so tokens are added here and one inverse transform serves the whole batch.
+
+    Equation: backward_gate (step 1): z = irfft(sum_t rfft(s(h_t)) rfft(s(e_t)))
+    Proved by: tests/backward_gate/test_sketch.py::test_the_convolution_is_the_count_sketch_of_the_outer_product
+    Proved by: tests/backward_gate/test_sketch.py::test_a_batch_is_the_sum_of_its_tokens
+    Proved by: tests/backward_gate/test_sketch.py::test_cosines_follow_the_exact_head_gradient
     """
     return (torch.fft.rfft(left_NM) * torch.fft.rfft(right_NM)).sum(0)
 

@@ -14,6 +14,10 @@ def gradient_novelty(z_M: Tensor, basis_MK: Tensor) -> Tensor:
 
     SLoRA, step 5. An isotropic z scores 1 - K/M, not 1; see ``ops.calibration``. Unused columns of the
     basis are zero and take no part.
+
+    Equation: backward_gate (step 2): novelty = 1 - ||W^T z / |z| ||^2
+    Proved by: tests/backward_gate/test_subspace.py::test_novelty_lies_between_0_and_1_and_is_blind_to_sign
+    Proved by: tests/backward_gate/test_subspace.py::test_isotropic_novelty_is_one_minus_k_over_m
     """
     return (1 - (z_M @ basis_MK).square().sum(-1)).clamp(0, 1)
 
@@ -29,6 +33,10 @@ def shrink(buffer_RM: Tensor, rows: int) -> Tensor:
 
     ``B = U S V^T  ->  sqrt(max(S^2 - s_L^2, 0)) V^T`` (Liberty 2013; Ghashami et al. 2016, Alg. 2.1 with a
     buffer of 2L rows). Every stream A then obeys ``||A^T A - B^T B||_2 <= ||A - A_k||_F^2 / (L - k)``.
+
+    Equation: backward_gate (step 2): B = U S V^T -> sqrt(max(S^2 - s_l^2, 0)) V^T, Frequent Directions
+    Proved by: tests/backward_gate/test_subspace.py::test_libertys_bound
+    Proved by: tests/backward_gate/test_subspace.py::test_the_module_is_the_sketch_it_says
     """
     _, s, v = torch.linalg.svd(buffer_RM, full_matrices=False)
     delta = s[rows - 1].square() if s.numel() >= rows else s.new_zeros(())
@@ -66,6 +74,9 @@ def bisector_update(z_M: Tensor, basis_MK: Tensor) -> Tensor:
     and sqrt(1 +- |c|), c = W^T z: the smallest goes, and of ``u = W c / |c|`` and z the bisector stays:
     ``W' = W + (b - u) (c/|c|)^T``. It tracks what came last, every direction at equal weight; it is not
     Frequent Directions. For z orthogonal to W (c = 0) the first column is the one that turns.
+
+    Equation: backward_gate (step 2): W' = W + (b - u) (c / |c|)^T, with basis bisector
+    Proved by: tests/backward_gate/test_subspace.py::test_the_bisector_is_the_truncated_svd
     """
     c_K = z_M @ basis_MK
     size = torch.linalg.vector_norm(c_K)

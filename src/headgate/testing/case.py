@@ -146,5 +146,6 @@ def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 @contextmanager
 def evaluating(trainer: HeadgateTrainer) -> Iterator[Any]:
     """The trainer's model and methods in evaluation mode."""
+    assert trainer.model is not None
     with look_aside(trainer.model), look_aside(trainer.methods):
         yield trainer.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 import traceback
 import warnings
@@ -16,6 +17,9 @@ from headgate.methods.registry import METHODS, method_class, register_method
 from headgate.testing.case import Case, NotApplicable
 from headgate.testing.law import LAWS
 from headgate.testing.laws_of_pairs import PARTNERS
+
+for _module in ("host_reads", "two_ranks"):  # each enters its law
+    importlib.import_module(f"headgate.testing.{_module}")
 
 
 @dataclass(frozen=True)

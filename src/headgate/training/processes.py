@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError, TrainingError
-from headgate.models.load import choose_device
+from headgate.models.devices import choose_device
 
 PATIENCE = timedelta(days=7)
 """A rank that dies closes its connections, which ends a wait at once; nothing else should."""

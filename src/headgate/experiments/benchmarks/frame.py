@@ -80,7 +80,7 @@ def synchronize() -> None:
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 2
+    arms: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
 ) -> dict[str, list[float]]:
     """Seconds of every arm in every round, the arms' order alternating so that drift hits all alike."""
     for _ in range(warmup):

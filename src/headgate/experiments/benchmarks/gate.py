@@ -29,7 +29,7 @@ from headgate.experiments.benchmarks.frame import (
 from headgate.experiments.benchmarks.live_bytes import peak_bytes
 from headgate.methods.backward_gate import BackwardGate, Score
 from headgate.methods.backward_gate.evidence import at_block
-from headgate.models.anatomy import Anatomy, describe
+from headgate.models.anatomy import Anatomy, describe, unwrap
 from headgate.models.load import load_model
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fused_head import chunked_head_loss
@@ -57,7 +57,7 @@ class Bench:
             whole.backbone.layers = whole.backbone.layers[:blocks]
             whole.model.config.num_hidden_layers = blocks
         if vocabulary is not None:
-            self.model.get_base_model().resize_token_embeddings(vocabulary)
+            unwrap(self.model).resize_token_embeddings(vocabulary)
         self.anatomy: Anatomy = describe(self.model)
         stream = torch.Generator().manual_seed(0)
         self.ids = torch.randint(3, self.anatomy.vocab_size, (rows, length), generator=stream)
@@ -90,7 +90,7 @@ class Bench:
         return score
 
     def learn(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -156,10 +156,10 @@ def _memory(report: Report, say: Say, tokens: int, gate_tokens: int) -> None:
 
     def plain() -> None:
         logits = (hidden @ weight.T)[:, :-1]
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
 
     def chunked() -> None:
-        chunked_head_loss(hidden, weight, labels, gradients="recompute").backward()  # type: ignore[no-untyped-call]
+        chunked_head_loss(hidden, weight, labels, gradients="recompute").backward()
 
     found = {"plain head": peak_bytes(plain) / 2**20, "chunked head": peak_bytes(chunked) / 2**20}
     say(

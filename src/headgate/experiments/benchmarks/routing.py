@@ -7,7 +7,8 @@ of all blocks are skipped exactly; the router's own cost is measured apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def gates_for(granularity: str, skipped: float, rows: int, length: int, device: 
     return gates.to(device)
 
 
-def _timed(report: Report, name: str, full: Callable[[], Any], arms: dict[str, tuple[Callable[[], Any], float]],
+def _timed(report: Report, name: str, full: Callable[[], object], arms: Mapping[str, tuple[Callable[[], object], float]],
            rounds: int) -> dict[str, float]:  # fmt: skip
     """Realised speed-up over ideal of every arm against ``full``; arms carry their executed share."""
     seconds = interleaved({"full": full, **{key: work for key, (work, _) in arms.items()}}, rounds=rounds)
@@ -133,10 +134,9 @@ def run(*, quick: bool, say: Say) -> Report:
     for phase, work in (("prefill", forward), ("training", train)):
         model.train(phase == "training")
         arms = {
-            key: ((lambda g=gates, w=work: w(g)), executed(method, gates, rows, length))
-            for key, gates in cases.items()
+            key: (partial(work, gates), executed(method, gates, rows, length)) for key, gates in cases.items()
         }
-        found = _timed(report, phase, lambda w=work: w(None), arms, rounds)
+        found = _timed(report, phase, partial(work, None), arms, rounds)
         model.zero_grad(set_to_none=True)
         for key, value in found.items():
             say(f"{phase} {key}: realised / ideal {value:.3f}")
@@ -177,7 +177,7 @@ def _decoding(
         gates = gates_for("sample", skipped, 1, 1, device)
         share = executed(method, gates, 1, 16 + steps)
         share += (1 - share) * method.shares.keys_values
-        arms[f"batch 1 {skipped:.0%}"] = ((lambda g=gates: decode(g, "routed")), share)
+        arms[f"batch 1 {skipped:.0%}"] = (partial(decode, gates, "routed"), share)
     found = _timed(report, "decode", lambda: decode(None, "full"), arms, rounds)
     for key, value in found.items():
         say(f"decode {key}: realised / ideal {value:.3f}")
@@ -187,7 +187,7 @@ def _decoding(
 
 def _keys_values(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: int, say: Say) -> None:
     """Prefill into a cache at 50% skip per token, by what skipped tokens leave there; and the cache's bytes."""
-    gates = gates_for("token", 0.5, *ids.shape, str(ids.device))
+    gates = gates_for("token", 0.5, ids.shape[0], ids.shape[1], str(ids.device))
     seconds: dict[str, list[float]] = {"full": [], "drop": [], "reuse": []}
     sizes = {}
     for _ in range(rounds):
@@ -246,12 +246,12 @@ def _grid(report: Report, model: Any, method: GivenGates, device: str, quick: bo
         arms: dict[str, Callable[[], Any]] = {}
         for active in (BLOCKS, BLOCKS - 2, BLOCKS // 2, 2):
             gates = gates_for("batch", 1 - active / BLOCKS, rows, length, device)
-            arms[str(active)] = lambda g=gates, i=ids: _forward(model, method, g, i)
-        arms["unrouted"] = lambda i=ids: _forward(model, method, None, i)
+            arms[str(active)] = partial(_forward, model, method, gates, ids)
+        arms["unrouted"] = partial(_forward, model, method, None, ids)
         seconds = interleaved(arms, rounds=3 if quick else 7)
-        for active, values in seconds.items():
+        for label, values in seconds.items():
             median = spread(values)
-            report.arms[f"grid batch {rows}, active {active}"] = {
+            report.arms[f"grid batch {rows}, active {label}"] = {
                 **median,
                 "tokens_per_second": rows * length / median["median_s"],
             }

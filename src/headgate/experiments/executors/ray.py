@@ -5,6 +5,7 @@ The run directories must lie on a file system that every node sees.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -40,16 +41,15 @@ class RayExecutor:
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         started_here = not ray.is_initialized()
         if started_here:
-            cpus = {} if self.address else {"num_cpus": self.workers or os.cpu_count()}
             ray.init(
                 address=self.address,
                 include_dashboard=None if self.address else False,
                 log_to_driver=False,
-                logging_level="ERROR",
-                **cpus,
+                logging_level=logging.ERROR,
+                num_cpus=None if self.address else self.workers or os.cpu_count(),
             )
         # a lost worker is ours to try again: Ray's own retries would hide it from the table
-        remote = ray.remote(**self.resources, max_retries=0)(_execute)
+        remote = ray.remote(max_retries=0, **self.resources)(_execute)  # type: ignore[call-overload]  # its keys are checked when made
         waiting = list(tasks)
         in_flight: dict[Any, Task] = {}
         limit = self.workers or len(waiting)

@@ -159,7 +159,7 @@ def save(drawing: Figure, folder: Path, key: str) -> list[Path]:
     files = [folder / f"{key}.svg", folder / f"{key}.png"]
     files[0].write_text(svg_of(drawing, key))
     drawing.set_dpi(PNG_DPI)
-    FigureCanvasAgg(drawing).print_png(files[1])  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(drawing).print_png(files[1])
     return files
 
 

@@ -109,7 +109,12 @@ def probability(
 
 
 def weight(config: BackwardGateConfig, p: float) -> float:
-    """The factor on an accepted loss. InfoBatch rescales by its rule; others only with ``reweight: ipw``."""
+    """The factor on an accepted loss. InfoBatch rescales by its rule; others only with ``reweight: ipw``.
+
+    Equation: backward_gate (step 4): w = min(w_max, 1 / P(accept)), with reweight ipw
+    Proved by: tests/backward_gate/test_drop_in.py::test_inverse_probability_weights_are_those_of_the_decision
+    Proved by: tests/backward_gate/test_method.py::test_inverse_probability_weights_are_unbiased_over_every_pattern
+    """
     if config.weighted:
         return min(config.max_weight, 1 / max(p, 1e-6))
     return 1.0
@@ -121,6 +126,10 @@ def pays(norms_W: Tensor, acceptance: float, cost_ratio: float) -> bool:
     Katharopoulos and Fleuret, eq. 26: ``1/tau = sqrt(1 - ||g - u||^2 / sum g^2)`` with g the normalised
     norms and u uniform, tau the growth of the batch that would reduce variance as much. Deviation: their
     cost of a presampled batch becomes ours, ``(1 + rho a) / a`` per accepted batch against ``1 + rho``.
+
+    Equation: backward_gate (profitability): 1 / sqrt(1 - ||g - u||^2 / ||g||^2) > (1 + rho a) / (a (1 + rho))
+    Proved by: tests/backward_gate/test_equations.py::test_importance_sampling_pays_from_the_break_even_on
+    Proved by: tests/backward_gate/test_drop_in.py::test_importance_sampling_pays_only_when_norms_are_uneven
     """
     if norms_W.numel() < 2 or float(norms_W.sum()) <= 0:
         return False

@@ -60,6 +60,9 @@ def without_closed(mask_BTK: Tensor | None, open_BK: Tensor, x_BTH: Tensor, *, b
 
     ``boolean``: what to make where the model gave no mask (sdpa); otherwise an additive one (eager). Padding sees
     itself: a query that sees nothing has no softmax.
+
+    Equation: layer_routing (kv drop): no K_l(j) where g_j = 0; a query sees itself
+    Proved by: tests/layer_routing/test_kv.py::test_both_engines_are_the_formula
     """
     length, keys = x_BTH.shape[1], open_BK.shape[1] if mask_BTK is None else mask_BTK.shape[-1]
     place_K = torch.arange(keys, device=x_BTH.device)
@@ -90,7 +93,11 @@ class Reuse:
         self.own: tuple[Tensor, Tensor] | None = None
 
     def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
-        """``[B, N, T, D]`` of the block's own; returns what it attends to, cached tokens included."""
+        """``[B, N, T, D]`` of the block's own; returns what it attends to, cached tokens included.
+
+        Equation: layer_routing (kv reuse): K_l(j) = g_j k_l(x_j) + (1 - g_j) K_{l-1}(j)
+        Proved by: tests/layer_routing/test_kv.py::test_both_engines_are_the_formula
+        """
         if self.open_BT is not None:
             assert self.below is not None
             opened = self.open_BT[:, None, :, None]

@@ -42,7 +42,11 @@ class Phase:
 
 
 def phase_of(config: LoraExpertsConfig, roster: Roster, training: bool, without: Sequence[int] = ()) -> Phase:
-    """The phase of a forward; ``training``: one step older than what was accepted. ``without``: left out."""
+    """The phase of a forward; ``training``: one step older than what was accepted. ``without``: left out.
+
+    Equation: lora_experts (temperature): tau = tau_min + (tau_0 - tau_min) 2^(-dt / h)
+    Proved by: tests/lora_experts/test_laws.py::test_phases_follow_the_youngest
+    """
     ages = [age + training for age in roster.age.tolist()]
     maturity = roster.maturity(config.maturity_steps, ahead=int(training))
     there = [i for i, m in enumerate(maturity) if m > 0 and roster.infos[i].number not in without]

@@ -51,7 +51,11 @@ def auxiliary_losses(routed: RoutedForward, done: Pass, step: Step, skill: str |
 
 
 def orthogonality(experts: ExpertSet) -> Tensor | None:
-    """sum |A_i A_t^T| over sites and frozen experts i, t the one that trains (O-LoRA, Wang et al. 2023, eq. 7)."""
+    """sum |A_i A_t^T| over sites and frozen experts i, t the one that trains (O-LoRA, Wang et al. 2023, eq. 7).
+
+    Equation: lora_experts (orthogonality): sum_i |A_i A_t^T| over frozen experts i
+    Proved by: tests/lora_experts/test_training.py::test_orthogonality_and_balance_are_their_formulas
+    """
     name = experts.roster.info(experts.current).name
     total: Tensor | None = None
     for site in experts.banks:

@@ -138,7 +138,11 @@ def normalised_mutual_information(a: Sequence[int], b: Sequence[int]) -> float:
 
 
 def schema_reuse(first: Tensor, second: Tensor, k: int) -> float:
-    """Mean |topk(a) & topk(b)| over paraphrase pairs of mean gates, [P, S] each; in [0, k]."""
+    """Mean |topk(a) & topk(b)| over paraphrase pairs of mean gates, [P, S] each; in [0, k].
+
+    Equation: schema_bank (reuse): mean |topk(a) & topk(b)| over paraphrases a, b
+    Proved by: tests/schema_bank/test_inspect.py::test_known_routing_is_described
+    """
     a = torch.zeros_like(first, dtype=torch.bool).scatter(-1, first.topk(k, dim=-1).indices, True)
     b = torch.zeros_like(second, dtype=torch.bool).scatter(-1, second.topk(k, dim=-1).indices, True)
     return float((a & b).sum(-1).float().mean())

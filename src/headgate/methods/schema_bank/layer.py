@@ -73,7 +73,13 @@ class SchemaLayer(nn.Module):
         return top_k_gates(logits, config.top_k, renormalise)
 
     def forward(self, hidden: Tensor, routing: Routing = "on") -> tuple[Tensor, Gates | None]:
-        """The block's new output and the gates that made it; ``removed`` gives the output back untouched."""
+        """The block's new output and the gates that made it; ``removed`` gives the output back untouched.
+
+        Equation: schema_bank (5): h' = h + sum over the top-k of g_s (h U_s) V_s
+        Equation: schema_bank (6): h' = h + sum over all s of (h U_s) V_s, with routing all
+        Proved by: tests/schema_bank/test_layer.py::test_layer_equals_the_paper_with_every_gradient
+        Proved by: tests/schema_bank/test_layer.py::test_routings_of_evaluation
+        """
         if routing == "removed":
             return hidden, None
         gates = self.gates(hidden, routing)

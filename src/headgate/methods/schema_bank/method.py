@@ -129,7 +129,7 @@ class SchemaBank(Method):
     def columns(self) -> Sequence[str]:
         return () if self.config.tags == "none" else ("tags",)
 
-    def fit_columns(self, embed: Callable[[list[str]], Tensor], texts: list[str]) -> None:
+    def fit_columns(self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> None:
         """Fit the tag sources that look at the whole training set (embeddings, permutation)."""
         config = self.config
         if config.tags == "none" or (config.tags in TEXT_SOURCES and not config.permuted_tags):
@@ -196,7 +196,13 @@ class SchemaBank(Method):
         self._records = {}
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
-        """``schema_tag``, ``schema_orth`` and ``schema_entropy``, each where its stage and weight ask for it."""
+        """``schema_tag``, ``schema_orth`` and ``schema_entropy``, each where its stage and weight ask for it.
+
+        Equation: schema_bank (10): L_1 = L_LM + lambda_tag L_tag
+        Equation: schema_bank (11, 12): L_2 = L_3 = L_LM + lambda_orth L_orth
+        Proved by: tests/schema_bank/test_equations.py::test_stage_losses_are_the_papers
+        Proved by: tests/schema_bank/test_config.py::test_default_stages_are_the_table
+        """
         config, options, records = self.config, step.stage.options, self._records or {}
         if set(records) != set(self.layers):
             raise ModelError(

@@ -103,6 +103,10 @@ def kept_share(schedule: str | list[float], step: int, steps: int) -> float:
     """P_tag(n): the probability that an example keeps its tag at step n of a stage of N (eq. 9 and its list).
 
     ``linear``: max(.25, 1 - .75 n/N). ``steps``: 100, 75, 50, 25% by quarter. A list: equal parts.
+
+    Equation: schema_bank (9): P_tag(n) = max(1/4, 1 - 3/4 n / N)
+    Proved by: tests/schema_bank/test_tags.py::test_schedules
+    Proved by: tests/schema_bank/test_method.py::test_the_tag_draw_follows_schedule_and_seed
     """
     if schedule == "linear":
         return max(0.25, 1 - 0.75 * step / steps)

@@ -1,0 +1,76 @@
+"""What a route is made of, by hand: documents, prefixes, masks, and the price of entropy."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from headgate.methods.context import Context
+from headgate.methods.layer_routing.config import LayerRoutingConfig
+from headgate.methods.layer_routing.kv import without_closed
+from headgate.methods.layer_routing.policies import Route, _spread, route_losses
+
+
+def test_a_packed_document_of_one_token_is_padding_and_one_of_two_is_not() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 0]])
+    context = Context.read({"input_ids": torch.arange(7)[None], "position_ids": positions})
+    assert context.valid.tolist() == [[True] * 5 + [False] * 2]
+    assert context.document.tolist() == [[0, 0, 0, 1, 1, 2, 3]]
+    assert context.offset.tolist() == positions.tolist()
+
+
+def test_documents_of_different_rows_never_share_a_number() -> None:
+    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]])
+    context = Context.read({"input_ids": torch.ones(2, 4, dtype=torch.long), "position_ids": positions})
+    assert context.valid.all()
+    assert context.document.tolist() == [[0, 0, 1, 1], [4, 4, 4, 4]] and context.num_documents == 8
+
+
+def test_the_prefix_runs_at_full_depth_and_is_not_the_routes_to_decide() -> None:
+    valid = torch.tensor([[True, True, True, False]])
+    context = Context(valid, torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None], None, 1, None)
+    weight, free = _spread(torch.tensor([[0.0, 0.25]]), context, 2)
+    assert weight.tolist() == [[[1.0, 1.0], [1.0, 1.0], [0.0, 0.25], [0.0, 0.25]]]
+    assert free.tolist() == [[False, False, True, False]]
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_a_closed_token_is_seen_by_itself_only(boolean: bool) -> None:
+    """Causal, closed columns shut, the diagonal open: 0 or True where seen, the lowest number or False elsewhere."""
+    opened = torch.tensor([[True, False, True]])
+    x = torch.zeros(1, 3, 4)
+    seen = torch.tensor([[True, False, False], [True, True, False], [True, False, True]])
+    mask = without_closed(None, opened, x, boolean=boolean)[0, 0]
+    wanted = seen if boolean else torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    assert torch.equal(mask, wanted)
+    # a mask of the model's own keeps what it shut; a query of padding still sees itself
+    own = torch.zeros(1, 1, 3, 3) if not boolean else torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    own[..., 0] = torch.finfo(torch.float32).min if not boolean else False
+    found = without_closed(own, opened, x, boolean=boolean)[0, 0]
+    shut = torch.tensor([[True, False, True], [False, True, True], [False, False, True]])
+    assert torch.equal(found == 0 if not boolean else found, shut)
+
+
+def test_one_new_token_of_a_cache_sees_itself_and_open_keys_only() -> None:
+    opened = torch.tensor([[True, False, True, False]])
+    mask = without_closed(None, opened, torch.zeros(1, 1, 4), boolean=True)
+    assert mask.tolist() == [[[[True, False, True, True]]]]
+
+
+def test_an_entropy_bonus_lowers_the_loss_of_undecided_gates() -> None:
+    """-bonus times the mean binary entropy in nats: ln 2 a gate at logit 0, and its gradient pulls logits towards 0."""
+    config = LayerRoutingConfig(policy="gumbel", granularity="token", entropy_bonus=0.1)
+    context = SimpleNamespace(valid=torch.ones(1, 2, dtype=torch.bool))
+    logits = torch.zeros(1, 2, 3, requires_grad=True)
+    undecided = route_losses(config, Route(torch.ones(1, 2, 3), context, logits))["routing_entropy"]
+    assert float(undecided) == pytest.approx(-0.1 * math.log(2))
+    logits = torch.tensor([[[2.0, -1.0, 0.5], [0.1, 3.0, -2.0]]], requires_grad=True)
+    p = torch.sigmoid(logits)
+    by_hand = -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+    found = route_losses(config, Route(torch.ones(1, 2, 3), context, logits))["routing_entropy"]
+    torch.testing.assert_close(found, -0.1 * by_hand)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert bool((gradient.sign() == logits.sign()).all())

@@ -1,0 +1,36 @@
+"""Laws of the depth budgets where constants matter: values, slopes, and soft gates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headgate.ops.depth import adaptivity, lagrangian
+
+
+@given(st.floats(0, 1), st.floats(0.1, 0.9), st.floats(-2, 2), st.floats(0, 5))
+def test_the_lagrangian_and_its_slope(used: float, target: float, dual: float, damping: float) -> None:
+    """lambda (u - t) + rho / 2 (u - t)^2; its slope in u is lambda + rho (u - t), and none goes to the dual."""
+    u = torch.tensor(used, dtype=torch.float64, requires_grad=True)
+    price = torch.tensor(dual, dtype=torch.float64, requires_grad=True)
+    value = lagrangian(u, target, price, damping)
+    gap = used - target
+    assert float(value.detach()) == pytest.approx(dual * gap + damping / 2 * gap * gap)
+    slope, of_dual = torch.autograd.grad(value, (u, price), allow_unused=True)
+    assert float(slope) == pytest.approx(dual + damping * gap)
+    assert of_dual is None
+
+
+def test_adaptivity_of_soft_gates_is_their_mutual_information() -> None:
+    """H(E p) - E H(p) by hand where both terms count: gates of 1/4 and 3/4 are less than a bit apart."""
+    valid = torch.tensor([[True, True, False]])
+    gates = torch.tensor([[[0.25, 0.5], [0.75, 0.5], [1.0, 0.0]]])
+    inner = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    wanted = torch.tensor([math.log(2) - inner, 0.0])
+    torch.testing.assert_close(adaptivity(gates, valid), wanted)
+    # one gate for all tokens depends on none
+    torch.testing.assert_close(adaptivity(torch.tensor([[[0.3]]]), valid), torch.tensor([0.0]))
