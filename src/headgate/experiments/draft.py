@@ -69,8 +69,8 @@ def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name:
     Raises DataError where the file cannot be read, its columns cannot be told apart or it has too few rows, and
     ConfigError for an unknown method, each with the cure.
     """
-    for named in methods:
-        method_class(named)  # an unknown one is said before anything is read
+    for wanted in methods:
+        method_class(wanted)  # an unknown one is said before anything is read
     seen = _look(data)
     length, lengths_note = _max_length(seen, model)
     whole_text = (

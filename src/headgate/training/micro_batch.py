@@ -61,7 +61,7 @@ class MicroBatch:
         handles = [on_block_output(block, self._vote_at_block) for block in blocks]
         try:
             with trainer.compute_loss_context_manager():
-                task: TaskLoss = trainer.objective.task_loss(step)
+                task: TaskLoss = trainer.task_objective.task_loss(step)
         except ForwardStopped:
             step.accepted = False
             return None

@@ -1,7 +1,7 @@
 """MethodsMixin: the methods inside any transformers.Trainer.
 
 The trainer's own loop, precision, accumulation and logging stay as they are. This class only overrides ``Trainer`` methods and
-hands over to parts that own their state: what trains when (``stages``), whose loss (``objective``), the accumulation window
+hands over to parts that own their state: what trains when (``stages``), whose loss (``task_objective``), the accumulation window
 (``window``), one micro-batch (``micro_batch``), the counters (``run_state``), and checkpoints (``saver``). Logs, validations and
 checkpoints are overridden in ``saving``; every attribute is assigned here.
 """
@@ -78,7 +78,7 @@ class MethodsMixin(SavingOverrides):
         if self.args.label_smoothing_factor:
             raise ConfigError("use HeadgateTrainer(label_smoothing=...) instead of label_smoothing_factor")
         self.methods.to(self.args.device)
-        self.objective = Objective(self, MethodsMixin, loss, label_smoothing)
+        self.task_objective = Objective(self, MethodsMixin, loss, label_smoothing)
         self.stages = Stages(self, adapter, stages, schedule_clock)
         self.run_state, self.windows, self.saver = RunState(), Windows(self), Saver(self)
         self.telemetry, self.stopwatch, self.signals = Telemetry(), Stopwatch(), StopSignals()

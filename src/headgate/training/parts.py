@@ -30,7 +30,7 @@ class TrainerParts(Base):
 
     Attributes:
         methods, anatomy: of the model. base_is_frozen: whether methods are all that trains.
-        objective: whose loss. stages: what trains when. windows: gradient accumulation. run_state: the counters.
+        task_objective: whose loss (``objective`` is transformers' own, of a hyperparameter search). stages: what trains when. windows: gradient accumulation. run_state: the counters.
         saver: checkpoints. batches: where a method forms its own. telemetry, stopwatch, signals, finite_watch.
         base_model: the recipe's model block, to load the base again; None names the model's own path.
     """
@@ -38,7 +38,7 @@ class TrainerParts(Base):
     methods: MethodStack
     anatomy: Anatomy
     base_is_frozen: bool
-    objective: Objective
+    task_objective: Objective
     stages: Stages
     windows: Windows
     run_state: RunState
@@ -49,6 +49,12 @@ class TrainerParts(Base):
     signals: StopSignals
     finite_watch: FiniteWatch
     base_model: dict[str, Any] | None
+    # of the Trainer behind it
+    args: Any
+    state: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
 
     # -- what trains ----------------------------------------------------------------------------------
     @property
@@ -69,7 +75,7 @@ class TrainerParts(Base):
     @property
     def loss_choice(self) -> str:
         """``plain`` or ``chunked``."""
-        return self.objective.choice
+        return self.task_objective.choice
 
     # -- what was done --------------------------------------------------------------------------------
     @property

@@ -19,7 +19,7 @@ from headgate.training.shares import deal_validation, in_reading_order
 from headgate.training.validation import added, validation_metrics, validation_order, validation_terms
 
 
-class HeadgateTrainer(MethodsMixin, Trainer):
+class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are no whole number; train takes more
     """A transformers.Trainer that routes and gates.
 
     ``train_dataset`` may be a mapping from skill names to data sets: stages then name the one they read, and
