@@ -54,7 +54,8 @@ class RoutedForward:
         decide: the route of a forward, from what the router reads ``[B, T, H]``, its context, and whether it trains.
         observe: told every route at inference, once the forward is through.
 
-    ``engine`` and ``routing`` are those of inference; ``now`` is the running forward, or the last.
+    ``engine`` and ``routing`` are those of inference; ``now`` is the running forward, or the last. ``routing: observed``
+    decides routes and carries them along while every block runs: how full depth verifies a routed draft.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ class RoutedForward:
 
     # -- the gates of a block ---------------------------------------------------------------------------
     def _gate(self, place: int) -> tuple[Tensor, str] | None:
-        if self._idle or self.now.context is None:
+        if self._idle or self.now.context is None or self.routing == "observed":
             return None
         if place < 0:  # the block whose keys and values the first routable one reuses
             return torch.ones(1, 1, 1), "open"

@@ -218,7 +218,7 @@ class RoutedForward:
     def read_features(self, hidden: Tensor) -> None:
         """Take the router's features from a hidden state; a shared router decides here, once."""
         running = self.running
-        if running is None or self.idle or running.mixtures:
+        if running is None or self.idle or running.mixtures or running.phase is None:  # no router is asked
             return
         if not self.experts.routers:
             running.features = hidden
