@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from headgate.errors import ModelError
 from headgate.experiments.served import load_written
 from headgate.models.anatomy import unwrap
 from headgate.serving.bundle import closure, modeling_file
@@ -98,7 +97,9 @@ def test_experts_of_families(family: str, tmp_path: Path) -> None:
     same(model, load_written(exported(model, tokenizer, tmp_path / "out")))
 
 
-@pytest.mark.parametrize("options", [{}, {"gating": "dense", "attributes": "scalar"}, {"attributes": "router"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"gating": "dense", "attributes": "scalar"}, {"attributes": "router"}], ids=str
+)
 def test_schemas_that_are_kept(options: dict[str, Any], tmp_path: Path) -> None:
     model, tokenizer, method = with_schemas(**options)
     again = load_written(exported(model, tokenizer, tmp_path / "out"))
@@ -130,51 +131,61 @@ def test_merged_weights_are_close_and_not_equal(tmp_path: Path) -> None:
         wanted = model(**batch_of()).logits
     again = load_written(exported(model, tokenizer, tmp_path / "out", merge=True))
     found = again(**batch_of()).logits
-    assert not torch.equal(wanted, found) and torch.allclose(wanted, found, atol=1e-4 * float(wanted.abs().max()))
+    assert not torch.equal(wanted, found) and torch.allclose(
+        wanted, found, atol=1e-4 * float(wanted.abs().max())
+    )
     assert not any("lora" in name for name in again.state_dict())
 
 
 SCRIPT = """
-import torch
+import json, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained({folder!r})
-ids = tokenizer("Tom has three apples.", return_tensors="pt")
-ran = []
-for number, layer in enumerate(model.base.model.layers):
-    layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
-new = model.generate(**ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
-import json
-torch.save(model(**ids).logits, {out!r})
-print(json.dumps([new[0].tolist(), ran, str(type(model).__module__)]))
+for folder in {folders!r}:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Tom has three apples.", return_tensors="pt")
+    ran = []
+    for number, layer in enumerate(model.base.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    new = model.generate(**ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    counted = list(ran)
+    with torch.no_grad():
+        torch.save(model(**ids).logits, folder + ".logits")
+    print(json.dumps([new[0].tolist(), counted, str(type(model).__module__)]))
+try:
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+except ValueError as error:
+    print("refused:", str(error).replace(chr(10), " ")[:400])
 """
 
 
-@pytest.mark.parametrize("kind", ["token", "sample", "static", "experts", "schemas"])
-def test_with_torch_and_transformers_only(kind: str, tmp_path: Path) -> None:
-    """The hostile case: no Headgate, no PEFT, another process. Tokens, blocks run and logits are the live run's."""
-    if kind == "experts":
-        model, tokenizer, _ = with_experts()
-    elif kind == "schemas":
-        model, tokenizer, _ = with_schemas()
-    elif kind == "static":
-        model, tokenizer, _ = routed(policy="static", granularity="auto", skip=[1, 2])
-    else:
-        model, tokenizer, _ = routed(granularity=kind, prefix_tokens=4)
-    folder = exported(model, tokenizer, tmp_path / "out")
-    ids = tokenizer("Tom has three apples.", return_tensors="pt")
-    ran, stop = blocks_run(model, unwrap(model))
-    new = model.generate(**ids, **GREEDY)
-    stop()
-    said = elsewhere(SCRIPT.format(folder=str(folder), out=str(tmp_path / "logits")), tmp_path)
-    tokens, blocks, module = json.loads(said.splitlines()[-1])
-    assert module.endswith("modeling_headgate"), "it is the file in the folder that ran"
-    assert tokens == new[0].tolist() and blocks == ran
-    with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "logits"), model(**ids).logits)
-    steps, layers = 12, 4
-    if kind in ("token", "static"):
-        assert len(blocks) < steps * layers, "no block was skipped: this proves nothing"
+def test_with_torch_and_transformers_only(tmp_path: Path) -> None:
+    """The hostile case: no Headgate, no PEFT, another process. Tokens, blocks run and logits are the live run's; a loader
+    that trusts no code refuses the folder rather than load the base without its routing."""
+    made = {
+        "token": routed(),
+        "sample": routed(granularity="sample", prefix_tokens=4),
+        "static": routed(policy="static", granularity="auto", skip=[1, 2]),
+        "experts": with_experts(),
+        "schemas": with_schemas(),
+    }
+    folders = [
+        str(exported(model, tokenizer, tmp_path / kind)) for kind, (model, tokenizer, _) in made.items()
+    ]
+    *lines, refused = elsewhere(SCRIPT.format(folders=folders), tmp_path).splitlines()
+    assert refused.startswith("refused:") and "contains custom code" in refused
+    for (kind, (model, tokenizer, _)), folder, line in zip(made.items(), folders, lines, strict=True):
+        ids = tokenizer("Tom has three apples.", return_tensors="pt")
+        ran, stop = blocks_run(model, unwrap(model))
+        new = model.generate(**ids, **GREEDY)
+        stop()
+        tokens, blocks, module = json.loads(line)
+        assert module.endswith("modeling_headgate"), "it is the file in the folder that ran"
+        assert tokens == new[0].tolist() and blocks == ran, kind
+        with torch.no_grad():
+            assert torch.equal(torch.load(folder + ".logits"), model(**ids).logits), kind
+        if kind in ("token", "static"):
+            assert len(blocks) < 12 * 4, "no block was skipped: this proves nothing"
 
 
 def test_with_headgate_no_remote_code_is_needed(tmp_path: Path) -> None:
@@ -189,26 +200,10 @@ def test_with_headgate_no_remote_code_is_needed(tmp_path: Path) -> None:
     same(model, AutoModelForCausalLM.from_pretrained(tmp_path / "twice"))
 
 
-def test_a_plain_loader_refuses_rather_than_drop_the_routing(tmp_path: Path) -> None:
-    model, tokenizer, _ = routed()
-    folder = exported(model, tokenizer, tmp_path / "out")
-    said = elsewhere(
-        f"""
-from transformers import AutoModelForCausalLM
-try:
-    AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=False)
-except ValueError as error:
-    print("refused:", str(error)[:300])
-""",
-        tmp_path,
-    )
-    assert "refused:" in said and "trust_remote_code" in said
-
-
 def test_it_is_for_inference(tmp_path: Path) -> None:
     model, tokenizer, _ = routed()
     again = load_written(exported(model, tokenizer, tmp_path / "out"))
-    with pytest.raises(ModelError.__mro__[1], match="for inference"):
+    with pytest.raises(ValueError, match="for inference"):  # the file has a ModelError of its own
         again.train()(**batch_of())
 
 
@@ -220,7 +215,9 @@ def test_the_file_holds_every_definition_once_and_needs_nothing_else() -> None:
         name.split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, (ast.Import, ast.ImportFrom))
-        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        )
     }
     import sys
 

@@ -34,14 +34,22 @@ def plain_adapter(base: nn.Module) -> dict[str, AdaptedPart]:
     found: dict[str, AdaptedPart] = {}
     for path, module in base.named_modules():
         if type(module).__name__ in ("ModulesToSaveWrapper", "TrainableTokensWrapper"):
-            raise ModelError(f"{path} is a trained copy of its module: only plain LoRA is kept beside its base")
+            raise ModelError(
+                f"{path} is a trained copy of its module: only plain LoRA is kept beside its base"
+            )
         if not is_tuner(module):
             continue
         layer: Any = module
         names = list(layer.active_adapters)
         plain = hasattr(layer, "lora_A") and len(names) == 1 and names[0] in layer.lora_A and not layer.merged
-        if not plain or names[0] in layer.lora_variant or getattr(layer.lora_B[names[0]], "bias", None) is not None:
-            raise ModelError(f"{path} has more than one plain LoRA adapter on it: only that is kept beside its base")
+        if (
+            not plain
+            or names[0] in layer.lora_variant
+            or getattr(layer.lora_B[names[0]], "bias", None) is not None
+        ):
+            raise ModelError(
+                f"{path} has more than one plain LoRA adapter on it: only that is kept beside its base"
+            )
         (name,) = names
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
         found[path] = AdaptedPart(module, down, up, float(layer.scaling[name]))

@@ -202,7 +202,12 @@ def modeling_file() -> str:
             if name not in used and not statement.startswith(ANNOTATED):
                 continue
             if imports.setdefault(name, statement) != statement:
-                raise ImportError(f"{source.name} binds {name} by {statement!r}, another by {imports[name]!r}")
-    body = [f"# -- {source.name} {'-' * (96 - len(source.name))}\n\n{text_of(source, names)}" for source in sources]
+                raise ImportError(
+                    f"{source.name} binds {name} by {statement!r}, another by {imports[name]!r}"
+                )
+    body = [
+        f"# -- {source.name} {'-' * (96 - len(source.name))}\n\n{text_of(source, names)}"
+        for source in sources
+    ]
     head = HEAD.format(version=headgate.__version__)
     return head + "\n".join(sorted(set(imports.values()))) + "\n\n\n" + "\n\n\n".join(body) + "\n"

@@ -94,10 +94,14 @@ def lossless_decoding(
     """
     check_lossless(routing)
     if input_ids.shape[0] != 1:
-        raise ModelError(f"lossless decoding takes one prompt at a time, got {input_ids.shape[0]}: loop over them")
+        raise ModelError(
+            f"lossless decoding takes one prompt at a time, got {input_ids.shape[0]}: loop over them"
+        )
     cache = model_kwargs.get("past_key_values")
     if cache is None or getattr(cache, "is_compileable", False):
-        raise ModelError("lossless decoding needs a dynamic cache: leave cache_implementation and use_cache out")
+        raise ModelError(
+            "lossless decoding needs a dynamic cache: leave cache_implementation and use_cache out"
+        )
     drafting = Drafting() if drafting is None else drafting
     session = Session(model, routing, cache, model_kwargs.get("attention_mask"), logits_processor)
     before, ids = routing.routing, input_ids

@@ -129,7 +129,9 @@ class ServedSchemas(nn.Module):
 
     def attach(self, anatomy: Anatomy) -> None:
         for key, layer in self.layers.items():
-            on_block_output(anatomy.blocks[int(key)], lambda hidden, layer=layer: layer(hidden, self.routing)[0])  # type: ignore[misc]
+            on_block_output(
+                anatomy.blocks[int(key)], lambda hidden, layer=layer: layer(hidden, self.routing)[0]
+            )  # type: ignore[misc]
 
     def set_routing(self, routing: str) -> None:
         """``on``: as it was exported; ``removed``: the adapter alone; ``all``, ``dense``."""

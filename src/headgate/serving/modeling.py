@@ -56,7 +56,9 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: HeadgateConfig, *args: Any, **kwargs: Any) -> None:
         told = config.headgate or {"format": FORMAT, "adapter": {}, "methods": {}}
         if told["format"] > FORMAT:
-            raise ModelError(f"this folder has format {told['format']}, this file reads {FORMAT}: export it again")
+            raise ModelError(
+                f"this folder has format {told['format']}, this file reads {FORMAT}: export it again"
+            )
         if config._attn_implementation is None:
             config._attn_implementation = told.get("attn_implementation")
         super().__init__(config, *args, **kwargs)
