@@ -142,7 +142,7 @@ import json, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 for folder in {folders!r}:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     ids = tokenizer("Tom has three apples.", return_tensors="pt")
     ran = []
     for number, layer in enumerate(model.base.model.layers):

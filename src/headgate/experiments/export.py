@@ -92,6 +92,7 @@ def export(
             names, difference, notes, figures = write_experts(
                 run, model, tokenizer, methods, folder, source, device, mixture
             )
+            (folder / "README.md").write_text(card(run, source, to, licence, difference, notes))
             return _recorded(Export(to, str(folder), [], difference, 0.0, names, notes, figures), folder)
         figures = {}
         if to == "transformers":

@@ -14,7 +14,7 @@ from headgate.training import checkpoint
 LINES = {
     "transformers": """from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("THIS", trust_remote_code=True)  # routing included
-tokenizer = AutoTokenizer.from_pretrained("THIS")
+tokenizer = AutoTokenizer.from_pretrained("THIS", trust_remote_code=True)
 print(tokenizer.decode(model.generate(**tokenizer("Hello", return_tensors="pt"), max_new_tokens=40)[0]))""",
     "merged": """from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("THIS")
@@ -26,7 +26,12 @@ model = AutoPeftModelForCausalLM.from_pretrained("THIS")
 tokenizer = AutoTokenizer.from_pretrained("THIS")""",
 }
 LINES["pruned"] = LINES["merged"]
+LINES["experts"] = """from peft import AutoPeftModelForCausalLM
+from chooser import choose  # chooser.py in this folder: Python alone
+model = AutoPeftModelForCausalLM.from_pretrained("THIS/expert_0", adapter_name="expert_0")
+model.load_adapter("THIS/expert_1", "expert_1")  # ...; then model.set_adapter(choose(text))"""
 """THIS stands for the repository or folder that the card lies in."""
+ADAPTERS = ("peft", "experts")
 
 
 def card(run: str | Path, source: Path, to: str, licence: str, difference: float, notes: list[str]) -> str:
@@ -36,10 +41,10 @@ def card(run: str | Path, source: Path, to: str, licence: str, difference: float
     head = [
         "---",
         f"base_model: {shown_path(base['name_or_path'])}",
-        f"library_name: {'peft' if to == 'peft' else 'transformers'}",
+        f"library_name: {'peft' if to in ADAPTERS else 'transformers'}",
         f"license: {licence}",
         "pipeline_tag: text-generation",
-        f"tags: [headgate{', lora' if to == 'peft' else ''}]",
+        f"tags: [headgate{', lora' if to in ADAPTERS else ''}]",
         "---",
         "",
         "## Export",

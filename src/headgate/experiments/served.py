@@ -42,7 +42,8 @@ def save_served(
         told, state = describe_run(_merged(model))
     base = unwrap(model)
     config = HeadgateConfig(text_config=base.config.to_dict(), headgate=told)
-    config.architectures, config.auto_map = ["HeadgateForCausalLM"], dict(AUTO_MAP)
+    # `transformers serve` looks its architecture up among transformers' own names; this one asks auto_map in turn.
+    config.architectures, config.auto_map = ["AutoModelForCausalLM"], dict(AUTO_MAP)
     config.dtype = base.dtype
     config.tie_word_embeddings = base.config.tie_word_embeddings
     config.save_pretrained(folder)

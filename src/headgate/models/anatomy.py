@@ -130,11 +130,13 @@ def linear_size(module: nn.Module) -> tuple[int, int]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside data-parallel and PEFT wrappers."""
+    """The transformers model inside data-parallel and PEFT wrappers, or inside an exported model with its routing."""
     while hasattr(model, "module") and not hasattr(model, "config"):
         model = model.module
     if hasattr(model, "get_base_model"):
         return model.get_base_model()
+    if getattr(getattr(model, "config", None), "model_type", None) == "headgate":
+        return model.base
     return model
 
 

@@ -17,7 +17,7 @@ from headgate.errors import ModelError
 from headgate.models.alignment import align
 from headgate.models.anatomy import describe
 from headgate.serving.adapter import put_adapter
-from headgate.serving.lossless import lossless_decoding
+from headgate.serving.lossless import Drafting, lossless_decoding
 from headgate.serving.methods import SERVED
 
 FORMAT = 1
@@ -116,13 +116,13 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         if len(errors) == len(self.methods):
             raise errors[0] if errors else ModelError("this model has no routing to set")
 
-    def lossless(self, *args: Any, **kwargs: Any) -> Any:
+    def lossless(self, *args: Any, drafting: Drafting | None = None, **kwargs: Any) -> Any:
         """For ``generate(..., custom_generate=model.lossless)``: the routed model drafts, full depth decides.
 
-        Raises ModelError for a model that routes no blocks.
+        ``drafting`` counts what is drafted and kept. Raises ModelError for a model that routes no blocks.
         """
         routing = self.methods["layer_routing"].forward_pass if "layer_routing" in self.methods else None
-        return lossless_decoding(*args, routing=routing, **kwargs)
+        return lossless_decoding(*args, routing=routing, drafting=drafting, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         return self.base.prepare_inputs_for_generation(*args, **kwargs)
