@@ -42,7 +42,9 @@ def main(base: str, folder: Path, texts: list[str]) -> None:
     with torch.no_grad():
         new = model.eval().generate(**batch, adapter_names=chosen, max_new_tokens=24, do_sample=False)
     for text, name, row in zip(texts, chosen, new, strict=True):
-        print(f"[{name}] {text}{tokenizer.decode(row[batch['input_ids'].shape[1] :], skip_special_tokens=True)}")
+        print(
+            f"[{name}] {text}{tokenizer.decode(row[batch['input_ids'].shape[1] :], skip_special_tokens=True)}"
+        )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def expected(folder: str, texts: list[str], tokens: int) -> list[str]:
     answers = []
     for text in texts:
         turns = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         new = model.generate(**ids, max_new_tokens=tokens, do_sample=False)
         answers.append(tokenizer.decode(new[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
@@ -77,14 +79,19 @@ def whole(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder")
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--tokens", type=int, default=16)
     given = parser.parse_args()
     folder, port = str(Path(given.folder).resolve()), free_port()
     if getattr(AutoTokenizer.from_pretrained(folder, trust_remote_code=True), "chat_template", None) is None:
-        print("the tokenizer has no chat template, which chat requests need: save one in the folder", file=sys.stderr)
+        print(
+            "the tokenizer has no chat template, which chat requests need: save one in the folder",
+            file=sys.stderr,
+        )
         return 2
     place = ("--trust-remote-code", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port))
     server = subprocess.Popen([sys.executable, *SERVER, folder, *place])

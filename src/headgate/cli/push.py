@@ -26,12 +26,16 @@ def push(
     if (run / "recipe.yaml").exists():
         folder = run / f"export-{to}"
         if not folder.exists():
-            raise ConfigError(f"{run} has no export-{to}: write it with `headgate export {run} --to {to}` first")
+            raise ConfigError(
+                f"{run} has no export-{to}: write it with `headgate export {run} --to {to}` first"
+            )
     found = look_at(folder, repo)
     for name, size in found.files.items():
         out.print(f"{size:>12,}  {name}", markup=False)
     shown = ", ".join(f"{key} {found.card[key]}" for key in ("license", "base_model") if key in found.card)
-    out.print(f"{len(found.files)} files, {sum(found.files.values()):,} bytes for {repo}: {shown}", markup=False)
+    out.print(
+        f"{len(found.files)} files, {sum(found.files.values()):,} bytes for {repo}: {shown}", markup=False
+    )
     for warning in found.warnings:
         err.print(f"[yellow]note:[/yellow] {warning}")
     if dry_run:

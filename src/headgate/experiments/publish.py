@@ -33,7 +33,9 @@ def look_at(folder: Path, repo: str) -> Publication:
     if "/" not in repo:
         raise ConfigError(f"{repo!r} names no owner: write owner/name")
     if not (folder / "headgate_export.json").exists():
-        raise ConfigError(f"{folder} is no export: write one with `headgate export RUN --to transformers` first")
+        raise ConfigError(
+            f"{folder} is no export: write one with `headgate export RUN --to transformers` first"
+        )
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     if not any(name.endswith(".safetensors") for name in files):
         raise ConfigError(f"{folder} holds no weights: export the run again")
@@ -52,7 +54,9 @@ def metadata(path: Path) -> dict[str, Any]:
     parts = path.read_text().split("---", 2) if path.exists() else []
     found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     if not isinstance(found, dict):
-        raise ConfigError(f"{path} is no model card: it begins with no block of metadata between two lines of ---")
+        raise ConfigError(
+            f"{path} is no model card: it begins with no block of metadata between two lines of ---"
+        )
     return found
 
 
