@@ -27,6 +27,7 @@ FLOORS = {
     "models": 2,
     "methods": 3,
     "data": 3,
+    "serving": 4,
     "training": 4,
     "evaluation": 5,
     "experiments": 6,

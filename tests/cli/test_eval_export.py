@@ -167,10 +167,13 @@ def test_what_an_export_leaves_behind_is_said(routed: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--to", "gguf"), "choose one of peft, merged, experts"),
+        (("--to", "gguf"), "choose one of transformers, peft, merged, pruned, experts"),
         (("--to", "experts"), "experts that can be exported"),
         (("--to", "merged", "--dtype", "int3"), "choose float32, bfloat16 or float16"),
         (("--to", "merged", "--max-shard-size", "lots"), "max-shard-size"),
+        (("--to", "peft", "--dtype", "float16"), "--dtype belongs to"),
+        (("--to", "merged", "--merge"), "--merge belongs to"),
+        (("--to", "pruned"), "routes none"),
     ],
 )
 def test_exports_that_cannot_be(

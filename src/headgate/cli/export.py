@@ -1,4 +1,4 @@
-"""``headgate export RUN --to peft|merged|experts``."""
+"""``headgate export RUN --to transformers|peft|merged|pruned|experts``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run directory or its checkpoint.", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help="peft: plain adapter; merged: full weights; experts: a method's experts."),
+        typer.Option(
+            "--to",
+            help="transformers: with its routing; peft: plain adapter; merged: full weights; pruned: without the closed "
+            "blocks; experts: a method's experts.",
+        ),
     ],
     output: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export-KIND.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of merged weights; default: as loaded.")] = None,
@@ -35,6 +39,9 @@ def export(
         str | None,
         typer.Option(help="Of experts: farm=0.5,sports=0.5; default: the best on the validation rows."),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of transformers: the adapter goes into the weights.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Write a run for other programs, and verify it by loading it with them."""
@@ -59,6 +66,7 @@ def export(
         licence=licence,
         device=device,
         mixture=mixture,
+        merge=merge,
     )
     for note in done.notes:
         err.print(f"[yellow]note:[/yellow] {note}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +14,16 @@ from headgate.cli.targets import open_target
 from headgate.errors import ConfigError
 from headgate.evaluation.generation import Generation, chat_ids
 from headgate.evaluation.generation import generate as generate_batch
+from headgate.experiments.chosen import chooser_of
+from headgate.methods.compose import methods_of
+from headgate.methods.layer_routing.method import LayerRouting
+from headgate.serving.chooser import choose
+from headgate.serving.lossless import check_lossless, lossless_decoding
+
+ROUTING_HELP = (
+    "How methods act: on, removed; auto (an expert chosen by each prompt's text), expert:NAME, mixture:a=.5,b=.5 "
+    "(lora_experts)."
+)
 
 
 def generate(
@@ -36,20 +48,58 @@ def generate(
         bool, typer.Option("--raw", help="No chat template, even where the model has one.")
     ] = False,
     removed: Annotated[bool, typer.Option("--removed", help="Detach the methods first.")] = False,
+    routing: Annotated[str | None, typer.Option(help=ROUTING_HELP)] = None,
+    lossless: Annotated[
+        bool,
+        typer.Option(
+            "--lossless", help="Full depth's own text: the routed model drafts, full depth verifies."
+        ),
+    ] = False,
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter to put on a bare model.")] = None,
     device: Annotated[str, typer.Option()] = "auto",
     allow_partial: Annotated[bool, typer.Option()] = False,
 ) -> None:
-    """Continue prompts with routing live (or --removed)."""
+    """Continue prompts with routing live, or as --routing says."""
     if not prompt and not interactive:
         raise ConfigError("nothing to do: give --prompt TEXT or --interactive")
-    model, tokenizer, _ = open_target(target, device=device, allow_partial=allow_partial, adapter=adapter)
-    if removed and hasattr(model, "headgate_methods"):
-        model.headgate_methods.detach()
+    model, tokenizer, run = open_target(target, device=device, allow_partial=allow_partial, adapter=adapter)
+    if removed and routing is not None:
+        raise ConfigError(f"--removed and --routing {routing} say two things: give one of them")
+    if removed:
+        methods_of(model).detach()
     options: dict[str, Any] = dict(
         max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_p=top_p, seed=seed
     )
-    asked = [chat_ids(tokenizer, [{"role": "user", "content": text}], raw=raw) for text in prompt or []]
+    if lossless:
+        options["custom_generate"] = drafting_of(model)
+        batch_size = 1
+    texts = list(prompt or [])
+    if routing == "auto":
+        if interactive or not texts:
+            raise ConfigError("--routing auto chooses an expert by a prompt's text: give --prompt")
+        for text, how in zip(texts, choices(run or Path(target), model, texts), strict=True):
+            err.print(f"({how})", markup=False)
+            with methods_of(model).evaluation.routing(how):
+                answer(model, tokenizer, [text], options, stream=stream, raw=raw, batch_size=batch_size)
+        return
+    with methods_of(model).evaluation.routing(routing):
+        answer(model, tokenizer, texts, options, stream=stream, raw=raw, batch_size=batch_size)
+        if interactive:
+            converse(model, tokenizer, options, raw=raw)
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    texts: list[str],
+    options: dict[str, Any],
+    *,
+    stream: bool,
+    raw: bool,
+    batch_size: int,
+) -> None:
+    """Print the continuation of every text."""
+    asked = [chat_ids(tokenizer, [{"role": "user", "content": text}], raw=raw) for text in texts]
     if stream:
         for ids in asked:
             note(stream_one(model, tokenizer, ids, options))
@@ -57,8 +107,27 @@ def generate(
         for result in generate_batch(model, tokenizer, asked, batch_size=batch_size, **options):
             out.print(result.text, markup=False)
             note(result)
-    if interactive:
-        converse(model, tokenizer, options, raw=raw)
+
+
+def choices(run: Path, model: Any, texts: list[str]) -> list[str]:
+    """The routing of each text: the expert that the run's chooser gives it. Raises ConfigError where there is no choice."""
+    able = methods_of(model).evaluation.exporting_experts()
+    if not able:
+        raise ConfigError("--routing auto chooses among the experts of lora_experts, and this model has none")
+    _entries, loaded = chooser_of(run, able[0][1].experts.roster)
+    if loaded is None:
+        raise ConfigError(
+            f"--routing auto: {run} was not trained on a stream of skills, whose texts would tell its experts apart: use "
+            "--routing on, or expert:NUMBER"
+        )
+    return [f"expert:{choose(text, loaded).removeprefix('expert_')}" for text in texts]
+
+
+def drafting_of(model: Any) -> Any:
+    """The decoding method of --lossless. Raises ModelError for a model whose routing cannot draft."""
+    routing = next((one.execution for one in methods_of(model) if isinstance(one, LayerRouting)), None)
+    check_lossless(routing)
+    return partial(lossless_decoding, routing=routing)
 
 
 def converse(model: Any, tokenizer: Any, options: dict[str, Any], *, raw: bool) -> None:

@@ -34,7 +34,11 @@ VERBS: dict[str, tuple[str, str]] = {
         "Measure a run, a saved checkpoint or a bare model; per-item predictions are written.",
     ),
     "generate": ("generate:generate", "Continue prompts, with routing live or removed."),
-    "export": ("export:export", "Write plain PEFT adapters or merged weights."),
+    "export": (
+        "export:export",
+        "Write a run for other programs: with its routing, merged, pruned, as adapters.",
+    ),
+    "push": ("push:push", "Publish an export on the Hugging Face hub; --dry-run shows what would go."),
     "verify": (
         "verify:verify",
         "Load what was saved, measure it again, and say what differs from what is reported.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import headgate.serving  # noqa: F401  # an exported folder is a model by name
 from headgate.errors import CheckpointError, ConfigError, ModelError
 from headgate.experiments.run_directory import RunDirectory
 from headgate.models.load import load_model

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,12 +73,14 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     streamer: Any = None,
+    custom_generate: Callable[..., Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt (text, or token ids) until the end of sequence, a stop string, the limit or the context.
 
     A continuation that would leave the context is truncated there; a prompt that fills the context loses its
-    beginning. Both are flagged. The text of a stop string and what follows it are not part of the result.
+    beginning. Both are flagged. ``custom_generate``: another decoding method, as transformers takes one; it draws its own
+    samples. The text of a stop string and what follows it are not part of the result.
     Raises DataError for an empty prompt.
     """
     if do_sample and temperature <= 0:
@@ -96,6 +99,7 @@ def generate(
         cut.append(len(ids) >= context)
         encoded.append(ids[-room:] if cut[-1] else ids)
     results: list[Generation | None] = [None] * len(encoded)
+    by_itself = do_sample and custom_generate is not None
     ends, done = end_tokens(model, tokenizer), 0
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
@@ -105,7 +109,15 @@ def generate(
             rows = [[pad] * (width - len(encoded[i])) + encoded[i] for i in indices]
             mask = [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in indices]
             extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
-            if do_sample:
+            if (
+                custom_generate is not None
+            ):  # transformers hands its streamer to its own decoding methods only
+                extra["custom_generate"] = (
+                    custom_generate if streamer is None else partial(custom_generate, streamer=streamer)
+                )
+            if by_itself:
+                torch.manual_seed(derive_seed(seed, "generation", indices[0]))
+            elif do_sample:
                 seeds = [derive_seed(seed, "generation", i) for i in indices]
                 extra["logits_processor"] = LogitsProcessorList([GumbelSampling(seeds, temperature, top_p)])
             if stop:
@@ -115,9 +127,10 @@ def generate(
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=GenerationConfig(
                     max_new_tokens=min(max_new_tokens, context - width),
-                    do_sample=False,
+                    do_sample=by_itself,
                     pad_token_id=pad,
                     eos_token_id=ends,
+                    **({"top_k": 0, "temperature": temperature, "top_p": top_p} if by_itself else {}),
                 ),
                 **extra,
             )

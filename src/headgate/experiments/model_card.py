@@ -28,6 +28,7 @@ def model_card(recipe: Recipe, result: Mapping[str, Any]) -> str:
         f"Trained with [Headgate](https://pypi.org/project/headgate) {result['versions']['headgate']}. Methods: {methods}.",
         "The licence of the base model and of the data applies; fill in `license` above.",
         "",
+        *loading(recipe),
         "## Data",
         "",
     ]
@@ -39,13 +40,51 @@ def model_card(recipe: Recipe, result: Mapping[str, Any]) -> str:
     for name, value in result["training"].items():
         if isinstance(value, (int, float)):
             lines.append(f"- {name}: {value:,.6g}")
-    lines += ["", "## Evaluation", ""]
+    lines += ["", "## Evaluation", "", "| task | metric | value |", "|---|---|---|"]
     for task, metrics in result["evaluation"].items():
-        shown = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
-        lines.append(f"- {task}: " + ", ".join(f"{k} {v:.4g}" for k, v in shown.items()))
+        lines += [f"| {task} | {k} | {v:.4g} |" for k, v in metrics.items() if isinstance(v, (int, float))]
     lines += ["", "## Versions", "", "```json", json.dumps(result["versions"], indent=1), "```"]
     lines += ["", "## Recipe", "", "```yaml", _shown(recipe), "```", ""]
     return "\n".join(lines)
+
+
+LEFT_OUT = {
+    "layer_routing": "its router: every block runs",
+    "lora_experts": "its experts and their router: the base model answers",
+    "schema_bank": "its bank, which was kept at inference",
+}
+"""What a loader that knows base and adapter alone leaves out, by method."""
+
+
+def loading(recipe: Recipe) -> list[str]:
+    """The section that says how a checkpoint is loaded, and what plain loading leaves out."""
+    left = [LEFT_OUT[name] for name, options in recipe.methods.items() if _acts(name, options)]
+    lines = ["## Loading", ""]
+    if not left:
+        return [*lines, "PEFT loads all of it: `AutoPeftModelForCausalLM.from_pretrained(FOLDER)`.", ""]
+    return [
+        *lines,
+        f"**`transformers` and PEFT load a part of this.** They leave out {'; '.join(left)}. The whole of it:",
+        "",
+        "```python",
+        "import headgate as hg",
+        'model, tokenizer = hg.load("FOLDER")',
+        "```",
+        "",
+        "For programs without Headgate: `headgate export RUN --to transformers`.",
+        "",
+    ]
+
+
+def _acts(name: str, options: Any) -> bool:
+    """Whether a method of these options does something at inference."""
+    told = options if isinstance(options, Mapping) else options.model_dump()
+    acts = {
+        "layer_routing": told.get("policy", "gumbel") != "dense" and told.get("eval_routing") != "removed",
+        "lora_experts": told.get("eval_routing") != "removed",
+        "schema_bank": told.get("eval_routing", "removed") != "removed",
+    }
+    return acts.get(name, False)
 
 
 def _shown(recipe: Recipe) -> str:

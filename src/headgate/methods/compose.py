@@ -117,6 +117,15 @@ class MethodStack(nn.Module):
                 restorable.restore(structures[method.name])
 
     # -- what is trained ------------------------------------------------------------------------------
+    def detach_all_but(self, kept: Method) -> None:
+        for method in reversed(self.methods):
+            if method is not kept:
+                method.detach()
+
+    def configs(self) -> dict[str, Any]:
+        """Each method's settings, by its name."""
+        return {method.name: method.config for method in self.methods}
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {}
         for method in self.methods:

@@ -43,6 +43,11 @@ def prepass(
     that cache carries this method's own (two methods may both read ahead). Raises ModelError for a cache
     that was filled without a first forward, or shortened since.
     """
+    if call.get("cache") is not None:
+        raise ModelError(
+            "features: prepass continues a cache of its own, which continuous batching has no room for: generate without "
+            "it (`transformers serve` without --continuous-batching)"
+        )
     kept: PrepassCache | None = getattr(call.get("past_key_values"), name, None)
     seen = int(kept.cache.get_seq_length()) if kept is not None else 0
     if seen != past:

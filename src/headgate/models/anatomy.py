@@ -89,11 +89,15 @@ def linear_size(module: nn.Module) -> tuple[int, int]:
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside data-parallel and PEFT wrappers."""
+    """The transformers model inside data-parallel and PEFT wrappers, or inside an exported model with its routing."""
     inner: Any = model  # what wrappers add is known at run time alone
     while hasattr(inner, "module") and not hasattr(inner, "config"):
         inner = inner.module
-    return cast("PreTrainedModel", inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    elif getattr(getattr(inner, "config", None), "model_type", None) == "headgate":
+        inner = inner.base
+    return cast("PreTrainedModel", inner)
 
 
 def describe(model: nn.Module) -> Anatomy:

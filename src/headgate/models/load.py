@@ -17,6 +17,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from headgate.errors import ModelError
+from headgate.models.alignment import align
 from headgate.models.anatomy import describe, is_linear
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.models.devices import choose_device, choose_dtype
@@ -73,6 +74,7 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
     model.config.use_cache = True
     if "quantization_config" not in extra:
         model.to(device)
+    align(model)
     model.eval()
     return model, tokenizer
 

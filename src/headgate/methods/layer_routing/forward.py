@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
-from headgate.methods.context import Context, remember
+from headgate.methods.context import PREPARED_MASKS, Context, padding_mask_alone, remember
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.engines import RoutedBlock
 from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_far, without_closed
@@ -55,7 +55,8 @@ class RoutedForward:
         decide: the route of a forward, from what the router reads ``[B, T, H]``, its context, and whether it trains.
         observe: told every route at inference, once the forward is through.
 
-    ``engine`` and ``routing`` are those of inference; ``now`` is the running forward, or the last.
+    ``engine`` and ``routing`` are those of inference; ``now`` is the running forward, or the last. ``routing: observed``
+    decides routes and carries them along while every block runs: how full depth verifies a routed draft.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class RoutedForward:
         parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in blocks] if sparse else None
         self._check_kv(anatomy)
         yield override_forward(anatomy.backbone, self._around_backbone)
+        yield override_attribute(anatomy.model, PREPARED_MASKS, padding_mask_alone)
         if config.features != "prepass":
             first = blocks.start if config.features == "block" else 0
             yield on_block_input(anatomy.blocks[first], self._read)
@@ -146,6 +148,8 @@ class RoutedForward:
         return self.suspended or (self.routing == "removed" and not self.in_training)
 
     def _engine_now(self) -> str:
+        if self.now.context is not None and self.now.context.paged:
+            return "masked"  # keys and values are written inside attention: a block that does not run leaves none
         return self.config.train_engine_for() if self.in_training else self.engine
 
     @contextmanager
@@ -196,6 +200,8 @@ class RoutedForward:
                 kwargs["use_cache"] = False  # a cache that nobody reads would have every key and value made
             context = Context.read(call)
             refuse_shuffled_decoding(context, self.routing == "shuffled")
+            if self.config.kv != "full":
+                context.refuse_paged(f"kv: {self.config.kv}")
             self.now = Pass(context, call.get("past_key_values"))
             first = self._read_ahead(partial(original, *args), kwargs)
             output = original(*args, **kwargs)
@@ -248,7 +254,7 @@ class RoutedForward:
 
     # -- the gates of a block ---------------------------------------------------------------------------
     def _gate(self, place: int) -> tuple[Tensor, str] | None:
-        if self._idle or self.now.context is None:
+        if self._idle or self.now.context is None or self.routing == "observed":
             return None
         if place < 0:  # the block whose keys and values the first routable one reuses
             return torch.ones(1, 1, 1), "open"

@@ -149,6 +149,7 @@ def _prefix(context: Context, length: int) -> Tensor:
 
 
 def _with_memory(total: Tensor, count: Tensor, context: Context) -> Memory:
+    context.needs_memory("a route per document")
     if context.memory is not None:
         return Memory(context.memory.total + total, context.memory.count + count)
     return Memory(total, count)

@@ -33,6 +33,7 @@ def router_features(hidden: Tensor, context: Context, *, prefix: int | None, pai
     token = F.rms_norm(hidden, hidden.shape[-1:], eps=1e-6)
     if prefix is None and not pair:
         return token
+    context.needs_memory("a mean over the document")
     counted = context.valid if prefix is None else context.valid & (context.offset < prefix)
     past = None if context.memory is None else (context.memory.total, context.memory.count)
     mean, state = causal_mean(hidden, counted, context.document, past)

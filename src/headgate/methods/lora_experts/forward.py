@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
-from headgate.methods.context import Context, remember
+from headgate.methods.context import PREPARED_MASKS, Context, padding_mask_alone, remember
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.experts import ExpertSet
 from headgate.methods.lora_experts.features import MEMORY, keep_on_cache, router_features
@@ -26,7 +26,7 @@ from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
-from headgate.models.surgery import Handle, on_block_input, on_linear, override_forward
+from headgate.models.surgery import Handle, on_block_input, on_linear, override_attribute, override_forward
 from headgate.modules.arrow import ArrowRouter
 from headgate.modules.expert_bank import Mixture
 
@@ -66,7 +66,10 @@ class RoutedForward:
     def attach(self, anatomy: Anatomy, linears: Mapping[str, nn.Module]) -> list[Handle]:
         """Hook the backbone, the block whose input is read, and every linear with experts."""
         self._anatomy = anatomy
-        handles = [override_forward(anatomy.backbone, self.around_backbone)]
+        handles = [
+            override_forward(anatomy.backbone, self.around_backbone),
+            override_attribute(anatomy.model, PREPARED_MASKS, padding_mask_alone),
+        ]
         if self.config.features.startswith("block"):
             handles.append(on_block_input(anatomy.blocks[self.config.first_block], self.read_features))
         return handles + [on_linear(linear, self.delta(site)) for site, linear in linears.items()]
@@ -213,7 +216,7 @@ class RoutedForward:
     def read_features(self, hidden: Tensor) -> None:
         """Take the router's features from a hidden state; a shared router decides here, once."""
         running = self.running
-        if running is None or self.idle or running.mixtures:
+        if running is None or self.idle or running.mixtures or running.phase is None:  # no router is asked
             return
         if not self.experts.routers:
             running.features = hidden
