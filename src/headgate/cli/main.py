@@ -49,6 +49,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "cite": ("runs:cite", "BibTeX of what a run used."),
     "bench": ("bench:bench", "Speed and memory against named peers, one JSON line last."),
     "validate": ("validate:validate", "Check a recipe without loading a model, and print what it would do."),
+    "probe": ("probe:probe", "Can gating pay on this model and this data, and in which form?"),
     "data": ("data:data", "Rows as they are trained."),
     "sources": ("sources:sources", "What data can be read, by name."),
     "schema": ("info:schema", "JSON Schema of a recipe."),

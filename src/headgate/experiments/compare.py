@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from headgate.errors import ConfigError, DamagedFile, TrainingError
+from headgate.experiments.equal_time import measured_steps
 from headgate.experiments.executors import Executor, Task
 from headgate.experiments.inputs import input_digests
 from headgate.experiments.markdown import markdown
@@ -214,34 +214,27 @@ class Comparison:
         return {n: str(o["equal_time"]) for n, o in self.config.arms.items() if "equal_time" in o}
 
     def _calibrate(self) -> None:
-        """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart.
-
-        Both arms run twice, in turn and alone, at seeds outside the comparison's, so that a machine that other
-        work slows down slows them alike.
-        """
+        """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart."""
         for name, other in self._equal_time_arms.items():
             if name not in self.state["equal_time"]:
-                seconds: dict[str, list[float]] = {name: [], other: []}
-                for seed in self._calibration_seeds:
-                    for arm in (other, name):
-                        timed = self.arms[arm].model_copy(update={"seed": seed, "evaluation": []})
-                        ((_, directory),) = self._run({arm: (timed, f"{name}: calibration of {arm}")})
-                        done = directory.result()["training"]
-                        seconds[arm].append(done["seconds"])
-                own_steps = done["steps"]
-                target, mine = statistics.fmean(seconds[other]), statistics.fmean(seconds[name])
-                steps = max(1, round(own_steps * target / mine))
-                self.state["equal_time"][name] = {
-                    "of": other, "seconds": target, "steps": steps, "measured": seconds
-                }  # fmt: skip
+                self.state["equal_time"][name] = self._measured_steps(name, other)
                 self._save_state()
             steps = self.state["equal_time"][name]["steps"]
             training = self.arms[name].training.model_copy(update={"max_steps": steps, "epochs": None})
             self.arms[name] = self.arms[name].model_copy(update={"training": training})
 
+    def _measured_steps(self, name: str, other: str) -> dict[str, Any]:
+        def trained(arm: str, seed: int) -> Mapping[str, Any]:
+            timed = self.arms[arm].model_copy(update={"seed": seed, "evaluation": []})
+            ((_, directory),) = self._run({arm: (timed, f"{name}: calibration of {arm}")})
+            training: dict[str, Any] = directory.result()["training"]
+            return training
+
+        return measured_steps(trained, name, other, self._calibration_seeds, self.say)
+
     @property
     def _calibration_seeds(self) -> list[int]:
-        return [seed for seed in range(1001, 1101) if seed not in self.config.seeds][:2]
+        return [seed for seed in range(1001, 1101) if seed not in self.config.seeds][:4]
 
     def _tune(self) -> None:
         """The best value of one key per arm, by validation, at a seed outside the comparison's."""

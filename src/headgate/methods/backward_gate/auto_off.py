@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.ops.payoff import advantage
 
 BLOCK = 25
 SCHEDULE = (True, False, False, True, True, False, False, True)
@@ -80,11 +81,26 @@ class AutoOff(FixedPrecision):
         self.steps += 1
         if int(self.steps) == BLOCK * len(SCHEDULE):
             self.decided.fill_(True)
-            self.off.fill_(self.speed(1) < self.speed(0))
+            self.off.fill_(not self.pays())
             return bool(self.off)
         return False
 
+    def pays(self) -> bool:
+        """The probe's rule (``ops.payoff.advantage``) on what was measured, per offered micro-batch."""
+        gated, ungated = self.progress(1), self.progress(0)
+        if ungated <= 0:  # nothing is learned ungated: a gate pays where it learns at all, or costs less
+            return gated > 0 or self.cost() < 1
+        return advantage(gated / ungated, 1.0, self.cost()) >= 1
+
+    def cost(self) -> float:
+        """Seconds of a gated micro-batch by those of an ungated one."""
+        return float(self.seconds[1] / self.seconds[0].clamp(min=1e-9))
+
+    def progress(self, arm: int) -> float:
+        """Fall of the loss over the gated (1) or ungated (0) blocks."""
+        first, second = self.halves[arm, :, 0] / self.halves[arm, :, 1].clamp(min=1)
+        return float(first - second)
+
     def speed(self, arm: int) -> float:
         """Loss progress per second of the gated (1) or ungated (0) blocks."""
-        first, second = self.halves[arm, :, 0] / self.halves[arm, :, 1].clamp(min=1)
-        return float((first - second) / self.seconds[arm].clamp(min=1e-9))
+        return self.progress(arm) / float(self.seconds[arm].clamp(min=1e-9))

@@ -17,9 +17,11 @@ from headgate.methods.backward_gate.checks import DECISIONS, complaints
 from headgate.methods.backward_gate.config import BackwardGateConfig
 from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic, gradients_of
 from headgate.methods.backward_gate.drop_in import PlainLoop
-from headgate.methods.backward_gate.gate import Gate, Score, refuse_changed
+from headgate.methods.backward_gate.gate import Gate, Score
 from headgate.methods.backward_gate.memory import ExampleMemory
+from headgate.methods.backward_gate.saved import refuse_changed
 from headgate.methods.backward_gate.tokens import TokenDraw
+from headgate.methods.backward_gate.truth import TRUTH, share_of_new, truth_maker
 from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, PooledSequences, RememberedRows
 from headgate.methods.base import DataView, Method, build_config
 from headgate.methods.step import Step
@@ -140,7 +142,14 @@ class BackwardGate(PlainLoop, Method):
             self.gate.burn_in, self.gate.max_steps = burn_in, max_steps
 
     def columns(self) -> Sequence[str]:
-        return ("example_id",) if self.memory is not None else ()
+        names = ("example_id",) if self.memory is not None else ()
+        return (*names, TRUTH) if self.config.score == "oracle" else names
+
+    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+        settings: BackwardGateConfig = self.config
+        if settings.column is None:
+            return {}
+        return {TRUTH: truth_maker(settings.column, settings.column_values)}
 
     @property
     def forms_batches(self) -> bool:
@@ -171,8 +180,9 @@ class BackwardGate(PlainLoop, Method):
     # -- one micro-batch ----------------------------------------------------------------------------
     @property
     def partial_block(self) -> int | None:
+        """None where sequences are scored: the view runs those forwards by itself, before a batch is formed."""
         layer: int | None = self.config.score_layer
-        return layer
+        return layer if self.config.granularity == "batch" else None
 
     @property
     def _active(self) -> bool:
@@ -210,7 +220,8 @@ class BackwardGate(PlainLoop, Method):
         seen = self._evidence(step, gate)
         if self.config.forward == "double":
             evidence.forward_again(step)
-        self._score = gate.score(seen, progress=step.global_step / max(1, step.max_steps))
+        truth = share_of_new(step) if self.config.score == "oracle" else 0.0
+        self._score = gate.score(seen, progress=step.global_step / max(1, step.max_steps), truth=truth)
         self._accepts = gate.accept(self._score, optimizer_step=step.global_step)
         self._milliseconds += 1e3 * (time.perf_counter() - started)
         return torch.tensor(self._accepts)
@@ -232,7 +243,7 @@ class BackwardGate(PlainLoop, Method):
     def _evidence_of_sequences(self, batch: Mapping[str, Any]) -> Evidence:
         if self.anatomy is None:
             raise ConfigError("granularity: sequence needs a model: call gate.attach(describe(model))")
-        return evidence.of_sequences(self._core(), self.anatomy, batch)
+        return evidence.of_sequences(self._core(), self.anatomy, batch, self.config.score_layer)
 
     @property
     def renormalizes(self) -> bool:
@@ -263,12 +274,27 @@ class BackwardGate(PlainLoop, Method):
     def extra_forwards(self, step: Step) -> float:
         """The pool's scoring, charged to the batches that it filled; the original's second forward."""
         if SELECTED in step.batch:
-            return float(step.batch[SELECTED].sum()) / max(1, int(step.valid.sum()))
+            return self._scored_per_token(step) * (1.0 if self.config.score_layer is None else self._depth)
         return float(self.config.forward == "double" and self._score is not None)
 
     def extra_heads(self, step: Step) -> float:
         """A score from a block's output goes through the head as if no block followed."""
+        if self.config.score_layer is not None and SELECTED in step.batch:
+            return self._scored_per_token(step) * (
+                1 - self._depth
+            )  # a whole head: the forward above counts a share
         return float(self.config.score_layer is not None and self._score is not None)
+
+    @staticmethod
+    def _scored_per_token(step: Step) -> float:
+        """Tokens that the pool scored to fill this batch, for each of its own."""
+        return float(step.batch[SELECTED].sum()) / max(1, int(step.valid.sum()))
+
+    @property
+    def _depth(self) -> float:
+        """Share of the blocks that a score takes."""
+        assert self.anatomy is not None
+        return (int(self.config.score_layer) + 1) / int(self.anatomy.num_blocks)
 
     def loss_weight(self, step: Step) -> float | Tensor:
         return self._score.weight if self._score is not None else 1.0
