@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from headgate.errors import ConfigError, DamagedFile, TrainingError
+from headgate.experiments.equal_dose import check_replay, replaying
 from headgate.experiments.equal_time import measured_steps
 from headgate.experiments.executors import Executor, Task
 from headgate.experiments.inputs import input_digests
@@ -27,6 +28,8 @@ from headgate.experiments.summary import Metric, chosen_baseline, chosen_metric,
 from headgate.files import read_json, write_atomically
 
 Key = TypeVar("Key", bound=Hashable)
+TIED = ("equal_time", "replay_of")
+"""Keys of an arm that name another arm, whose runs come first; the others override the recipe."""
 
 
 def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -34,7 +37,7 @@ def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
     assert recipe.compare is not None
     arms: dict[str, Recipe] = {}
     for name, override in recipe.compare.arms.items():
-        content = merge(recipe.written(), {k: v for k, v in override.items() if k != "equal_time"})
+        content = merge(recipe.written(), {k: v for k, v in override.items() if k not in TIED})
         arms[name] = with_paths(recipe_from(content, f"compare.arms.{name}"))
     if not arms:
         raise ConfigError("compare.arms is empty: name at least one arm")
@@ -102,6 +105,8 @@ class Comparison:
         for name, other in self._equal_time_arms.items():
             if other not in self.config.arms:
                 raise ConfigError(f"compare.arms.{name}.equal_time: there is no arm {other!r}")
+        for name, other in self._replay_arms.items():
+            check_replay(name, self.arms[name], other, self.arms, self._replay_arms)
         for pair in self.config.contrasts:
             for arm in pair:
                 if arm not in self.config.arms:
@@ -155,9 +160,11 @@ class Comparison:
         runs: dict[str, dict[int, RunDirectory]] = {name: {} for name in self.arms}
         self._note(runs)
         self._tune()
-        self._run_arms([name for name in self.arms if name not in self._equal_time_arms], runs)
+        tied = {**self._equal_time_arms, **self._replay_arms}
+        self._run_arms([name for name in self.arms if name not in tied], runs)
         self._calibrate()
         self._run_arms(list(self._equal_time_arms), runs)
+        self._run_arms(list(self._replay_arms), runs)
         self._require_verified(runs)
         report = summarise(self.recipe, runs, self.state)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +190,7 @@ class Comparison:
         """The arms at every seed, all arms of a seed before the next seed."""
         seeds = self.config.seeds
         jobs = {
-            (name, seed): (seeded(self.arms[name], seed, seeds[0]), f"{name}, seed {seed}")
+            (name, seed): (seeded(self._arm(name, seed, runs), seed, seeds[0]), f"{name}, seed {seed}")
             for seed in seeds
             for name in names
         }
@@ -192,6 +199,12 @@ class Comparison:
             self._note(runs)
         for name in names:
             runs[name] = {seed: runs[name][seed] for seed in seeds}
+
+    def _arm(self, name: str, seed: int, runs: Mapping[str, Mapping[int, RunDirectory]]) -> Recipe:
+        """The arm's recipe; one that replays knows the count of the other arm's run at this seed."""
+        if name not in self._replay_arms:
+            return self.arms[name]
+        return replaying(self.arms[name], runs[self._replay_arms[name]][seed].result()["training"])
 
     def _note(self, runs: Mapping[str, Mapping[int, RunDirectory]]) -> None:
         """``progress.json``: what is planned and what has run, for the report of an unfinished comparison."""
@@ -212,6 +225,11 @@ class Comparison:
     def _equal_time_arms(self) -> dict[str, str]:
         """Arms that train for as long as another arm took: name -> that other arm."""
         return {n: str(o["equal_time"]) for n, o in self.config.arms.items() if "equal_time" in o}
+
+    @property
+    def _replay_arms(self) -> dict[str, str]:
+        """Random gates that accept as many micro-batches as another arm did: name -> that other arm."""
+        return {n: str(o["replay_of"]) for n, o in self.config.arms.items() if "replay_of" in o}
 
     def _calibrate(self) -> None:
         """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart."""
