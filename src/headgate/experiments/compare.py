@@ -17,7 +17,7 @@ from headgate.errors import ConfigError, DamagedFile, TrainingError
 from headgate.experiments.equal_dose import check_replay, replaying
 from headgate.experiments.equal_time import measured_steps
 from headgate.experiments.executors import Executor, Task
-from headgate.experiments.inputs import input_digests
+from headgate.experiments.inputs import input_digests, require_same_defaults
 from headgate.experiments.markdown import markdown
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
@@ -60,6 +60,7 @@ def is_done(recipe: Recipe) -> bool:
     directory = RunDirectory.of(recipe)
     if directory.status != "complete":
         return False
+    require_same_defaults(directory, recipe)
     directory.require_same_inputs(input_digests(recipe))
     return True
 

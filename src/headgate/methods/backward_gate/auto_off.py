@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from headgate.methods.step import Step
 from headgate.modules.fixed_precision import FixedPrecision
 from headgate.ops.payoff import advantage
 
+log = logging.getLogger("headgate")
 BLOCK = 25
 SCHEDULE = (True, False, False, True, True, False, False, True)
 """Gated and ungated blocks in ABBA order, so that a loss falling at an even pace favours neither."""
@@ -62,6 +65,15 @@ class AutoOff(FixedPrecision):
         mine = [float(torch.stack(self._losses).mean()), time.perf_counter() - self._began, 1.0]
         loss_sum, seconds, ranks = sum_across_ranks(torch.tensor(mine, dtype=torch.float64)).tolist()
         return self.add(loss_sum / ranks, seconds / ranks)
+
+    def after(self, step: Step) -> None:
+        """Take a micro-batch of the trial; says so when it ends the gating."""
+        if self.micro_batch(step.task_loss, last=step.is_window_end, sum_across_ranks=step.sum_across_ranks):
+            log.warning(
+                "backward_gate switched itself off: loss fell %.3g per second gated, %.3g ungated",
+                self.speed(1),
+                self.speed(0),
+            )
 
     def gated(self) -> bool:
         """Whether the coming micro-batch is gated."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
-from headgate.methods.backward_gate import evidence, policies, reporting
+from headgate.methods.backward_gate import costs, evidence, policies, reporting
 from headgate.methods.backward_gate.auto_off import AutoOff
 from headgate.methods.backward_gate.checks import DECISIONS, complaints
 from headgate.methods.backward_gate.config import BackwardGateConfig
-from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic, gradients_of
+from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic, look
 from headgate.methods.backward_gate.drop_in import PlainLoop
 from headgate.methods.backward_gate.gate import Gate, Score
 from headgate.methods.backward_gate.memory import ExampleMemory
@@ -272,29 +272,16 @@ class BackwardGate(PlainLoop, Method):
         return observe
 
     def extra_forwards(self, step: Step) -> float:
-        """The pool's scoring, charged to the batches that it filled; the original's second forward."""
-        if SELECTED in step.batch:
-            return self._scored_per_token(step) * (1.0 if self.config.score_layer is None else self._depth)
-        return float(self.config.forward == "double" and self._score is not None)
+        return costs.extra_forwards(self.config, step, self._score is not None, self._depth)
 
     def extra_heads(self, step: Step) -> float:
-        """A score from a block's output goes through the head as if no block followed."""
-        if self.config.score_layer is not None and SELECTED in step.batch:
-            return self._scored_per_token(step) * (
-                1 - self._depth
-            )  # a whole head: the forward above counts a share
-        return float(self.config.score_layer is not None and self._score is not None)
-
-    @staticmethod
-    def _scored_per_token(step: Step) -> float:
-        """Tokens that the pool scored to fill this batch, for each of its own."""
-        return float(step.batch[SELECTED].sum()) / max(1, int(step.valid.sum()))
+        return costs.extra_heads(self.config, step, self._score is not None, self._depth)
 
     @property
     def _depth(self) -> float:
         """Share of the blocks that a score takes."""
-        assert self.anatomy is not None
-        return (int(self.config.score_layer) + 1) / int(self.anatomy.num_blocks)
+        layer, anatomy = self.config.score_layer, self.anatomy
+        return 1.0 if layer is None or anatomy is None else (int(layer) + 1) / int(anatomy.num_blocks)
 
     def loss_weight(self, step: Step) -> float | Tensor:
         return self._score.weight if self._score is not None else 1.0
@@ -305,10 +292,12 @@ class BackwardGate(PlainLoop, Method):
             self.memory.remember(step.batch["example_id"], self._epoch, self._accepts)
         if score is not None and step.accepted:
             gate.update(score)
-            self._look(step, gate, score)
+            if self.diagnostic is not None and self.anatomy is not None:
+                look(self.diagnostic, self.anatomy.model, step, gate, score)
         if self.tokens is not None:
             self.tokens.pool(step.sum_across_ranks)
-        self._try_auto_off(step)
+        if self.auto_off is not None and not self._burning:
+            self.auto_off.after(step)
         self._check_once(gate)
         values = reporting.of_micro_batch(score, self._accepts, self._milliseconds)
         if step.should_log and step.is_window_end:
@@ -319,26 +308,6 @@ class BackwardGate(PlainLoop, Method):
         return reporting.summary(self._core(), self.diagnostic, bool(self.auto_off and self.auto_off.off))
 
     # -- after the decision -------------------------------------------------------------------------
-    def _look(self, step: Step, gate: Gate, score: Score) -> None:
-        """The diagnostic. Later in a window the gradient is a sum that other micro-batches have part in."""
-        if self.diagnostic is None or self.anatomy is None or not step.is_window_start:
-            return
-        if int(gate.accepted) % self.config.diagnostic_every == 0:
-            gradients = gradients_of(p for p in self.anatomy.model.parameters() if p.requires_grad)
-            if gradients:
-                self.diagnostic.look(score.unit_centered, gradients)
-
-    def _try_auto_off(self, step: Step) -> None:
-        if self.auto_off is None or self._burning:
-            return
-        if self.auto_off.micro_batch(
-            step.task_loss, last=step.is_window_end, sum_across_ranks=step.sum_across_ranks
-        ):
-            speeds = self.auto_off.speed(1), self.auto_off.speed(0)
-            log.warning(
-                "backward_gate switched itself off: loss fell %.3g per second gated, %.3g ungated", *speeds
-            )
-
     def _check_once(self, gate: Gate) -> None:
         if self._checked or self._burning or int(gate.window.decisions) < DECISIONS:
             return
