@@ -22,7 +22,7 @@ from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.saved import refuse_changed
 from headgate.methods.backward_gate.tokens import TokenDraw
 from headgate.methods.backward_gate.truth import TRUTH, share_of_new, truth_maker
-from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, PooledSequences, RememberedRows
+from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, WEIGHT, PooledSequences, RememberedRows
 from headgate.methods.base import DataView, Method, build_config
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
@@ -210,6 +210,11 @@ class BackwardGate(PlainLoop, Method):
             gate.skip()
             self._accepts = False
             return torch.tensor(False)
+        if WEIGHT in step.batch and step.phase == "forward" and step.logits is not None:
+            raise ConfigError(
+                "weights of single sequences act inside the chunked head loss: set training.loss: chunked, or "
+                "granularity: batch"
+            )
         if not self._active:
             if step.phase == "forward" and self.config.granularity == "batch":
                 gate.pass_through(int(step.num_tokens))
@@ -255,6 +260,8 @@ class BackwardGate(PlainLoop, Method):
         return True
 
     def head_observer(self, step: Step) -> Callable[[HeadChunk], Tensor | None] | None:
+        if WEIGHT in step.batch:
+            return lambda chunk: step.batch[WEIGHT].to(chunk.loss_C.device)[chunk.row_C]
         if not self._active or self.config.score_layer is not None:
             return None
         sketcher = self._core().sketcher
