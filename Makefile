@@ -45,7 +45,7 @@ equations: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check src tests scripts examples
 	$(BIN)/ruff format --check src tests scripts examples
-	$(BIN)/mypy src/headgate/ops src/headgate/modules src/headgate/methods
+	$(BIN)/mypy src/headgate
 
 bench: $(STAMP)
 	for name in $$($(BIN)/python -c "from headgate.experiments.benchmarks.frame import benchmark_names as n; print(*n())"); do \

@@ -333,9 +333,9 @@ def test_the_diagnostic_is_silent_before_it_has_pairs() -> None:
 
 def test_checks_speak_when_the_gate_is_no_better_than_chance(make_trainer, caplog) -> None:
     """A constant stream has no spread of scores."""
-    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0, center=False)
+    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0, center=False, window=64)
     hidden, logits, labels = torch.ones(1, 6, 4), torch.zeros(1, 6, 5), torch.zeros(1, 6, dtype=torch.long)
-    for _ in range(210):
+    for _ in range(310):
         score = gate.score(gate.embed(hidden, logits, labels))
         if gate.accept(score):
             gate.update(gate._pending[0])

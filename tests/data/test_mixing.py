@@ -31,6 +31,18 @@ def test_sources_are_drawn_by_their_shares(lengths):
         assert abs(counts[source] / total - share) < 4 * spread
 
 
+@pytest.mark.parametrize("size", [6, 8, 100])
+def test_a_batch_can_hold_the_rows_of_one_source(size):
+    blocks = Mixture([3.0, 1.0, 1.0], [5000, 400, 3000], by_batch=True)
+    indices = list(blocks.order(size, seed=3))
+    assert len(indices) == 8400
+    sources = [0 if i < 5000 else 1 if i < 5400 else 2 for i in indices]
+    batches = [sources[i : i + size] for i in range(0, len(sources), size)]
+    assert all(len(set(batch)) == 1 for batch in batches)
+    share = sum(batch[0] == 0 for batch in batches) / len(batches)
+    assert abs(share - 0.6) < 4 * (0.24 / len(batches)) ** 0.5
+
+
 def test_a_source_is_gone_through_before_it_begins_again():
     small = [i for i in MIX.order(8, seed=3) if 500 <= i < 540]
     for start in range(0, len(small) - 40, 40):

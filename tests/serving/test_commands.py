@@ -54,7 +54,9 @@ def test_auto_gives_each_prompt_its_expert(experts: Path) -> None:  # noqa: F811
 
 
 def test_a_push_is_looked_at_before_it_goes(
-    by_token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by_token: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "out"
     assert here("export", by_token, "--to", "transformers", "--output", folder).returncode == 0

@@ -55,6 +55,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "init": ("recipes:init", "Write a commented recipe for a data file of one's own."),
     "recipes": ("recipes:recipes", "The recipes that come with the package."),
     "validate": ("validate:validate", "Check a recipe without loading a model, and print what it would do."),
+    "probe": ("probe:probe", "Can gating pay on this model and this data, and in which form?"),
     "data": ("data:data", "Rows as they are trained."),
     "sources": ("sources:sources", "What data can be read, by name."),
     "equations": (

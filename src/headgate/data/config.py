@@ -116,6 +116,8 @@ class DataConfig(StrictConfig):
     packing: bool = False
     loss_on: LossOn = "completion"
     group_by_length: bool = True
+    mix_by: Literal["row", "batch"] = "row"
+    """Of a mixture: every row is drawn from a source by itself, or a batch's rows all from one (logs by service)."""
     chat_template: str | None = None
     """Jinja text for rows of messages where the tokenizer has no template of its own."""
     long_prompts: Literal["error", "drop"] = "error"
@@ -146,6 +148,12 @@ class DataConfig(StrictConfig):
         for key in (key for key, value in asked.items() if value and not self.stream):
             raise ValueError(
                 f"{key} is about the skills of a stream: list them under stream, or leave {key} out"
+            )
+        if self.mix_by == "batch" and not self.train.mix:
+            raise ValueError("mix_by is about a mixture: list several sources under train, or leave it out")
+        if self.mix_by == "batch" and self.group_by_length:
+            raise ValueError(
+                "mix_by: batch and group_by_length: true both say which rows share a batch: set one to its other value"
             )
         check_returning_skills(self.stream or [])
         for name in (skill.skill for skill in self.stream or [] if skill.skill in self.watch):

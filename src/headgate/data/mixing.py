@@ -1,7 +1,7 @@
 """Several sources in one order of examples, by weight.
 
 Each row of the order is drawn from source i with chance w_i / sum(w), and is the next of that source's own
-permutation; a source that is through begins a new one. The order is a pure function of (seed, epoch): a resumed run
+permutation; a source that is through begins a new one. With ``by_batch`` the chance is drawn once a batch. The order is a pure function of (seed, epoch): a resumed run
 walks it again, and nothing has to be saved. An epoch has as many rows as all sources together.
 """
 
@@ -25,6 +25,7 @@ class Mixture:
 
     weights: Sequence[float]
     sizes: Sequence[int]
+    by_batch: bool = False
 
     @property
     def shares(self) -> list[float]:
@@ -69,11 +70,12 @@ class MixedOrder(Sampler[int]):
         sources = [self._source(i, starts[i], size) for i, size in enumerate(self.mixture.sizes)]
         choice = generator(self.seed, self.epoch, "data_order.mix")
         weights = torch.tensor(self.mixture.shares, dtype=torch.float64)
-        left = len(self)
+        left, turns = len(self), self.batch_size if self.mixture.by_batch else 1
         while left:
-            count = min(left, 4096)
+            count = min(left, max(1, 4096 // turns) * turns)
             left -= count
-            for source in torch.multinomial(weights, count, replacement=True, generator=choice).tolist():
+            drawn = torch.multinomial(weights, -(-count // turns), replacement=True, generator=choice)
+            for source in drawn.repeat_interleave(turns)[:count].tolist():
                 yield next(sources[source])
 
     def _source(self, number: int, start: int, size: int) -> Iterator[int]:

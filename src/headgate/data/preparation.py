@@ -133,7 +133,11 @@ def _mixture(
         members = (of_source == number).nonzero()[0]
         part = rows.select(range(int(members[0]), int(members[-1]) + 1))
         parts.append(_prepare(part, encoder, config, columns, packed))
-    mixture = Mixture([part.weight for part in config.train.mix], [len(part.dataset) for part in parts])
+    mixture = Mixture(
+        [part.weight for part in config.train.mix],
+        [len(part.dataset) for part in parts],
+        by_batch=config.mix_by == "batch",
+    )
     dataset = datasets.concatenate_datasets(_shared_columns([part.dataset for part in parts]))
     dataset.mixture = mixture
     reports = [part.report for part in parts]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from headgate.errors import ConfigError, DamagedFile, TrainingError
+from headgate.experiments.equal_dose import check_replay, replaying
+from headgate.experiments.equal_time import measured_steps
 from headgate.experiments.executors import Executor, Task
-from headgate.experiments.inputs import input_digests
+from headgate.experiments.inputs import input_digests, require_same_defaults
 from headgate.experiments.markdown import markdown
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
@@ -27,6 +28,8 @@ from headgate.experiments.summary import Metric, chosen_baseline, chosen_metric,
 from headgate.files import read_json, write_atomically
 
 Key = TypeVar("Key", bound=Hashable)
+TIED = ("equal_time", "replay_of")
+"""Keys of an arm that name another arm, whose runs come first; the others override the recipe."""
 
 
 def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -34,7 +37,7 @@ def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
     assert recipe.compare is not None
     arms: dict[str, Recipe] = {}
     for name, override in recipe.compare.arms.items():
-        content = merge(recipe.written(), {k: v for k, v in override.items() if k != "equal_time"})
+        content = merge(recipe.written(), {k: v for k, v in override.items() if k not in TIED})
         arms[name] = with_paths(recipe_from(content, f"compare.arms.{name}"))
     if not arms:
         raise ConfigError("compare.arms is empty: name at least one arm")
@@ -57,6 +60,7 @@ def is_done(recipe: Recipe) -> bool:
     directory = RunDirectory.of(recipe)
     if directory.status != "complete":
         return False
+    require_same_defaults(directory, recipe)
     directory.require_same_inputs(input_digests(recipe))
     return True
 
@@ -102,6 +106,8 @@ class Comparison:
         for name, other in self._equal_time_arms.items():
             if other not in self.config.arms:
                 raise ConfigError(f"compare.arms.{name}.equal_time: there is no arm {other!r}")
+        for name, other in self._replay_arms.items():
+            check_replay(name, self.arms[name], other, self.arms, self._replay_arms)
         for pair in self.config.contrasts:
             for arm in pair:
                 if arm not in self.config.arms:
@@ -155,9 +161,11 @@ class Comparison:
         runs: dict[str, dict[int, RunDirectory]] = {name: {} for name in self.arms}
         self._note(runs)
         self._tune()
-        self._run_arms([name for name in self.arms if name not in self._equal_time_arms], runs)
+        tied = {**self._equal_time_arms, **self._replay_arms}
+        self._run_arms([name for name in self.arms if name not in tied], runs)
         self._calibrate()
         self._run_arms(list(self._equal_time_arms), runs)
+        self._run_arms(list(self._replay_arms), runs)
         self._require_verified(runs)
         report = summarise(self.recipe, runs, self.state)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +191,7 @@ class Comparison:
         """The arms at every seed, all arms of a seed before the next seed."""
         seeds = self.config.seeds
         jobs = {
-            (name, seed): (seeded(self.arms[name], seed, seeds[0]), f"{name}, seed {seed}")
+            (name, seed): (seeded(self._arm(name, seed, runs), seed, seeds[0]), f"{name}, seed {seed}")
             for seed in seeds
             for name in names
         }
@@ -192,6 +200,12 @@ class Comparison:
             self._note(runs)
         for name in names:
             runs[name] = {seed: runs[name][seed] for seed in seeds}
+
+    def _arm(self, name: str, seed: int, runs: Mapping[str, Mapping[int, RunDirectory]]) -> Recipe:
+        """The arm's recipe; one that replays knows the count of the other arm's run at this seed."""
+        if name not in self._replay_arms:
+            return self.arms[name]
+        return replaying(self.arms[name], runs[self._replay_arms[name]][seed].result()["training"])
 
     def _note(self, runs: Mapping[str, Mapping[int, RunDirectory]]) -> None:
         """``progress.json``: what is planned and what has run, for the report of an unfinished comparison."""
@@ -213,35 +227,33 @@ class Comparison:
         """Arms that train for as long as another arm took: name -> that other arm."""
         return {n: str(o["equal_time"]) for n, o in self.config.arms.items() if "equal_time" in o}
 
-    def _calibrate(self) -> None:
-        """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart.
+    @property
+    def _replay_arms(self) -> dict[str, str]:
+        """Random gates that accept as many micro-batches as another arm did: name -> that other arm."""
+        return {n: str(o["replay_of"]) for n, o in self.config.arms.items() if "replay_of" in o}
 
-        Both arms run twice, in turn and alone, at seeds outside the comparison's, so that a machine that other
-        work slows down slows them alike.
-        """
+    def _calibrate(self) -> None:
+        """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart."""
         for name, other in self._equal_time_arms.items():
             if name not in self.state["equal_time"]:
-                seconds: dict[str, list[float]] = {name: [], other: []}
-                for seed in self._calibration_seeds:
-                    for arm in (other, name):
-                        timed = self.arms[arm].model_copy(update={"seed": seed, "evaluation": []})
-                        ((_, directory),) = self._run({arm: (timed, f"{name}: calibration of {arm}")})
-                        done = directory.result()["training"]
-                        seconds[arm].append(done["seconds"])
-                own_steps = done["steps"]
-                target, mine = statistics.fmean(seconds[other]), statistics.fmean(seconds[name])
-                steps = max(1, round(own_steps * target / mine))
-                self.state["equal_time"][name] = {
-                    "of": other, "seconds": target, "steps": steps, "measured": seconds
-                }  # fmt: skip
+                self.state["equal_time"][name] = self._measured_steps(name, other)
                 self._save_state()
             steps = self.state["equal_time"][name]["steps"]
             training = self.arms[name].training.model_copy(update={"max_steps": steps, "epochs": None})
             self.arms[name] = self.arms[name].model_copy(update={"training": training})
 
+    def _measured_steps(self, name: str, other: str) -> dict[str, Any]:
+        def trained(arm: str, seed: int) -> Mapping[str, Any]:
+            timed = self.arms[arm].model_copy(update={"seed": seed, "evaluation": []})
+            ((_, directory),) = self._run({arm: (timed, f"{name}: calibration of {arm}")})
+            training: dict[str, Any] = directory.result()["training"]
+            return training
+
+        return measured_steps(trained, name, other, self._calibration_seeds, self.say)
+
     @property
     def _calibration_seeds(self) -> list[int]:
-        return [seed for seed in range(1001, 1101) if seed not in self.config.seeds][:2]
+        return [seed for seed in range(1001, 1101) if seed not in self.config.seeds][:4]
 
     def _tune(self) -> None:
         """The best value of one key per arm, by validation, at a seed outside the comparison's."""

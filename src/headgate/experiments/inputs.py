@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -19,9 +19,12 @@ from pydantic import BaseModel
 import headgate
 from headgate.data.config import SourceConfig
 from headgate.data.identity import content_digest
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, DamagedFile
 from headgate.experiments.recipe import Recipe
 from headgate.files import digest
+
+if TYPE_CHECKING:  # a run directory reads this file
+    from headgate.experiments.run_directory import RunDirectory
 
 WHOLE_UP_TO = 1 << 30
 """Bytes. A larger file is known by its size and its first MiB, which holds a safetensors file's header."""
@@ -150,3 +153,19 @@ def _known_digest(path: Path, size: int, _modified: int, _inode: int) -> str:
         return digest(path)
     with path.open("rb") as file:
         return hashlib.sha256(file.read(HEADER) + str(size).encode()).hexdigest()
+
+
+def require_same_defaults(directory: RunDirectory, recipe: Recipe) -> None:
+    """A run's name leaves defaults out. Raises CheckpointError where one of a method has changed since it ran."""
+    try:
+        before = directory.recipe_content().get("methods") or {}
+    except DamagedFile:
+        return  # the folder's name says which recipe it is
+    for method, options in recipe.methods.items():
+        for key, value in options.items():
+            old = (before.get(method) or {}).get(key, value)
+            if old != value:
+                raise CheckpointError(
+                    f"{directory.path} ran with methods.{method}.{key}={old!r}, the default then; it is {value!r} now: "
+                    f"write {key}: {old!r} in the recipe to mean that run, or run it again with --fresh"
+                )

@@ -40,6 +40,7 @@ class CompareConfig(StrictConfig):
     """Arms x seeds. An arm overrides the recipe; its ``methods`` names exactly the methods that run in it.
 
     An arm with ``equal_time: other`` trains for as many steps as fit in that other arm's measured time.
+    An arm with ``replay_of: other`` is a random gate that accepts exactly as many micro-batches as that arm did at each seed.
     ``contrasts`` lists pairs of arms to set against each other, besides every arm against the baseline.
     """
 

@@ -15,7 +15,7 @@ from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.tasks import run_task
 from headgate.experiments.console import Console as Console
 from headgate.experiments.continual import continual
-from headgate.experiments.inputs import input_digests
+from headgate.experiments.inputs import input_digests, require_same_defaults
 from headgate.experiments.model_card import model_card
 from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
@@ -77,6 +77,7 @@ def _start(
 ) -> tuple[Path | None, int] | None:
     """The checkpoint to go on from and the micro-batches of an optimizer step; None where nothing is left to do."""
     if directory.status == "complete" and not fresh:
+        require_same_defaults(directory, recipe)
         directory.require_same_inputs(input_digests(recipe))
         console.say(f"{directory.path} is complete: nothing to do (--fresh runs it again)")
         return None

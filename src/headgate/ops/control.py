@@ -65,3 +65,45 @@ def control(
     average = average + min(1.0, 10 * rate) * (accepted - average)
     moved = threshold + rate * (average - target)
     return torch.clamp(moved, *bounds), average
+
+
+def quantile_probability(score: Tensor, window_W: Tensor, share: float) -> float:
+    """Probability with which a score belongs to the top ``share`` of itself and the window: 1, 0, or a lot among ties.
+
+    A score stands between ranks ``b/(W+1)`` and ``(b+e+1)/(W+1)``, b smaller ones and e equal ones before it. Spread
+    evenly over that interval its rank is uniform for an exchangeable stream whatever its law, a constant one
+    included, so the expected acceptance is exactly ``share``: the randomised rank test. Ours; SLoRA has the sigmoid.
+    """
+    count = window_W.numel() + 1
+    below, equal = int((window_W < score).sum()), int((window_W == score).sum())
+    low, high = below / count, (below + equal + 1) / count
+    return min(1.0, max(0.0, (high - (1 - share)) / (high - low)))
+
+
+OUTSTANDING = 3.0
+"""Robust standard deviations above the median from which a score stands out: of a normal sample .1% do."""
+
+
+def outstanding_share(values_W: Tensor) -> float:
+    """Share of values that stand out of their window: above the median by 3 * 1.4826 MAD (Hampel's identifier).
+
+    Where a share p < 1/2 of the values lies clear of the others it is p. From p = 1/2 on the median is one of the new
+    values and nothing stands out: keep W at twice the longest burst. Invariant to shift and scale; 0 of a constant
+    window. That the dose follows it is ours.
+    """
+    median = values_W.quantile(0.5)
+    spread = 1.4826 * (values_W - median).abs().quantile(0.5)
+    return float((values_W > median + OUTSTANDING * spread).double().mean())
+
+
+def with_floor(probability: float, floor: float) -> float:
+    """``f + (1 - f) p``: a share f is admitted by lot, the others by their score. Ours.
+
+    Every offered micro-batch keeps a chance of at least f, so inverse-probability weights stay below 1/f.
+    """
+    return floor + (1 - floor) * probability
+
+
+def share_above_floor(share: float, floor: float) -> float:
+    """What is left to choose by score, of a dose that includes the floor: ``(q - f) / (1 - f)``."""
+    return (share - floor) / (1 - floor)

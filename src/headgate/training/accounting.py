@@ -41,7 +41,8 @@ class Stopwatch:
     """Training time: evaluation and checkpoints are left out."""
 
     def __init__(self) -> None:
-        self.seconds, self._since = 0.0, None
+        self.seconds = 0.0
+        self._since: float | None = None
 
     def start(self) -> None:
         if self._since is None:

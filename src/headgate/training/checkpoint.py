@@ -125,7 +125,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _is_finite(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         return all(bool(torch.isfinite(file.get_tensor(name)).all()) for name in file.keys())  # noqa: SIM118
 
 

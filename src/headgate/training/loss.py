@@ -81,11 +81,12 @@ def chunked_loss(
     inputs.pop("num_items_in_batch", None)
     with head_bypassed(anatomy.head) as captured:
         outputs = model(**inputs)
+    head: Any = anatomy.head
     loss = chunked_head_loss(
         captured[-1],
-        anatomy.head.weight,
+        head.weight,
         labels,
-        bias=anatomy.head.bias,
+        bias=head.bias,
         softcap=anatomy.softcap,
         label_smoothing=label_smoothing,
         num_items=num_items,

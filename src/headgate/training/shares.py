@@ -15,7 +15,7 @@ from typing import Any
 from accelerate.data_loader import BatchSamplerShard
 
 
-class TrainingShare(BatchSamplerShard):  # type: ignore[misc]
+class TrainingShare(BatchSamplerShard):
     """accelerate's share of a batch sampler, without the rows it repeats to make the last batches whole."""
 
     def __len__(self) -> int:

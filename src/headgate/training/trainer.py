@@ -118,7 +118,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
             terms = in_reading_order(processes.gather(terms))
         sums, rows = added(terms)
         metrics = validation_metrics(sums, metric_key_prefix)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]  # transformers passes None itself
 
 
 class _Concatenated(ConcatDataset):  # type: ignore[type-arg]

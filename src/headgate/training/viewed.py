@@ -79,7 +79,7 @@ class ViewedBatches:
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Continue where ``save`` was called. Call before the first batch is drawn."""
-        with safe_open(folder / STATE_FILE, framework="pt", device=str(device)) as file:  # type: ignore[no-untyped-call]
+        with safe_open(folder / STATE_FILE, framework="pt", device=str(device)) as file:
             state = json.loads(file.metadata()["state"])
             parts: list[dict[str, Any]] = [dict(part) for part in state["lists"]]
             for key in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from headgate.methods.step import Step
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.ops.payoff import advantage
 
+log = logging.getLogger("headgate")
 BLOCK = 25
 SCHEDULE = (True, False, False, True, True, False, False, True)
 """Gated and ungated blocks in ABBA order, so that a loss falling at an even pace favours neither."""
@@ -62,6 +66,15 @@ class AutoOff(FixedPrecision):
         loss_sum, seconds, ranks = sum_across_ranks(torch.tensor(mine, dtype=torch.float64)).tolist()
         return self.add(loss_sum / ranks, seconds / ranks)
 
+    def after(self, step: Step) -> None:
+        """Take a micro-batch of the trial; says so when it ends the gating."""
+        if self.micro_batch(step.task_loss, last=step.is_window_end, sum_across_ranks=step.sum_across_ranks):
+            log.warning(
+                "backward_gate switched itself off: loss fell %.3g per second gated, %.3g ungated",
+                self.speed(1),
+                self.speed(0),
+            )
+
     def gated(self) -> bool:
         """Whether the coming micro-batch is gated."""
         if bool(self.decided):
@@ -80,11 +93,26 @@ class AutoOff(FixedPrecision):
         self.steps += 1
         if int(self.steps) == BLOCK * len(SCHEDULE):
             self.decided.fill_(True)
-            self.off.fill_(self.speed(1) < self.speed(0))
+            self.off.fill_(not self.pays())
             return bool(self.off)
         return False
 
+    def pays(self) -> bool:
+        """The probe's rule (``ops.payoff.advantage``) on what was measured, per offered micro-batch."""
+        gated, ungated = self.progress(1), self.progress(0)
+        if ungated <= 0:  # nothing is learned ungated: a gate pays where it learns at all, or costs less
+            return gated > 0 or self.cost() < 1
+        return advantage(gated / ungated, 1.0, self.cost()) >= 1
+
+    def cost(self) -> float:
+        """Seconds of a gated micro-batch by those of an ungated one."""
+        return float(self.seconds[1] / self.seconds[0].clamp(min=1e-9))
+
+    def progress(self, arm: int) -> float:
+        """Fall of the loss over the gated (1) or ungated (0) blocks."""
+        first, second = self.halves[arm, :, 0] / self.halves[arm, :, 1].clamp(min=1)
+        return float(first - second)
+
     def speed(self, arm: int) -> float:
         """Loss progress per second of the gated (1) or ungated (0) blocks."""
-        first, second = self.halves[arm, :, 0] / self.halves[arm, :, 1].clamp(min=1)
-        return float((first - second) / self.seconds[arm].clamp(min=1e-9))
+        return self.progress(arm) / float(self.seconds[arm].clamp(min=1e-9))

@@ -10,6 +10,9 @@ from headgate.config import StrictConfig
 
 ScoreKind = Literal[
     "novelty",
+    "energy",
+    "sketch_norm",
+    "oracle",
     "random",
     "loss",
     "loss_floor",
@@ -32,19 +35,55 @@ SEED_NAMES = {
 }
 """The names of the original document, accepted everywhere."""
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "original": {
+        "beta": 10.0,
+        "basis": "bisector",
+        "center": False,
+        "rank": False,
+        "length_correction": False,
+    },
+}
+"""What each preset changes. ``original``: a sigmoid of slope 10 on raw novelty against a recency tracker."""
+RANKABLE = frozenset(
+    {
+        "novelty",
+        "permuted_novelty",
+        "energy",
+        "sketch_norm",
+        "oracle",
+        "loss",
+        "entropy",
+        "grad_norm_bound",
+        "consensus",
+    }
+)
+"""Scores whose order means something by itself, so that ``rule: quantile`` can take the top of it."""
+
 
 class BackwardGateConfig(StrictConfig):
-    """Defaults are the specification's.
+    """Defaults are the specification's; ``preset: original`` fills in the original's rule, keys given beside it win.
 
     Attributes:
         target_acceptance: share of offered micro-batches that learn, held by the threshold.
         m, k: sketch size, directions of accepted gradients.
-        beta, ema_rate, window: steepness of the decision, rate of its threshold, scores that a rank is among.
+        rule: ``sigmoid`` draws with probability sigmoid(beta (score - tau)); ``quantile`` takes the top share of the
+            last ``window`` scores, ties by lot (see ops.control.quantile_probability).
+        dose: of ``quantile``: ``fixed`` takes target_acceptance; ``adaptive`` as much as stands out of the window (see
+            ops.control.outstanding_share), and target_acceptance only where nothing does.
+        floor: share of all micro-batches admitted by lot whatever their score. It is part of a fixed dose, and what an
+            adaptive one comes on top of.
+        beta, ema_rate, window: steepness of the sigmoid, rate of its threshold, scores that a rank is among. On ranks a
+            soft sigmoid has a floor of its own: at beta 10 and a target of .30, 23% of acceptances lie below tau.
         burn_in: optimizer steps that always accept; None is min(2000, 10% of the run).
         signal, error, error_top_k: what is sketched (see modules.head_sketch).
         basis, fd_decay, refresh, reorthonormalize_every: see modules.accepted_subspace.
         center, rank, length_correction: the three calibrations; ``rank: false`` compares raw novelty.
-        score: novelty, or one of the controls that share everything else.
+        score: novelty; ``energy``, the norm per token of the part of the gradient outside the subspace, which does not
+            take exhausted gradients for new ones; or one of the controls that share everything else.
+        column, column_values: of ``oracle``: the data column that says which rows are new: those whose value is among
+            ``column_values`` (None: those where it is true).
         loss_floor: for loss_floor and novelty_loss_floor; None means a share of the window instead.
         prune: share of below-mean batches that InfoBatch drops, until ``anneal`` of the run.
         token_score: how the token gate draws tokens.
@@ -57,15 +96,20 @@ class BackwardGateConfig(StrictConfig):
             original's second forward.
         memory, rescore_every, memory_slots: remember rejected examples over epochs.
         score_layer: decide after this block, through the final norm and head. granularity, pool_factor:
-            ``sequence`` packs full batches of the sequences selected from a pool.
+            ``sequence`` packs full batches of the sequences selected from a pool; with score_layer the scoring forward
+            stops after that block (rows, early).
         auto_off: after 200 gated steps, stop gating if it does not pay in measured seconds.
         diagnostic_every: accepted micro-batches between two looks at the true LoRA gradient; 0 is never.
     """
 
+    preset: Literal["default", "original"] = "default"
     target_acceptance: float = Field(default=0.30, gt=0, le=1)
     m: int = Field(default=512, ge=2)
     k: int = Field(default=64, ge=1)
-    beta: float = Field(default=10.0, gt=0)
+    rule: Literal["sigmoid", "quantile"] = "sigmoid"
+    dose: Literal["fixed", "adaptive"] = "fixed"
+    floor: float = Field(default=0.0, ge=0, lt=1)
+    beta: float = Field(default=40.0, gt=0)
     ema_rate: float = Field(default=0.01, gt=0, le=0.1)
     window: int = Field(default=256, ge=8)
     burn_in: int | None = Field(default=None, ge=0)
@@ -80,6 +124,8 @@ class BackwardGateConfig(StrictConfig):
     rank: bool = True
     length_correction: bool = True
     score: ScoreKind = "novelty"
+    column: str | None = None
+    column_values: list[str | int | bool] | None = None
     loss_floor: float | None = None
     prune: float = Field(default=0.5, gt=0, lt=1)
     anneal: float = Field(default=0.875, gt=0, le=1)
@@ -111,7 +157,7 @@ class BackwardGateConfig(StrictConfig):
             if target in renamed:
                 raise ValueError(f"{name} and {target} are the same setting: keep {target}")
             renamed[target] = value
-        return renamed
+        return {**PRESETS.get(str(renamed.get("preset", "default")), {}), **renamed}
 
     @model_validator(mode="after")
     def _consistent(self) -> BackwardGateConfig:
@@ -119,6 +165,7 @@ class BackwardGateConfig(StrictConfig):
             raise ValueError(
                 f"k={self.k} exceeds m={self.m}: a sketch has no more directions than its size; lower k or raise m"
             )
+        self._check_rule()
         if self.replay is not None:
             accepted, offered = self.replay
             if self.score != "random":
@@ -136,10 +183,36 @@ class BackwardGateConfig(StrictConfig):
             raise ValueError("score: token acts at the head and takes no score_layer: remove one of them")
         if self.granularity == "sequence":
             clash = [n for n in ("memory", "auto_off") if getattr(self, n)]
-            clash += ["score_layer"] if self.score_layer is not None else []
             if clash:
                 raise ValueError(f"granularity: sequence cannot be combined with {', '.join(clash)}")
         return self
+
+    def _check_rule(self) -> None:
+        if self.rule == "quantile" and self.score not in RANKABLE:
+            raise ValueError(
+                f"rule: quantile takes the top of an order, which score: {self.score} does not have: use rule: sigmoid, or "
+                f"one of {', '.join(sorted(RANKABLE))}"
+            )
+        if self.dose == "adaptive" and self.rule != "quantile":
+            raise ValueError(
+                "dose: adaptive is a share of the top scores: set rule: quantile, or leave dose out"
+            )
+        if self.rule == "sigmoid" and not self.rank and self.score in ("energy", "sketch_norm"):
+            raise ValueError(f"score: {self.score} has no scale that a sigmoid could know: keep rank: true")
+        if self.floor and self.dose == "fixed" and self.floor >= self.target_acceptance:
+            raise ValueError(
+                f"floor={self.floor:g} leaves nothing of target_acceptance={self.target_acceptance:g} to choose by score: "
+                "lower floor, or use score: random"
+            )
+        if self.floor and self.score in ("random", "token", "infobatch"):
+            raise ValueError(f"floor admits rows by lot, as score: {self.score} does anyway: leave floor out")
+        if (self.score == "oracle") != (self.column is not None):
+            raise ValueError(
+                "score: oracle reads the truth from a data column and no other score does: give both, as in "
+                "{score: oracle, column: family, column_values: [farm]}, or neither"
+            )
+        if self.column_values is not None and self.column is None:
+            raise ValueError("column_values are values of a column: name it, as in column: family")
 
     @property
     def weighted(self) -> bool:

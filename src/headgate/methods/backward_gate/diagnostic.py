@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from headgate.methods.backward_gate.gate import Gate, Score
+from headgate.methods.step import Step
 from headgate.modules.fixed_precision import FixedPrecision
 from headgate.ops import calibration, sketch, subspace
 
@@ -71,6 +73,11 @@ class ProxyDiagnostic(FixedPrecision):
         return float(calibration.rank_correlation(*self.pairs_2P[:, : self.count]))
 
 
-def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients that are there."""
-    return [p.grad for p in parameters if p.grad is not None]
+def look(diagnostic: ProxyDiagnostic, model: nn.Module, step: Step, gate: Gate, score: Score) -> None:
+    """Every ``diagnostic_every`` accepted micro-batches, at the start of a window: later its gradient is a sum that others
+    have part in."""
+    if not step.is_window_start or int(gate.accepted) % gate.config.diagnostic_every:
+        return
+    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    if gradients:
+        diagnostic.look(score.unit_centered, gradients)

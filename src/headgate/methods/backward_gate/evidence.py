@@ -10,10 +10,10 @@ from torch import Tensor
 
 from headgate.errors import ModelError
 from headgate.methods.backward_gate.gate import Gate
-from headgate.methods.step import Step
+from headgate.methods.step import ForwardStopped, Step
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
-from headgate.models.surgery import head_bypassed
+from headgate.models.surgery import head_bypassed, on_block_output
 from headgate.modules.fused_head import chunked_head_loss
 from headgate.modules.head_sketch import Evidence
 
@@ -42,14 +42,42 @@ def at_block(gate: Gate, anatomy: Anatomy, hidden: Tensor, labels: Tensor) -> Ev
 
 
 @torch.no_grad()
-def of_sequences(gate: Gate, anatomy: Anatomy, batch: Mapping[str, Any]) -> Evidence:
-    """Per sequence, by one forward of the batch without a graph, in evaluation mode."""
+def of_sequences(
+    gate: Gate, anatomy: Anatomy, batch: Mapping[str, Any], layer: int | None = None
+) -> Evidence:
+    """Per sequence, by one forward of the batch without a graph, in evaluation mode.
+
+    With ``layer`` the forward stops after that block, whose output goes through the final norm and the head.
+    """
     model, device = anatomy.model, head_weight(anatomy).device
     inputs = {name: value.to(device) for name, value in model_inputs(batch, labels=False).items()}
-    with look_aside(model), head_bypassed(anatomy.head) as captured:
-        model(**inputs)
+    with look_aside(model):
+        hidden = _whole(anatomy, inputs) if layer is None else _up_to(anatomy, inputs, layer)
     labels = batch["labels"].to(device)
-    return _through_head(gate, anatomy, captured[-1], labels, groups=len(labels))
+    return _through_head(gate, anatomy, hidden, labels, groups=len(labels))
+
+
+def _whole(anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Tensor:
+    with head_bypassed(anatomy.head) as captured:
+        anatomy.model(**inputs)
+    return captured[-1]
+
+
+def _up_to(anatomy: Anatomy, inputs: Mapping[str, Tensor], layer: int) -> Tensor:
+    reached: list[Tensor] = []
+
+    def stop(hidden: Tensor) -> Tensor:
+        reached.append(hidden)
+        raise ForwardStopped
+
+    handle = on_block_output(anatomy.blocks[layer], stop)
+    try:
+        anatomy.model(**inputs)
+    except ForwardStopped:
+        pass
+    finally:
+        handle.remove()
+    return anatomy.final_norm(reached[-1])
 
 
 def _through_head(gate: Gate, anatomy: Anatomy, hidden: Tensor, labels: Tensor, groups: int) -> Evidence:

@@ -13,6 +13,7 @@ from headgate.errors import CheckpointError, ConfigError
 from headgate.methods.backward_gate import policies
 from headgate.methods.backward_gate.config import BackwardGateConfig
 from headgate.methods.backward_gate.policies import Measured
+from headgate.methods.backward_gate.saved import fingerprint
 from headgate.modules.accepted_subspace import AcceptedSubspace
 from headgate.modules.fixed_precision import FixedPrecision
 from headgate.modules.head_sketch import Evidence, HeadSketcher
@@ -110,7 +111,7 @@ class Gate(FixedPrecision):
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
         self.register_buffer("loss_sums", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("early", torch.zeros(2, dtype=torch.float64))
-        self.register_buffer("settings", _fingerprint(config, hidden_size, vocab_size, seed))
+        self.register_buffer("settings", fingerprint(config, hidden_size, vocab_size, seed))
 
     # -- evidence -----------------------------------------------------------------------------------
     def embed(
@@ -152,8 +153,11 @@ class Gate(FixedPrecision):
         return raw, centered(raw, self.mean_M) if self.config.center else raw
 
     @torch.no_grad()
-    def score(self, evidence: Evidence, *, progress: float = 0.0) -> Score:
-        """Measure and calibrate one micro-batch; changes nothing. ``progress``: share of the run done."""
+    def score(self, evidence: Evidence, *, progress: float = 0.0, truth: float = 0.0) -> Score:
+        """Measure and calibrate one micro-batch; changes nothing.
+
+        ``progress``: share of the run done. ``truth``: share of its rows that are new, for ``score: oracle``.
+        """
         raw_unit, centered_unit = self._units(evidence)
         numbers = [
             self.subspace.novelty(centered_unit),
@@ -162,10 +166,15 @@ class Gate(FixedPrecision):
             evidence.loss,
             evidence.entropy,
             evidence.error_square,
+            torch.linalg.vector_norm(evidence.sketch),
         ]
-        novelty, alignment, tokens, loss, entropy, square = torch.stack([n.float() for n in numbers]).tolist()
+        novelty, alignment, tokens, loss, entropy, square, norm = torch.stack(
+            [n.float() for n in numbers]
+        ).tolist()
         n = max(1.0, tokens)
-        seen = Measured(novelty, alignment, tokens, loss / n, entropy / n, (square / n) ** 0.5)
+        seen = Measured(
+            novelty, alignment, tokens, loss / n, entropy / n, (square / n) ** 0.5, norm / n, truth
+        )
         kind = self.config.score
         raw = raw_score = policies.raw_score(kind, seen)
         if kind in policies.SKETCHING and self.config.length_correction:
@@ -178,7 +187,7 @@ class Gate(FixedPrecision):
         if self.config.replay is not None:
             p = policies.replay_probability(int(self.accepted), int(self.offered), *self.config.replay)
         else:
-            p = policies.probability(self.config, self.window, value, seen, progress)
+            p = policies.probability(self.config, self.window, value, seen, progress, raw_score)
         weight = policies.weight(self.config, p)
         return Score(seen, raw, raw_score, value, p, weight, raw_unit, centered_unit)
 
@@ -231,6 +240,7 @@ class Gate(FixedPrecision):
     @property
     def _controlled(self) -> bool:
         free = self.config.score in policies.FREE_RUNNING or self.config.replay is not None
+        free = free or self.config.rule == "quantile"
         return not free and self.config.target_acceptance < 1
 
     def update(self, score: Score) -> None:
@@ -255,21 +265,3 @@ class Gate(FixedPrecision):
                 "subspace means nothing under new ones; resume with the saved settings or start a new run"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def refuse_changed(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming it, for a setting under which a saved subspace or window means nothing."""
-    for key in ("m", "k", "signal", "error", "error_top_k", "basis", "window", "score"):
-        if saved.get(key) != mine[key]:
-            raise CheckpointError(
-                f"backward_gate.{key} was {saved.get(key)!r} in the checkpoint and is {mine[key]!r} now: the saved "
-                "state means nothing under it; resume with the saved value or start a new run"
-            )
-
-
-def _fingerprint(config: BackwardGateConfig, hidden_size: int, vocab_size: int, seed: int) -> Tensor:
-    """What must be equal for a saved subspace to mean the same."""
-    kinds = ("head", "backprop", "full", "topk", "frequent_directions", "bisector")
-    choices = [kinds.index(c) for c in (config.signal, config.error, config.basis)]
-    top_k = config.error_top_k if config.error == "topk" else 0
-    return torch.tensor([hidden_size, vocab_size, config.m, config.k, seed, top_k, *choices])

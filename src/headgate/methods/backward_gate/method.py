@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
-from headgate.methods.backward_gate import evidence, policies, reporting
+from headgate.methods.backward_gate import costs, evidence, policies, reporting
 from headgate.methods.backward_gate.auto_off import AutoOff
 from headgate.methods.backward_gate.checks import DECISIONS, complaints
 from headgate.methods.backward_gate.config import BackwardGateConfig
-from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic, gradients_of
+from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic, look
 from headgate.methods.backward_gate.drop_in import PlainLoop
-from headgate.methods.backward_gate.gate import Gate, Score, refuse_changed
+from headgate.methods.backward_gate.gate import Gate, Score
 from headgate.methods.backward_gate.memory import ExampleMemory
+from headgate.methods.backward_gate.saved import refuse_changed
 from headgate.methods.backward_gate.tokens import TokenDraw
-from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, PooledSequences, RememberedRows
+from headgate.methods.backward_gate.truth import TRUTH, share_of_new, truth_maker
+from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, WEIGHT, PooledSequences, RememberedRows
 from headgate.methods.base import Method, build_config
 from headgate.methods.protocols import DataView, StepCost
 from headgate.methods.step import Step
@@ -140,7 +142,14 @@ class BackwardGate(PlainLoop, Method):
             self.gate.burn_in, self.gate.max_steps = burn_in, max_steps
 
     def columns(self) -> Sequence[str]:
-        return ("example_id",) if self.memory is not None else ()
+        names = ("example_id",) if self.memory is not None else ()
+        return (*names, TRUTH) if self.config.score == "oracle" else names
+
+    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+        settings: BackwardGateConfig = self.config
+        if settings.column is None:
+            return {}
+        return {TRUTH: truth_maker(settings.column, settings.column_values)}
 
     @property
     def forms_batches(self) -> bool:
@@ -171,8 +180,9 @@ class BackwardGate(PlainLoop, Method):
     # -- one micro-batch ----------------------------------------------------------------------------
     @property
     def partial_block(self) -> int | None:
+        """None where sequences are scored: the view runs those forwards by itself, before a batch is formed."""
         layer: int | None = self.config.score_layer
-        return layer
+        return layer if self.config.granularity == "batch" else None
 
     @property
     def _active(self) -> bool:
@@ -200,6 +210,11 @@ class BackwardGate(PlainLoop, Method):
             gate.skip()
             self._accepts = False
             return torch.tensor(False)
+        if WEIGHT in step.batch and step.phase == "forward" and step.logits is not None:
+            raise ConfigError(
+                "weights of single sequences act inside the chunked head loss: set training.loss: chunked, or "
+                "granularity: batch"
+            )
         if not self._active:
             if step.phase == "forward" and self.config.granularity == "batch":
                 gate.pass_through(int(step.num_tokens))
@@ -210,7 +225,8 @@ class BackwardGate(PlainLoop, Method):
         seen = self._evidence(step, gate)
         if self.config.forward == "double":
             evidence.forward_again(step)
-        self._score = gate.score(seen, progress=step.global_step / max(1, step.max_steps))
+        truth = share_of_new(step) if self.config.score == "oracle" else 0.0
+        self._score = gate.score(seen, progress=step.global_step / max(1, step.max_steps), truth=truth)
         self._accepts = gate.accept(self._score, optimizer_step=step.global_step)
         self._milliseconds += 1e3 * (time.perf_counter() - started)
         return torch.tensor(self._accepts)
@@ -232,7 +248,7 @@ class BackwardGate(PlainLoop, Method):
     def _evidence_of_sequences(self, batch: Mapping[str, Any]) -> Evidence:
         if self.anatomy is None:
             raise ConfigError("granularity: sequence needs a model: call gate.attach(describe(model))")
-        return evidence.of_sequences(self._core(), self.anatomy, batch)
+        return evidence.of_sequences(self._core(), self.anatomy, batch, self.config.score_layer)
 
     @property
     def renormalizes(self) -> bool:
@@ -244,6 +260,8 @@ class BackwardGate(PlainLoop, Method):
         return True
 
     def head_observer(self, step: Step) -> Callable[[HeadChunk], Tensor | None] | None:
+        if WEIGHT in step.batch:
+            return lambda chunk: step.batch[WEIGHT].to(chunk.loss_C.device)[chunk.row_C]
         if not self._active or self.config.score_layer is not None:
             return None
         sketcher = self._core().sketcher
@@ -261,16 +279,18 @@ class BackwardGate(PlainLoop, Method):
         return observe
 
     def cost(self, step: Step) -> StepCost:
-        """The pool's scoring, charged to the batches that it filled; the original's second forward.
-
-        A score from a block's output goes through the head as if no block followed.
-        """
+        """The pool's scoring, charged to the batches that it filled; the original's second forward."""
         scored = self._score is not None
-        if SELECTED in step.batch:
-            forwards = float(step.batch[SELECTED].sum()) / max(1, int(step.valid.sum()))
-        else:
-            forwards = float(self.config.forward == "double" and scored)
-        return StepCost(forwards=forwards, heads=float(self.config.score_layer is not None and scored))
+        return StepCost(
+            forwards=costs.extra_forwards(self.config, step, scored, self._depth),
+            heads=costs.extra_heads(self.config, step, scored, self._depth),
+        )
+
+    @property
+    def _depth(self) -> float:
+        """Share of the blocks that a score takes."""
+        layer, anatomy = self.config.score_layer, self.anatomy
+        return 1.0 if layer is None or anatomy is None else (int(layer) + 1) / int(anatomy.num_blocks)
 
     def loss_weight(self, step: Step) -> float | Tensor:
         return self._score.weight if self._score is not None else 1.0
@@ -281,10 +301,12 @@ class BackwardGate(PlainLoop, Method):
             self.memory.remember(step.batch["example_id"], self._epoch, self._accepts)
         if score is not None and step.accepted:
             gate.update(score)
-            self._look(step, gate, score)
+            if self.diagnostic is not None and self.anatomy is not None:
+                look(self.diagnostic, self.anatomy.model, step, gate, score)
         if self.tokens is not None:
             self.tokens.pool(step.sum_across_ranks)
-        self._try_auto_off(step)
+        if self.auto_off is not None and not self._burning:
+            self.auto_off.after(step)
         self._check_once(gate)
         values = reporting.of_micro_batch(score, self._accepts, self._milliseconds)
         if step.should_log and step.is_window_end:
@@ -295,26 +317,6 @@ class BackwardGate(PlainLoop, Method):
         return reporting.summary(self._core(), self.diagnostic, bool(self.auto_off and self.auto_off.off))
 
     # -- after the decision -------------------------------------------------------------------------
-    def _look(self, step: Step, gate: Gate, score: Score) -> None:
-        """The diagnostic. Later in a window the gradient is a sum that other micro-batches have part in."""
-        if self.diagnostic is None or self.anatomy is None or not step.is_window_start:
-            return
-        if int(gate.accepted) % self.config.diagnostic_every == 0:
-            gradients = gradients_of(p for p in self.anatomy.model.parameters() if p.requires_grad)
-            if gradients:
-                self.diagnostic.look(score.unit_centered, gradients)
-
-    def _try_auto_off(self, step: Step) -> None:
-        if self.auto_off is None or self._burning:
-            return
-        if self.auto_off.micro_batch(
-            step.task_loss, last=step.is_window_end, sum_across_ranks=step.sum_across_ranks
-        ):
-            speeds = self.auto_off.speed(1), self.auto_off.speed(0)
-            log.warning(
-                "backward_gate switched itself off: loss fell %.3g per second gated, %.3g ungated", *speeds
-            )
-
     def _check_once(self, gate: Gate) -> None:
         if self._checked or self._burning or int(gate.window.decisions) < DECISIONS:
             return

@@ -7,6 +7,9 @@ share is ``1 - tau``.
 | score              | measures (more = accept)            | probability                       | source |
 |---|---|---|---|
 | novelty            | 1 - ||W^T z||^2                     | sigmoid(beta (rank - tau))        | SLoRA |
+| energy             | log(||z||/tokens sqrt(novelty))     | the same                          | ours: the part outside W, not normalised |
+| sketch_norm        | log(||z||/tokens)                   | the same                          | control: energy without the subspace |
+| oracle             | share of rows that ``column`` says are new | the same                   | the bound of any gate |
 | permuted_novelty   | another batch's novelty             | the same                          | control |
 | random             | nothing                             | 1 - tau, or exact replay          | control |
 | entropy            | mean predictive entropy             | as novelty                        | |
@@ -17,10 +20,13 @@ share is ``1 - tau``.
 | grad_norm_bound    | root mean ||e_t||^2                 | min(1, (1 - tau) g / mean g)      | Katharopoulos and Fleuret, arXiv 1803.00942 |
 | infobatch          | mean loss                           | 1 - r below the running mean      | InfoBatch, arXiv 2303.04947 |
 | token              | nothing                             | 1 (tokens are drawn at the head)  | control |
+
+``rule: quantile`` replaces the third column by "in the top share of the window".
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +34,20 @@ from torch import Tensor
 
 from headgate.methods.backward_gate.config import BackwardGateConfig
 from headgate.modules.score_window import ScoreWindow
-from headgate.ops.control import acceptance_probability, threshold_bounds
+from headgate.ops.control import (
+    acceptance_probability,
+    outstanding_share,
+    quantile_probability,
+    share_above_floor,
+    threshold_bounds,
+    with_floor,
+)
 
-SKETCHING = frozenset({"novelty", "permuted_novelty", "novelty_loss_floor", "consensus"})
+SKETCHING = frozenset(
+    {"novelty", "energy", "sketch_norm", "permuted_novelty", "novelty_loss_floor", "consensus"}
+)
+LOGARITHMIC = frozenset({"energy", "sketch_norm"})
+"""Scores kept as logarithms: their dependence on the number of tokens is a power law."""
 SHARES = frozenset({"random", "loss", "grad_norm_bound"})
 FREE_RUNNING = frozenset({"infobatch", "token"})
 """Scores whose acceptance follows from their own rule; no threshold is moved for them."""
@@ -40,7 +57,10 @@ FLOOR_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one micro-batch that policies read: means over its tokens, on the CPU."""
+    """The numbers of one micro-batch that policies read: means over its tokens, on the CPU.
+
+    ``sketch_norm`` is ||z|| per token; ``truth`` the share of its rows that are new, where a column says so.
+    """
 
     novelty: float
     alignment: float
@@ -48,12 +68,19 @@ class Measured:
     loss: float
     entropy: float
     error_norm: float
+    sketch_norm: float = 0.0
+    truth: float = 0.0
 
 
 def raw_score(kind: str, seen: Measured) -> float:
     """The measurement of the table above; 0 where there is none."""
     if kind in ("novelty", "permuted_novelty", "novelty_loss_floor"):
         return seen.novelty
+    if kind in LOGARITHMIC:
+        outside = seen.novelty if kind == "energy" else 1.0
+        return math.log(max(seen.sketch_norm * math.sqrt(outside), 1e-30))
+    if kind == "oracle":
+        return seen.truth
     if kind in ("loss", "loss_floor", "infobatch"):
         return seen.loss
     return {"entropy": seen.entropy, "consensus": seen.alignment, "grad_norm_bound": seen.error_norm}.get(
@@ -80,13 +107,45 @@ def make_window(config: BackwardGateConfig) -> ScoreWindow:
 
 
 def probability(
+    config: BackwardGateConfig,
+    window: ScoreWindow,
+    score: float,
+    seen: Measured,
+    progress: float,
+    corrected: float = 0.0,
+) -> float:
+    """The probability of accepting, given the calibrated score and the share of the run that is done.
+
+    ``corrected`` is the score before its rank was taken: what ``rule: quantile`` compares with the window.
+    """
+    if config.target_acceptance == 1.0 and config.score not in FREE_RUNNING:
+        return 1.0
+    if config.rule == "quantile":
+        p = quantile_probability(
+            torch.tensor(corrected, dtype=torch.float64), window.full, _share(config, window, corrected)
+        )
+    else:
+        p = _sigmoid_or_control(config, window, score, seen, progress)
+    return with_floor(p, config.floor)
+
+
+def _share(config: BackwardGateConfig, window: ScoreWindow, corrected: float) -> float:
+    """The share of the window that ``rule: quantile`` takes, the floor left out."""
+    fixed = share_above_floor(config.target_acceptance, config.floor)
+    if config.dose == "fixed":
+        return fixed
+    values = torch.cat([window.full, torch.tensor([corrected], dtype=window.full.dtype)])
+    if config.score in LOGARITHMIC:
+        values = torch.exp(values - values.max())
+    # Where no score stands out the target says how much to learn; one below the floor leaves that to the floor.
+    return outstanding_share(values) or max(0.0, fixed)
+
+
+def _sigmoid_or_control(
     config: BackwardGateConfig, window: ScoreWindow, score: float, seen: Measured, progress: float
 ) -> float:
-    """The probability of accepting, given the calibrated score and the share of the run that is done."""
     kind, tau = config.score, float(window.threshold)
     share = min(1.0, max(1e-3, 1 - tau))
-    if config.target_acceptance == 1.0 and kind not in FREE_RUNNING:
-        return 1.0
     if kind == "token":
         return 1.0
     if kind == "random":

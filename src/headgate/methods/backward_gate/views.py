@@ -12,11 +12,14 @@ from torch import Tensor
 
 from headgate.methods.backward_gate.gate import Gate
 from headgate.methods.backward_gate.memory import ExampleMemory
+from headgate.methods.backward_gate.truth import TRUTH
 from headgate.methods.step import real_tokens
 from headgate.modules.head_sketch import Evidence
 
 SELECTED = "gate_selected"
 """Column that marks a batch whose sequences were scored already. Its sum: tokens scored to fill this batch."""
+WEIGHT = "gate_weight"
+"""Column of a selected sequence's factor on its loss, where losses are weighted."""
 LEFT_OUT, KEPT = "gate_left_out", "gate_kept"
 """Columns that mark a batch of rows that memory spares the forward, and one of the other rows."""
 FILL = {"labels": -100, "segment_ids": -1}
@@ -152,13 +155,17 @@ class PooledSequences(FormedBatches):
             evidence = self.evidence_of(batch)
             self.scored += int(real_tokens(batch).sum())
             rows = [evidence] if evidence.tokens.dim() == 0 else list(_sequences(evidence))
-            scores = [self.gate.score(row) for row in rows]
+            truths = [float(t) for t in batch[TRUTH]] if TRUTH in batch else [0.0] * len(rows)
+            scores = [self.gate.score(row, truth=truth) for row, truth in zip(rows, truths, strict=True)]
             keep = [self.gate.accept(score, optimizer_step=self.trained) for score in scores]
             for score, kept in zip(scores, keep, strict=True):
                 if kept:
                     self.gate.update(score)
             before = len(self.ready)
-            self.pack(rows_of(batch, torch.tensor(keep)), SELECTED)
+            part = rows_of(batch, torch.tensor(keep))
+            if self.gate.config.weighted:  # after ``accept``: what burns in counts 1
+                part[WEIGHT] = torch.tensor([s.weight for s, kept in zip(scores, keep, strict=True) if kept])
+            self.pack(part, SELECTED)
             self.trained += len(self.ready) - before
         self.pool = []
 

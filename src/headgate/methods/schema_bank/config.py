@@ -45,6 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_tag": 0.0,
         "tag_prefix": True,
         "tags": "hash_pair",
+        "tags_per_example": 2,
         "lambda_orth": 1e-4,
         "reduction": "sum",
     },
@@ -77,6 +78,8 @@ class SchemaBankConfig(StrictConfig):
         rate_factors: peak rate of each stage as a multiple of the run's learning rate (10, 1, 0.5).
         router, bank: controls: a ``frozen`` random router or bank, or ``uniform`` gates without a router.
         init_std: spread of the bank's first factor at the start.
+        removal: how the bank leaves in the last stage: ``abrupt`` (the paper), ``fade``, ``dropout`` or ``distil`` (see
+            ``removal``). distil_weight: share of the last stage's loss that is the teacher's.
         eval_routing: what runs at evaluation: ``removed`` (the product), ``on``, ``all`` (eq. 6), ``dense``.
     """
 
@@ -108,6 +111,8 @@ class SchemaBankConfig(StrictConfig):
     router: Literal["trained", "frozen", "uniform"] = "trained"
     bank: Literal["trained", "frozen"] = "trained"
     init_std: float = Field(default=0.02, ge=0)
+    removal: Literal["abrupt", "fade", "dropout", "distil"] = "abrupt"
+    distil_weight: float = Field(default=0.5, gt=0, le=1)
     eval_routing: Routing = "removed"
 
     @model_validator(mode="before")
@@ -118,6 +123,8 @@ class SchemaBankConfig(StrictConfig):
         filled = {**PRESETS.get(given.get("preset", "default"), {}), **given}
         if filled.get("tags") == "none":
             filled.setdefault("lambda_tag", 0.0)
+        if filled.get("tags") == "hash_pair":
+            filled.setdefault("tags_per_example", 2)
         if filled.get("num_schemas") == 1:
             filled.setdefault("top_k", 1)
         return filled
@@ -136,6 +143,12 @@ class SchemaBankConfig(StrictConfig):
         if self.tags_per_example > self.num_schemas:
             raise ValueError(
                 f"tags_per_example={self.tags_per_example} exceeds num_schemas={self.num_schemas}"
+            )
+        self._check_tag_count()
+        if self.removal != "abrupt" and self.eval_routing != "removed":
+            raise ValueError(
+                f"removal: {self.removal} trains the model for a life without its bank, and eval_routing: "
+                f"{self.eval_routing} keeps it: set removal: abrupt, or leave eval_routing out"
             )
         if isinstance(self.tag_schedule, list) and not all(0 <= p <= 1 for p in self.tag_schedule):
             raise ValueError(f"tag_schedule={self.tag_schedule}: every entry is a share between 0 and 1")
@@ -164,6 +177,19 @@ class SchemaBankConfig(StrictConfig):
             )
             warnings.warn(f"schema_bank preset {self.preset!r} is overridden by {listed}", stacklevel=2)
         return self
+
+    def _check_tag_count(self) -> None:
+        """A tag source that cannot give as many distinct tags as were asked for says so."""
+        if self.tags == "hash_pair" and self.tags_per_example != 2:
+            raise ValueError(
+                f"tags: hash_pair gives two tags, not tags_per_example={self.tags_per_example}: leave it out, or use tags: hash"
+            )
+        width = max(1, self.num_schemas // 8)
+        if self.tags == "keyword" and self.tags_per_example > width:
+            raise ValueError(
+                f"tags_per_example={self.tags_per_example} exceeds the {width} schemas of a keyword class (num_schemas / 8): "
+                "lower it, or raise num_schemas"
+            )
 
     def deviations(self) -> dict[str, Any]:
         """What differs from the named preset; saved with the run."""
@@ -196,11 +222,16 @@ class SchemaBankConfig(StrictConfig):
         shares = self.stage_shares or SHARES[self.curriculum]
         for index, (name, groups, factor) in enumerate(plan):
             factor = self.rate_factors[index] if self.rate_factors else factor
+            last = index == len(plan) - 1
+            if last and self.removal == "distil":
+                groups = (LORA,)  # a bank that only teaches does not train
             train = {group: learning_rate * factor for group in groups if not frozen[group]}
             if not train:
                 continue
             supervised = name == "router" or self.curriculum == "joint"
             options = {"tags": supervised and self.router == "trained", "orth": BANK in train}
+            if last and self.removal != "abrupt":
+                options["removing"] = True
             length = {"steps": self.stage_steps[index]} if self.stage_steps else {"share": shares[index]}
             made.append(Stage(name=name, train=train, options=options, **length))
         if self.stage_steps is None:

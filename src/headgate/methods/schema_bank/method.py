@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from headgate.errors import ConfigError, DataError, ModelError
 from headgate.methods.base import Method, build_config
+from headgate.methods.protocols import StepCost
 from headgate.methods.schema_bank.config import BANK, ROUTER, Routing, SchemaBankConfig
 from headgate.methods.schema_bank.layer import SchemaLayer
-from headgate.methods.schema_bank.tags import TEXT_SOURCES, fitted_tags, kept_share, permute_tags, text_tags
+from headgate.methods.schema_bank.removal import Removal
+from headgate.methods.schema_bank.tags import (
+    TEXT_SOURCES,
+    fitted_tags,
+    kept_share,
+    permute_tags,
+    tag_table,
+    text_tags,
+)
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
@@ -57,7 +66,9 @@ class SchemaBank(Method):
         self.layers = nn.ModuleDict()
         self.hidden_size = 0
         self.routing: Routing = self.config.eval_routing
-        self._records: dict[str, Gates] | None = None
+        self.removal = Removal(self.config)
+        self.anatomy: Anatomy | None = None
+        self._records: dict[str, Gates | None] | None = None
         self._trace: dict[str, list[Tensor]] | None = None
         self._fitted: dict[str, list[int]] = {}
 
@@ -71,9 +82,14 @@ class SchemaBank(Method):
                 f"the bank was made for blocks {self._blocks()} of width {self.hidden_size}; this model has "
                 f"{anatomy.num_blocks} blocks of width {anatomy.hidden_size}: load it with its own base model"
             )
+        self.anatomy = anatomy
         for key, layer in self.layers.items():
             block = anatomy.blocks[int(key)]
             self.handles.append(on_block_output(block, self._transform(key, block, layer)))
+
+    def detach(self) -> None:
+        super().detach()
+        self.anatomy = None
 
     def _build(self, blocks: Sequence[int], hidden_size: int) -> None:
         self.hidden_size = hidden_size
@@ -93,14 +109,14 @@ class SchemaBank(Method):
         assert isinstance(layer, SchemaLayer)
 
         def transform(hidden: Tensor) -> Tensor:
-            routing: Routing = "on" if block.training else self.routing
+            routing = self.removal.routing(block.training, self.routing)
             if self._trace is not None:
                 self._trace[key].append(layer.gates(hidden).weight.detach())
             output, gates = layer(hidden, routing)
             # The first differentiable pass of the step: a recompute or a teacher's pass leaves it alone.
             if block.training and self._records is not None and torch.is_grad_enabled():
                 self._records.setdefault(key, gates)
-            return output
+            return self.removal.mixed(hidden, output, block.training)
 
         return transform
 
@@ -194,22 +210,40 @@ class SchemaBank(Method):
     # -- training ---------------------------------------------------------------------------------------
     def on_step_start(self, step: Step) -> None:
         self._records = {}
+        self.removal.begin(step)
+
+    @property
+    def reads_hidden(self) -> bool:
+        return bool(self.config.removal == "distil")
+
+    def loss_weight(self, step: Step) -> float:
+        return 1 - self.config.distil_weight if self.removal.teaches(step) else 1.0
+
+    def cost(self, step: Step) -> StepCost:
+        """The kept model's forward, where it teaches."""
+        return StepCost(forwards=float(step.accepted and self.removal.teaches(step)))
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
-        """``schema_tag``, ``schema_orth`` and ``schema_entropy``, each where its stage and weight ask for it.
+        """``schema_tag``, ``schema_orth``, ``schema_entropy`` and ``schema_distil``, each where its stage and weight ask for it.
 
         Equation: schema_bank (10): L_1 = L_LM + lambda_tag L_tag
         Equation: schema_bank (11, 12): L_2 = L_3 = L_LM + lambda_orth L_orth
         Proved by: tests/schema_bank/test_equations.py::test_stage_losses_are_the_papers
         Proved by: tests/schema_bank/test_config.py::test_default_stages_are_the_table
         """
-        config, options, records = self.config, step.stage.options, self._records or {}
-        if set(records) != set(self.layers):
+        config, options, seen = self.config, step.stage.options, self._records or {}
+        if set(seen) != set(self.layers):
             raise ModelError(
-                f"schema_bank: blocks {sorted(set(self.layers) - set(records))} ran without a gradient graph in "
+                f"schema_bank: blocks {sorted(set(self.layers) - set(seen))} ran without a gradient graph in "
                 "training: call the model without torch.no_grad, and checkpoint with use_reentrant=False"
             )
         found: dict[str, Tensor] = {}
+        if self.removal.teaches(step):
+            assert self.anatomy is not None
+            found["schema_distil"] = config.distil_weight * self.removal.distillation(self.anatomy, step)
+        records = {key: gates for key, gates in seen.items() if gates is not None}
+        if not records:  # the bank is absent from this step
+            return found
         if options.get("tags") and config.lambda_tag and config.router != "uniform":
             means, tags = self._document_logits(step, records)
             keep_share = kept_share(config.tag_schedule, step.stage_step, step.stage_steps)
@@ -248,7 +282,8 @@ class SchemaBank(Method):
     @torch.no_grad()
     def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
         """Load averages from accepted batches; statistics of this batch's routing at logging steps."""
-        records, self._records = self._records or {}, None
+        seen, self._records = self._records or {}, None
+        records = {key: gates for key, gates in seen.items() if gates is not None}
         if not step.accepted or not records:
             return {}
         valid = step.valid
@@ -261,7 +296,8 @@ class SchemaBank(Method):
         return self._telemetry(step, records, loads) if step.should_log else {}
 
     def _telemetry(self, step: Step, records: dict[str, Gates], loads: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        found = {f"schema/bank/loss_{k}": torch.tensor(v) for k, v in self.removal.losses.items()}
+        found["schema/bank/scale"] = torch.tensor(self.removal.scale)
         supervised = "tags" in step.batch and self.config.router != "uniform"
         means, tags = self._document_logits(step, records) if supervised else ({}, None)
         for (key, gates), load in zip(records.items(), loads, strict=True):
@@ -279,6 +315,15 @@ class SchemaBank(Method):
         return found
 
     # -- evaluation -------------------------------------------------------------------------------------
+    def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
+        """The validation's loss with the bank and without it."""
+        if probe is not None and self.anatomy is not None:
+            self.removal.validate(self.anatomy, probe)
+
+    def summary(self) -> Mapping[str, Any]:
+        """``bank_validation``: the last validation's loss ``with`` and ``without`` the bank."""
+        return {"bank_validation": self.removal.losses} if self.removal.losses else {}
+
     def set_routing(self, routing: str) -> None:
         """``removed`` (plain LoRA), ``on`` (as trained), ``all`` (eq. 6) or ``dense`` (softmax over all)."""
         if routing not in get_args(Routing):
@@ -295,13 +340,3 @@ class SchemaBank(Method):
             yield self._trace
         finally:
             self._trace = None
-
-
-def tag_table(tags: Any, packed: bool) -> Tensor:
-    """Tags of a batch as ``[D, L]``, -1 where an example has fewer; packed rows hold a list per document."""
-    if isinstance(tags, Tensor):
-        return tags.view(len(tags), -1)
-    documents = [document for row in tags for document in row] if packed else list(tags)
-    documents = [[document] if isinstance(document, int) else list(document) for document in documents]
-    width = max(1, *map(len, documents)) if documents else 1
-    return torch.tensor([document + [-1] * (width - len(document)) for document in documents])

@@ -7,6 +7,7 @@ frozen base model's pooled embeddings of the training texts (the paper's future 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,13 @@ TEXT_SOURCES = ("hash", "hash_pair", "keyword")
 
 
 def hash_pair(text: str, num_schemas: int, seed: int = 0) -> list[int]:
-    """(h mod S, h div S mod S): the two tags of the released code, from a keyed hash that every process shares."""
+    """(h mod S, h div S mod S) in ascending order: the released code's two tags, from a hash that every process shares.
+
+    Both may be the same schema, as there.
+    """
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
     value = int.from_bytes(digest, "big")
-    return [value % num_schemas, value // num_schemas % num_schemas]
+    return sorted((value % num_schemas, value // num_schemas % num_schemas))
 
 
 def text_tags(source: str, text: str, num_schemas: int, count: int, seed: int) -> list[int]:
@@ -112,3 +116,13 @@ def kept_share(schedule: str | list[float], step: int, steps: int) -> float:
         return max(0.25, 1 - 0.75 * step / steps)
     parts = [1.0, 0.75, 0.5, 0.25] if isinstance(schedule, str) else schedule
     return parts[min(step * len(parts) // steps, len(parts) - 1)]
+
+
+def tag_table(tags: Any, packed: bool) -> Tensor:
+    """Tags of a batch as ``[D, L]``, -1 where an example has fewer; packed rows hold a list per document."""
+    if isinstance(tags, Tensor):
+        return tags.view(len(tags), -1)
+    documents = [document for row in tags for document in row] if packed else list(tags)
+    documents = [[document] if isinstance(document, int) else list(document) for document in documents]
+    width = max(1, *map(len, documents)) if documents else 1
+    return torch.tensor([document + [-1] * (width - len(document)) for document in documents])
