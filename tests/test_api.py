@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,19 @@ def test_full_fine_tuning(tmp_path: Path) -> None:
 def test_loading_what_is_not_there_is_an_error_and_no_bare_base_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no saved Headgate model"):
         hg.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SchemaBank", "LayerRouting", "LoraExperts", "BackwardGate"])
+def test_a_method_shows_its_settings(name: str) -> None:
+    """Completion, help and repr know the fields, their defaults, and what was changed."""
+    kind = getattr(hg, name)
+    shown = inspect.signature(kind).parameters
+    fields = kind.Config.model_fields
+    assert list(shown) == ["config", *fields]
+    assert all(shown[field].default == getattr(kind.Config(), field) for field in fields)
+    first = next(field for field in fields if shown[field].annotation is float)
+    assert f"{first}=0.5" in repr(kind(**{first: 0.5})) and f"{first}=" not in repr(kind())
+
+
+def test_dir_shows_the_public_names() -> None:
+    assert set(hg.__all__) <= set(dir(hg))

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     from headgate.training.trainer import HeadgateTrainer as HeadgateTrainer
 
 
+def __dir__() -> list[str]:
+    """The public names, imported or not, for completion."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: ``import headgate`` itself stays fast."""
     if name in _PUBLIC:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from headgate.errors import ConfigError, TrainingError
-from headgate.experiments.compare import Comparison, arm_recipes
+from headgate.experiments.arms import arm_recipes
+from headgate.experiments.compare import Comparison
 from headgate.experiments.recipe_file import recipe_from
 from tests.experiments.test_sweep import InProcess
 

@@ -11,8 +11,8 @@ from headgate.data.streams import load_stream
 from headgate.errors import ConfigError
 from headgate.evaluation.continual import continual_metrics, continual_result
 from headgate.experiments.continual import as_one_stage, segment_ends
+from headgate.experiments.metric import Metric
 from headgate.experiments.recipe_file import recipe_from
-from headgate.experiments.summary import Metric
 from headgate.methods.base import build_config
 from headgate.methods.stage import Stage, schedule_stages
 from headgate.training.order import Replay, StreamOrder

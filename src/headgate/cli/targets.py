@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 import headgate.serving  # noqa: F401  # an exported folder is a model by name
 from headgate.errors import CheckpointError, ConfigError, ModelError
 from headgate.experiments.run_directory import RunDirectory
+from headgate.models.adapters import is_local
 from headgate.models.load import load_model
 from headgate.training.checkpoint import STRUCTURE_FILE, last_valid
 from headgate.training.saved import load
@@ -21,6 +26,11 @@ def open_target(
     ``adapter``: a PEFT adapter to put on a bare model; refused if it was made for another base.
     """
     path = Path(target)
+    beside = path.parent != Path(".") and path.parent.is_dir() and not _in_hub_cache(target)
+    if not path.exists() and (is_local(target) or beside):
+        close = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*")], n=1)
+        hint = f"did you mean {path.parent / close[0]}?" if close else "`headgate runs` lists what there is"
+        raise CheckpointError(f"{target} does not exist: {hint}")
     if adapter is not None:
         if (path / "recipe.yaml").exists() or (path / STRUCTURE_FILE).exists():
             raise ConfigError(
@@ -50,3 +60,11 @@ def open_target(
         return (*load(path, device=device), path)
     model, tokenizer = load_model(target, device=device)
     return model, tokenizer, None
+
+
+def _in_hub_cache(name: str) -> bool:
+    """Whether the hub's local cache has a model of this name: a folder of the same owner's name then says nothing."""
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:  # no name that the hub could have
+        return False

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from headgate.cli.console import out
 from headgate.cli.options import RecipeArgument, SetOption
-from headgate.errors import ConfigError
+from headgate.experiments.arms import arm_recipes, check_comparison
 from headgate.experiments.paths import with_paths
-from headgate.experiments.recipe_file import aliases_used, load_recipe, parse_yaml
+from headgate.experiments.preflight import check_recipe
+from headgate.experiments.recipe_file import aliases_used, load_recipe
 
 
 def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Check a recipe and the first rows of its data without loading a model, and print what it would do."""
-    if recipe.is_file() and not parse_yaml(recipe.read_text(), str(recipe)):
-        raise ConfigError(f"recipe {recipe} is empty: give it at least a name, a model or data")
     loaded = load_recipe(recipe, overrides or [])
+    check_recipe(loaded)
+    if loaded.compare is not None:
+        arms = arm_recipes(loaded)
+        check_comparison(loaded, arms)
+        for arm in arms.values():
+            check_recipe(arm)
     # each check imports what it needs: a wrong key is told before the data libraries are there, wrong data before models
     from headgate.data.checks import check_data
 

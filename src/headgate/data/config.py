@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from headgate.config import StrictConfig
+from headgate.config import Seed, StrictConfig
 from headgate.errors import ConfigError
 
 Style = Literal["rationale", "answer"]
@@ -30,7 +30,7 @@ class SourceConfig(StrictConfig):
     split: str = "train"
     style: Style = "rationale"
     limit: int | None = Field(default=None, gt=0)
-    seed: int = 0
+    seed: Seed = 0
     revision: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)
     """What the reader calls a column -> what the file calls it, or a template over the file's columns:
@@ -112,7 +112,7 @@ class DataConfig(StrictConfig):
     train: SourceConfig = SourceConfig()
     """A source, or a list of them with weights."""
     validation: SourceConfig | None = SourceConfig(split="validation", limit=500)
-    max_length: int = Field(default=512, ge=8)
+    max_length: int = Field(default=512, ge=8, le=2**24)
     packing: bool = False
     loss_on: LossOn = "completion"
     group_by_length: bool = True

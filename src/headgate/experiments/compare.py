@@ -14,40 +14,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from headgate.errors import ConfigError, DamagedFile, TrainingError
-from headgate.experiments.equal_dose import check_replay, replaying
+from headgate.experiments.arms import arm_recipes, check_comparison, tied_arms, tuning_metric, with_settings
+from headgate.experiments.equal_dose import replaying
 from headgate.experiments.equal_time import measured_steps
 from headgate.experiments.executors import Executor, Task
 from headgate.experiments.inputs import input_digests, require_same_defaults
 from headgate.experiments.markdown import markdown
-from headgate.experiments.paths import with_paths
+from headgate.experiments.metric import chosen_baseline, chosen_metric
+from headgate.experiments.preflight import check_recipe
 from headgate.experiments.recipe import Recipe
-from headgate.experiments.recipe_file import dump_recipe, merge, recipe_from, set_dotted
+from headgate.experiments.recipe_file import dump_recipe
 from headgate.experiments.run import Console, run
 from headgate.experiments.run_directory import RunDirectory
-from headgate.experiments.summary import Metric, chosen_baseline, chosen_metric, summarise
+from headgate.experiments.summary import summarise
 from headgate.files import read_json, write_atomically
 
 Key = TypeVar("Key", bound=Hashable)
-TIED = ("equal_time", "replay_of")
-"""Keys of an arm that name another arm, whose runs come first; the others override the recipe."""
-
-
-def arm_recipes(recipe: Recipe) -> dict[str, Recipe]:
-    """One recipe an arm, before seeds. Raises ConfigError naming the arm for bad keys or unequal evaluation."""
-    assert recipe.compare is not None
-    arms: dict[str, Recipe] = {}
-    for name, override in recipe.compare.arms.items():
-        content = merge(recipe.written(), {k: v for k, v in override.items() if k not in TIED})
-        arms[name] = with_paths(recipe_from(content, f"compare.arms.{name}"))
-    if not arms:
-        raise ConfigError("compare.arms is empty: name at least one arm")
-    first = next(iter(arms))
-    for name, arm in arms.items():
-        if arm.evaluation != arms[first].evaluation:
-            raise ConfigError(
-                f"arms {first!r} and {name!r} are evaluated on different items: give `evaluation` once, outside the arms"
-            )
-    return arms
 
 
 def seeded(arm: Recipe, seed: int, first_seed: int) -> Recipe:
@@ -82,8 +64,11 @@ class Comparison:
             raise ConfigError("this recipe has no compare: section: list its arms and seeds there")
         self.config = recipe.compare
         self.arms = arm_recipes(recipe)
+        check_comparison(recipe, self.arms)
+        if executor is None:  # another machine may have what this one lacks
+            for arm in self.arms.values():
+                check_recipe(arm)
         self.metric, self.baseline = chosen_metric(recipe), chosen_baseline(recipe)
-        self._check()
         identity = json.dumps(
             [{name: arm.identity() for name, arm in self.arms.items()}, self.config.model_dump(mode="json")],
             sort_keys=True,
@@ -97,21 +82,6 @@ class Comparison:
                 DamagedFile
             ):  # torn: what was tuned and calibrated stands in complete runs, and is read again
                 self.state |= read_json(self.state_file)
-
-    def _check(self) -> None:
-        """What is wrong with the comparison itself is an error now, not after the runs."""
-        tune = self.config.tune
-        if tune is not None and tune.seed in self.config.seeds:
-            raise ConfigError(f"compare.tune.seed={tune.seed} is one of compare.seeds: tune at another seed")
-        for name, other in self._equal_time_arms.items():
-            if other not in self.config.arms:
-                raise ConfigError(f"compare.arms.{name}.equal_time: there is no arm {other!r}")
-        for name, other in self._replay_arms.items():
-            check_replay(name, self.arms[name], other, self.arms, self._replay_arms)
-        for pair in self.config.contrasts:
-            for arm in pair:
-                if arm not in self.config.arms:
-                    raise ConfigError(f"compare.contrasts: {list(pair)}: there is no arm {arm!r}")
 
     def _save_state(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -225,12 +195,12 @@ class Comparison:
     @property
     def _equal_time_arms(self) -> dict[str, str]:
         """Arms that train for as long as another arm took: name -> that other arm."""
-        return {n: str(o["equal_time"]) for n, o in self.config.arms.items() if "equal_time" in o}
+        return tied_arms(self.recipe, "equal_time")
 
     @property
     def _replay_arms(self) -> dict[str, str]:
         """Random gates that accept as many micro-batches as another arm did: name -> that other arm."""
-        return {n: str(o["replay_of"]) for n, o in self.config.arms.items() if "replay_of" in o}
+        return tied_arms(self.recipe, "replay_of")
 
     def _calibrate(self) -> None:
         """Steps that fit in another arm's time: measured once, kept, used at every seed and after a restart."""
@@ -260,8 +230,7 @@ class Comparison:
         tune = self.config.tune
         if tune is None:
             return
-        path = tune.metric.split(".") if tune.metric.startswith("continual.") else ["training", tune.metric]
-        metric, waiting = Metric(tuple(path)), list[str]()
+        metric, waiting = tuning_metric(tune.metric), list[str]()
         for name, arm in self.arms.items():
             if arm.steps_given == 0 or (tune.arms != "all" and name not in tune.arms):
                 continue
@@ -271,7 +240,7 @@ class Comparison:
         jobs = {}
         for name in waiting:
             for value in tune.values:
-                candidate = self._with(self.arms[name], {tune.key: value, **tune.overrides})
+                candidate = with_settings(self.arms[name], {tune.key: value, **tune.overrides})
                 candidate = candidate.model_copy(update={"seed": tune.seed, "evaluation": []})
                 jobs[name, str(value)] = (candidate, f"tune {name}: {tune.key}={value}")
         for (name, text), directory in self._run(jobs):
@@ -283,11 +252,4 @@ class Comparison:
                 self._save_state()
         for name, tuned in self.state["tuned"].items():
             if name in self.arms:
-                self.arms[name] = self._with(self.arms[name], {tune.key: tuned["value"]})
-
-    @staticmethod
-    def _with(arm: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-        content = arm.model_dump(mode="json")
-        for key, value in overrides.items():
-            set_dotted(content, key, value)
-        return recipe_from(content)
+                self.arms[name] = with_settings(self.arms[name], {tune.key: tuned["value"]})

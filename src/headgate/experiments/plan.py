@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -37,7 +38,7 @@ def model_shape(recipe: Recipe) -> Any:
 
 def lora_parameters(recipe: Recipe, model: Any) -> int | None:
     """Trainable parameters of the adapter, counted on the meta device."""
-    from headgate.models.load import add_adapter
+    from headgate.models.adapters import add_adapter
 
     if model is None:
         return None
@@ -94,7 +95,7 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
             )
         methods.check_run(steps)
     if model is not None and steps != 0:
-        lines.append(f"  memory     about {_memory(recipe, model):.1f} GiB")
+        lines.append(f"  memory     {_memory_line(recipe, model)}")
     for task in recipe.evaluation:
         lines.append(
             f"  evaluate   {task.key} on {task.path or task.source}/{task.split}"
@@ -110,6 +111,21 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
+def _memory_line(recipe: Recipe, model: Any) -> str:
+    """The estimate, and what to lower where this machine has less."""
+    needed = _memory(recipe, model)
+    on_gpu = torch.cuda.is_available() and recipe.model.device in ("auto", "cuda")
+    here = (
+        torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().total
+    ) / 2**30
+    if needed <= here:
+        return f"about {needed:.1f} GiB"
+    return (
+        f"about {needed:,.1f} GiB, and this {'GPU' if on_gpu else 'machine'} has {here:.1f}: lower "
+        "training.per_device_train_batch_size or data.max_length, or set model.activation_checkpointing"
+    )
+
+
 def _memory(recipe: Recipe, model: Any) -> float:
     """GiB: weights, adapter with AdamW's two moments and gradient, activations of one micro-batch."""
     config = model.config.get_text_config()
@@ -121,7 +137,9 @@ def _memory(recipe: Recipe, model: Any) -> float:
         if recipe.lora is None
         else weights * 0.005
     )
-    tokens = recipe.training.per_device_train_batch_size * recipe.data.max_length
+    tokens = recipe.training.per_device_train_batch_size * min(
+        recipe.data.max_length, getattr(config, "max_position_embeddings", None) or recipe.data.max_length
+    )
     per_token = 34 * config.hidden_size * config.num_hidden_layers * bytes_each / 2
     if recipe.model.activation_checkpointing:
         per_token /= 8

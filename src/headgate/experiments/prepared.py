@@ -20,6 +20,7 @@ from headgate.errors import ConfigError
 from headgate.evaluation.abilities import remember_abilities
 from headgate.evaluation.checks import check_task
 from headgate.experiments.continual import as_one_stage, segment_ends
+from headgate.experiments.preflight import check_recipe
 from headgate.experiments.recipe import Recipe
 from headgate.methods.compose import MethodStack
 from headgate.methods.registry import build_stack
@@ -65,6 +66,7 @@ def prepare_run(recipe: Recipe, micro_batches: int | None = None) -> Prepared:
     if recipe.training.deterministic:
         checkpoint.deterministic(True)
     set_seed(recipe.seed)
+    check_recipe(recipe)
     methods = build_stack(recipe.methods, recipe.seed)
     methods.data.check_replay(recipe.data.replay is not None)
     check_data(recipe.data, recipe.model.name_or_path, recipe.model.revision)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from headgate.config import FileName, StrictConfig
+from headgate.config import FileName, Seed, StrictConfig
 from headgate.data.config import DataConfig
 from headgate.evaluation.config import EvalTask
 from headgate.methods.base import build_config
@@ -31,7 +31,7 @@ class TuneConfig(StrictConfig):
     arms: str | list[str] = "all"
     key: str = "training.learning_rate"
     values: list[Any]
-    seed: int = 7
+    seed: Seed = 7
     metric: str = "eval_loss"
     overrides: dict[str, Any] = Field(default_factory=dict)
 
@@ -44,7 +44,7 @@ class CompareConfig(StrictConfig):
     ``contrasts`` lists pairs of arms to set against each other, besides every arm against the baseline.
     """
 
-    seeds: list[int] = Field(default_factory=lambda: [42, 123, 456], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [42, 123, 456], min_length=1)
     arms: dict[str, dict[str, Any]]
     tune: TuneConfig | None = None
     baseline: str | None = None
@@ -72,7 +72,7 @@ class Recipe(StrictConfig):
 
     base: str | None = None
     name: FileName = "my-run"
-    seed: int = 42
+    seed: Seed = 42
     output_dir: str = "runs"
     model: ModelConfig = Field(default_factory=ModelConfig)
     lora: LoraConfig | None = Field(default_factory=LoraConfig)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from headgate.config import explain, place_of
+from headgate.config import complaints, explain, place_of
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_names import ALIASES, REMOVED
@@ -141,7 +141,9 @@ def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, A
     resolved = path.resolve()
     if resolved in _chain:
         raise ConfigError(f"base: {path} inherits from itself through {' -> '.join(map(str, _chain))}")
-    content = parse_yaml(path.read_text(), str(path)) or {}
+    content = parse_yaml(_text_of(path), str(path))
+    if content is None:
+        raise ConfigError(f"recipe {path} is empty: give it at least a name, a model or data")
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, not a mapping of recipe keys")
     used = _apply_aliases(content)
@@ -150,6 +152,16 @@ def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, A
         content = merge(read_content(path.parent / base, (*_chain, resolved)), content)
     content.setdefault("_aliases", []).extend(used)
     return content
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8: save the recipe as UTF-8"
+        ) from None
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -175,7 +187,7 @@ def recipe_from(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe(**content)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "\n  ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError(f"{where}: " + "\n  ".join(_told(error))) from None
     recipe._written = content
     return recipe
 
@@ -186,12 +198,15 @@ def aliases_used(path: str | Path) -> list[str]:
     return used
 
 
-def _explain(item: Any) -> str:
-    parts = place_of(item)
-    generic = ".".join(part for part in parts if not part.isdigit())
-    if item["type"] == "extra_forbidden" and generic in REMOVED:
-        return f"{'.'.join(parts)}: this name is gone; use {REMOVED[generic]}"
-    return explain(item, Recipe) if parts else f"recipe: {explain(item, Recipe)}"
+def _told(error: ValidationError) -> list[str]:
+    """A line for each place; a key of an old transformers version is told by its new name."""
+    gone = {}
+    for item in error.errors():
+        parts = place_of(item, Recipe)
+        generic = ".".join(part for part in parts if not part.isdigit())
+        if item["type"] == "extra_forbidden" and generic in REMOVED:
+            gone[explain(item, Recipe)] = f"{'.'.join(parts)}: this name is gone; use {REMOVED[generic]}"
+    return [gone.get(line, line) for line in complaints(error, Recipe)]
 
 
 def dump_recipe(recipe: Recipe) -> str:

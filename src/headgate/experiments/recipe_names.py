@@ -36,7 +36,7 @@ REMOVED: dict[str, str] = {
     "training.lr_scheduler_type": "training.lr_scheduler",
     "training.label_smoothing_factor": "training.label_smoothing",
     "training.group_by_length": "data.group_by_length",
-    "training.overwrite_output_dir": "--force on the command line",
+    "training.overwrite_output_dir": "--fresh on the command line",
     "training.gradient_checkpointing": "model.activation_checkpointing",
     "model.gradient_checkpointing": "model.activation_checkpointing",
     "training.output_dir": "output_dir",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics as plain_statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,83 +13,13 @@ from headgate.errors import ConfigError
 from headgate.evaluation import continual
 from headgate.evaluation.predictions import read_predictions
 from headgate.experiments import statistics
+from headgate.experiments.metric import Metric, chosen_baseline, chosen_metric
 from headgate.experiments.run_directory import RunDirectory
 
 if TYPE_CHECKING:  # a report reads summaries without a recipe's models
     from headgate.experiments.recipe import Recipe
 
-LOWER_IS_BETTER = ("loss", "perplexity", "seconds", "flops")
 Runs = Mapping[str, Mapping[int, RunDirectory]]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number of ``result.json``: ``evaluation.<task>.<name>``, ``training.<name>``, ``continual.<name>`` (of the
-    loss) or ``continual.accuracy.<name>``."""
-
-    path: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return ".".join(self.path[1:])
-
-    @property
-    def higher_is_better(self) -> bool:
-        if self.path[0] == "continual":
-            return continual.higher_is_better(self.path[-1], *self.path[1:-1])
-        return not any(word in self.path[-1] for word in LOWER_IS_BETTER)
-
-    def read(self, result: Mapping[str, Any], where: str) -> float:
-        node: Any = result
-        for part in self.path:
-            if not isinstance(node, Mapping) or part not in node:
-                raise ConfigError(f"{where} has no metric {'.'.join(self.path)}: evaluate every arm alike")
-            node = node[part]
-        if node is None:
-            raise ConfigError(
-                f"{where} has no value for {'.'.join(self.path)}: it has no meaning there (of a joint run only the average has)"
-            )
-        return float(node)
-
-
-def chosen_metric(recipe: Recipe) -> Metric:
-    """What the verdict is about: ``compare.metric`` (an evaluation's key, or a dotted path into the result),
-    else the first evaluation's accuracy or loss, else validation loss. Raises ConfigError for an unknown one.
-    """
-    assert recipe.compare is not None
-    tasks = {
-        task.key: Metric(("evaluation", task.key, "loss" if task.task == "perplexity" else "accuracy"))
-        for task in recipe.evaluation
-    }
-    asked = recipe.compare.metric
-    if asked is None:
-        return next(iter(tasks.values()), Metric(("training", "eval_loss")))
-    if asked in tasks:
-        return tasks[asked]
-    path = tuple(asked.split("."))
-    if path[0] == "continual" and (
-        path[-1] not in continual.FIGURES or path[1:-1] not in ((), ("accuracy",))
-    ):
-        raise ConfigError(
-            f"compare.metric={asked!r}: of a stream there are continual.<name> and continual.accuracy.<name>, with "
-            f"{', '.join(continual.FIGURES)}"
-        )
-    if len(path) < 2 or path[0] not in ("evaluation", "training", "continual"):
-        raise ConfigError(
-            f"compare.metric={asked!r}: name an evaluation ({', '.join(tasks) or 'there is none'}) or a path such as "
-            "training.eval_loss"
-        )
-    return Metric(path)
-
-
-def chosen_baseline(recipe: Recipe) -> str:
-    """The arm that the others are measured against: ``compare.baseline``, else ``lora``, else the first."""
-    assert recipe.compare is not None
-    arms = recipe.compare.arms
-    name = recipe.compare.baseline or ("lora" if "lora" in arms else next(iter(arms)))
-    if name not in arms:
-        raise ConfigError(f"compare.baseline: there is no arm {name!r}")
-    return name
 
 
 def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ of what a step cost) are the small protocols of ``methods.protocols``, which a m
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from headgate.config import StrictConfig, explain
+from headgate.config import StrictConfig, complaints
 from headgate.errors import ConfigError
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
@@ -39,6 +40,7 @@ class Method(nn.Module):
     """True where a trained run is its base and its adapter: the method only decided what to learn from, or when."""
     telemetry_names: ClassVar[Sequence[str]] = ()
     """Names that it logs besides ``loss/<its losses>``; ``<part>`` stands for any word without spaces."""
+    __signature__: ClassVar[inspect.Signature]
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options under which training is bitwise that of the adapter alone; None where there are none."""
 
@@ -49,6 +51,17 @@ class Method(nn.Module):
         self.config: Any = config if config is not None else build_config(self.Config, options)
         self.seed = 0
         self.handles: list[Handle] = []
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """``help(SchemaBank)`` and completion show the settings by name, with their defaults."""
+        super().__init_subclass__(**options)
+        if "Config" in cls.__dict__:
+            cls.__signature__ = keywords_of(cls.Config)
+
+    def __repr__(self) -> str:
+        """As it would be written again: the settings that differ from their defaults."""
+        changed = self.config.model_dump(exclude_defaults=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     # -- installation ---------------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:
@@ -112,6 +125,21 @@ class Method(nn.Module):
         return {}
 
 
+def keywords_of(config_class: type[StrictConfig]) -> inspect.Signature:
+    """The constructor of a method as it may be called: a config, or its fields as keywords."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    fields = [
+        inspect.Parameter(
+            name, keyword, default=field.get_default(call_default_factory=True), annotation=field.annotation
+        )
+        for name, field in config_class.model_fields.items()
+    ]
+    config = inspect.Parameter(
+        "config", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=config_class | None
+    )
+    return inspect.Signature([config, *fields])
+
+
 def build_config(config_class: type[StrictConfig], options: Mapping[str, Any], where: str = "") -> Any:
     """Validate keyword options; pydantic's complaints become one ConfigError, which names ``where`` or the class."""
     from pydantic import ValidationError
@@ -119,5 +147,5 @@ def build_config(config_class: type[StrictConfig], options: Mapping[str, Any], w
     try:
         return config_class(**options)
     except ValidationError as error:
-        details = "; ".join(explain(item, config_class, where) for item in error.errors())
+        details = "; ".join(complaints(error, config_class, where))
         raise ConfigError(details if where else f"{config_class.__name__}: {details}") from None

@@ -5,12 +5,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from headgate.config import StrictConfig
 from headgate.errors import ConfigError
+
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
+"""transformers' schedules that are a function of the step alone. The others ask for settings of their own (a lowest rate, a
+length of decay) or for a metric, and cannot go on where a sub-stage begins."""
+Rate = Annotated[float, Field(ge=0, le=100)]
 
 
 class Stage(StrictConfig):
@@ -25,9 +38,9 @@ class Stage(StrictConfig):
     name: str
     share: float | None = Field(default=None, gt=0, le=1)
     steps: int | None = Field(default=None, ge=1)
-    train: dict[str, float]
+    train: dict[str, Rate]
     warmup: float | None = Field(default=None, ge=0, le=1)
-    lr_scheduler: str | None = None
+    lr_scheduler: Schedule | None = None
     data: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 

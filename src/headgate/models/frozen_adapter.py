@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
+from headgate.models.adapters import check_recorded_base
 from headgate.models.anatomy import Anatomy, linear_size
-from headgate.models.load import check_recorded_base
 from headgate.models.surgery import on_linear
 
 PREFIX = "base_model.model."

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -16,13 +18,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from headgate.errors import ModelError
+from headgate.config import StrictConfig, complaints
+from headgate.errors import ConfigError, ModelError
+from headgate.models.adapters import add_adapter, is_local, load_adapter
 from headgate.models.alignment import align
-from headgate.models.anatomy import describe, is_linear
+from headgate.models.anatomy import describe
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.models.devices import choose_device, choose_dtype
 from headgate.models.shapes import SHAPES
 
+Config = TypeVar("Config", bound=StrictConfig)
 EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHT_FILES = (
     "model.safetensors",
@@ -82,7 +87,7 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
 def _check_folder(path: str) -> None:
     folder = Path(path)
     if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        if is_local(path):
             raise ModelError(f"model folder {path!r} does not exist: check model.name_or_path")
         return
     if not (folder / "config.json").exists():
@@ -130,107 +135,6 @@ def _random_model(shape: str, dtype: torch.dtype, seed: int, extra: dict[str, An
     return model
 
 
-def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
-    """A PEFT model over ``model``; the same seed gives the same initialisation in every arm of a comparison.
-
-    Raises ModelError when a target module matches nothing.
-    """
-    import peft
-
-    anatomy = describe(model)
-    if config.peft_type != "lora":
-        kinds = {kind.value.lower(): kind for kind in peft.PeftType}
-        if config.peft_type.lower() not in kinds:
-            raise ModelError(
-                f"lora.peft_type={config.peft_type!r} is no PEFT method: {', '.join(sorted(kinds))}"
-            )
-        kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kinds[config.peft_type.lower()]]
-        try:
-            peft_config = kind(task_type="CAUSAL_LM", **config.other_options)
-        except TypeError as error:
-            raise ModelError(f"lora: {error}") from None
-    else:
-        if config.other_options:
-            raise ModelError(f"lora: unknown keys {sorted(config.other_options)}")
-        targets = _target_modules(anatomy, config.target_modules)
-        peft_config = peft.LoraConfig(
-            r=config.r,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  # a scale: PEFT divides it by r
-            lora_dropout=config.dropout,
-            target_modules=targets,
-            layers_to_transform=_layers(config.layers, anatomy.num_blocks),
-            use_rslora=config.use_rslora,
-            use_dora=config.use_dora,
-            task_type="CAUSAL_LM",
-        )
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return peft.get_peft_model(model, peft_config)
-
-
-def _target_modules(anatomy: Any, targets: list[str] | str) -> list[str] | str:
-    if targets == "auto":
-        return list(anatomy.family.linears)
-    if isinstance(targets, str):
-        return targets  # PEFT's own words: "all-linear", or a regular expression
-    names = [name for name, module in anatomy.model.named_modules() if is_linear(module)]
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
-            close = difflib.get_close_matches(target, leaves, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the model has {', '.join(leaves)}"
-            raise ModelError(f"lora.target_modules: {target!r} matches nothing: {hint}")
-    return targets
-
-
-def _layers(layers: str | list[int], num_blocks: int) -> list[int] | None:
-    """``all``, ``last_n`` or a list of block indices, as PEFT wants them."""
-    if layers == "all":
-        return None
-    if isinstance(layers, str):
-        if not layers.startswith("last_") or not layers[5:].isdigit():
-            raise ModelError(f"lora.layers={layers!r}: give all, last_<n>, or a list of block numbers")
-        count = int(layers[5:])
-        if not 1 <= count <= num_blocks:
-            raise ModelError(f"lora.layers={layers!r}, but the model has {num_blocks} blocks")
-        return list(range(num_blocks - count, num_blocks))
-    outside = [layer for layer in layers if not 0 <= layer < num_blocks]
-    if outside:
-        raise ModelError(
-            f"lora.layers: {outside} outside the model's {num_blocks} blocks (0..{num_blocks - 1})"
-        )
-    return list(layers)
-
-
-def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
-    """Somebody's saved PEFT adapter on ``model``. Raises ModelError if it was made for another base's shapes."""
-    import peft
-
-    if not (Path(folder) / "adapter_config.json").exists() and Path(folder).exists():
-        raise ModelError(f"{folder!r} has no adapter_config.json: it is not a PEFT adapter")
-    check_recorded_base(model, Path(folder))
-    try:
-        return peft.PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ModelError(
-            f"adapter {folder!r} does not fit this base model: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def check_recorded_base(model: Any, folder: Path) -> None:
-    """ModelError if the adapter names another base; where a copy lies does not matter, its name does."""
-    config = folder / "adapter_config.json"
-    recorded = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None
-    name = getattr(model.config, "_name_or_path", None)
-    if recorded and name and Path(recorded).name != Path(name).name:
-        raise ModelError(
-            f"adapter '{folder}' was made for base model {recorded!r}, this is {name!r}: load it on its own base (or "
-            "correct base_model_name_or_path in its adapter_config.json, if this is the same model under another name)"
-        )
-
-
 def load_model(
     name_or_path: str = "embedded",
     *,
@@ -245,12 +149,27 @@ def load_model(
         lora: the ``lora`` block of a recipe; None leaves the model plain and fully trainable.
         seed: of the adapter's initialisation, and of a ``random:`` model's.
         options: the other keys of the ``model`` block (revision, adapter, dtype, device, ...).
+
+    Raises ConfigError for an unknown option or value, ModelError for a model or adapter that cannot be loaded.
     """
-    config = ModelConfig(name_or_path=name_or_path, **options)
+    unknown = [name for name in options if name not in ModelConfig.model_fields]
+    if unknown:
+        known = ["lora", "seed", *ModelConfig.model_fields]
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+        raise ConfigError(f"load_model({unknown[0]}=...): unknown option: {hint}")
+    config = made_of(ModelConfig, {"name_or_path": name_or_path, **options}, "model")
+    adapter = made_of(LoraConfig, lora, "lora") if isinstance(lora, dict) else lora
     model, tokenizer = load_base(config, seed=seed)
-    return prepare_model(
-        model, config, LoraConfig(**lora) if isinstance(lora, dict) else lora, seed=seed
-    ), tokenizer
+    return prepare_model(model, config, adapter, seed=seed), tokenizer
+
+
+def made_of(kind: type[Config], options: Mapping[str, Any], where: str) -> Config:
+    """A configuration of a recipe's block ``where``. Raises ConfigError with the dotted place and the value."""
+    try:
+        return kind(**options)
+    except ValidationError as error:
+        raise ConfigError("; ".join(complaints(error, kind, where))) from None
 
 
 def prepare_model(model: Any, config: ModelConfig, lora: LoraConfig | None, *, seed: int) -> Any:

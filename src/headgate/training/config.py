@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from headgate.config import StrictConfig
-from headgate.methods.stage import Stage
+from headgate.methods.stage import Schedule, Stage
 
 LossChoice = Literal["auto", "plain", "chunked"]
 ScheduleClock = Literal["offered", "accepted"]
@@ -25,12 +25,12 @@ class EarlyStopping(StrictConfig):
 class TrainingConfig(StrictConfig):
     """How long, how fast, on which clock. Names follow transformers.TrainingArguments where it has one."""
 
-    epochs: float | None = Field(default=None, gt=0)
-    max_steps: int | None = Field(default=None, ge=0)
-    per_device_train_batch_size: int = Field(default=4, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    lr_scheduler: str = "linear"
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    max_steps: int | None = Field(default=None, ge=0, le=2**31)
+    per_device_train_batch_size: int = Field(default=4, ge=1, le=2**20)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=2**20)
+    learning_rate: float = Field(default=1e-4, gt=0, le=100)
+    lr_scheduler: Schedule = "linear"
     warmup: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)

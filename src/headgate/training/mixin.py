@@ -29,6 +29,7 @@ from headgate.training.config import LossChoice, ScheduleClock
 from headgate.training.loss import trained_tokens
 from headgate.training.micro_batch import MicroBatch
 from headgate.training.objective import Objective
+from headgate.training.rows import check_rows, require_labels
 from headgate.training.run_state import RunState
 from headgate.training.saver import Saver
 from headgate.training.saving import SavingOverrides
@@ -77,6 +78,7 @@ class MethodsMixin(SavingOverrides):
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise ConfigError("use HeadgateTrainer(label_smoothing=...) instead of label_smoothing_factor")
+        check_rows(self.train_dataset, str(getattr(self.args, "train_sampling_strategy", "")))
         self.methods.to(self.args.device)
         self.task_objective = Objective(self, MethodsMixin, loss, label_smoothing)
         self.stages = Stages(self, adapter, stages, schedule_clock)
@@ -159,7 +161,7 @@ class MethodsMixin(SavingOverrides):
             window_index=self.window.index,
             window_size=self.current_gradient_accumulation_steps,
             epoch=float(self.state.epoch or 0.0) if self.batches is None else self.batches.epoch,
-            num_tokens=trained_tokens(batch["labels"]),
+            num_tokens=trained_tokens(require_labels(batch)),
             window_tokens=num_items,
             should_log=(done + 1) % every == 0 or done == 0,
             sum_across_ranks=replicas.sum_across_ranks,

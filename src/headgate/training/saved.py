@@ -10,9 +10,10 @@ from typing import Any
 from headgate.errors import CheckpointError
 from headgate.methods.base import Method
 from headgate.methods.compose import MethodStack
+from headgate.models.adapters import load_adapter
 from headgate.models.anatomy import describe
 from headgate.models.config import ModelConfig
-from headgate.models.load import load_adapter, load_base
+from headgate.models.load import load_base
 from headgate.training import checkpoint
 
 

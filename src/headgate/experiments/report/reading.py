@@ -9,9 +9,9 @@ from typing import Any
 
 from headgate.errors import CheckpointError
 from headgate.experiments.listing import flatten
+from headgate.experiments.metric import Metric
 from headgate.experiments.report.study import Arm, Run, Study
 from headgate.experiments.run_directory import RunDirectory, find_runs
-from headgate.experiments.summary import Metric
 from headgate.experiments.sweep_table import describe
 
 ROWS_IN_ALL = 20_000

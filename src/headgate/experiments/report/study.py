@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from headgate.experiments.metric import Metric
 from headgate.experiments.run_directory import RunDirectory
-from headgate.experiments.summary import Metric
 
 Unit = Literal["steps", "tokens", "seconds", "flops", "accepted"]
 CLOCKS = {

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from headgate.experiments.metric import Metric
 from headgate.experiments.report.study import Arm, Study
-from headgate.experiments.summary import Metric
 
 Kind = Literal["helps", "hurts", "none", "open"]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from headgate.config import StrictConfig
+from headgate.config import Seed, StrictConfig
 from headgate.errors import ConfigError
 from headgate.methods.stage import Stage
 from headgate.ops.low_rank import Reduction
@@ -100,7 +100,7 @@ class SchemaBankConfig(StrictConfig):
     reduction: Reduction = "mean"
     tags: TagSource = "hash"
     tags_per_example: int = Field(default=1, ge=1)
-    tag_seed: int = 0
+    tag_seed: Seed = 0
     permuted_tags: bool = False
     tag_prefix: bool = False
     tag_schedule: Literal["steps", "linear"] | list[float] = "steps"
@@ -120,7 +120,7 @@ class SchemaBankConfig(StrictConfig):
     def _fill_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        filled = {**PRESETS.get(given.get("preset", "default"), {}), **given}
+        filled = {**PRESETS.get(str(given.get("preset", "default")), {}), **given}
         if filled.get("tags") == "none":
             filled.setdefault("lambda_tag", 0.0)
         if filled.get("tags") == "hash_pair":

@@ -1,0 +1,176 @@
+"""The adapter on a base model: PEFT's own made, or somebody's saved one, each checked before tensors are."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from headgate.errors import ConfigError, ModelError
+from headgate.models.anatomy import describe, is_linear
+from headgate.models.config import LoraConfig
+
+
+def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
+    """A PEFT model over ``model``; the same seed gives the same initialisation in every arm of a comparison.
+
+    Raises ModelError when a target module matches nothing.
+    """
+    import peft
+
+    anatomy = describe(model)
+    if config.peft_type != "lora":
+        kinds = {kind.value.lower(): kind for kind in peft.PeftType}
+        if config.peft_type.lower() not in kinds:
+            raise ModelError(
+                f"lora.peft_type={config.peft_type!r} is no PEFT method: {', '.join(sorted(kinds))}"
+            )
+        kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kinds[config.peft_type.lower()]]
+        try:
+            peft_config = kind(task_type="CAUSAL_LM", **config.other_options)
+        except TypeError as error:
+            raise ModelError(f"lora: {error}") from None
+    else:
+        check_lora_keys(config)
+        targets = _target_modules(anatomy, config.target_modules)
+        _check_rank(anatomy, targets, config.r)
+        peft_config = peft.LoraConfig(
+            r=config.r,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]  # a scale: PEFT divides it by r
+            lora_dropout=config.dropout,
+            target_modules=targets,
+            layers_to_transform=_layers(config.layers, anatomy.num_blocks),
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+            task_type="CAUSAL_LM",
+        )
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, peft_config)
+
+
+def _target_modules(anatomy: Any, targets: list[str] | str) -> list[str] | str:
+    if targets == "auto":
+        return list(anatomy.family.linears)
+    if isinstance(targets, str):
+        return targets  # PEFT's own words: "all-linear", or a regular expression
+    names = [name for name, module in anatomy.model.named_modules() if is_linear(module)]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
+            close = difflib.get_close_matches(target, leaves, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the model has {', '.join(leaves)}"
+            raise ModelError(f"lora.target_modules: {target!r} matches nothing: {hint}")
+    return targets
+
+
+def check_lora_keys(config: LoraConfig) -> None:
+    """Keys beside LoRA's own are another PEFT method's. Raises ConfigError for them under ``peft_type: lora``."""
+    for key in config.other_options if config.peft_type == "lora" else ():
+        known = sorted(LoraConfig.model_fields)
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        raise ConfigError(f"lora.{key}: unknown key: {hint}")
+
+
+def _check_rank(anatomy: Any, targets: list[str] | str, rank: int) -> None:
+    """A rank above the widest target's own can be no choice: refused before tensors of it are made."""
+    chosen = [
+        module
+        for name, module in anatomy.model.named_modules()
+        if is_linear(module)
+        and (isinstance(targets, str) or name.rsplit(".", 1)[-1] in {t.rsplit(".", 1)[-1] for t in targets})
+    ]
+    widths = [min(m.in_features, m.out_features) for m in chosen if hasattr(m, "in_features")]
+    if widths and rank > max(widths):
+        raise ConfigError(
+            f"lora.r={rank} exceeds {max(widths)}, the full rank of the largest weight that it would adapt: lower it"
+        )
+
+
+def _layers(layers: str | list[int], num_blocks: int) -> list[int] | None:
+    """``all``, ``last_n`` or a list of block indices, as PEFT wants them."""
+    if layers == "all":
+        return None
+    if isinstance(layers, str):
+        if not layers.startswith("last_") or not layers[5:].isdigit():
+            raise ModelError(f"lora.layers={layers!r}: give all, last_<n>, or a list of block numbers")
+        count = int(layers[5:])
+        if not 1 <= count <= num_blocks:
+            raise ModelError(f"lora.layers={layers!r}, but the model has {num_blocks} blocks")
+        return list(range(num_blocks - count, num_blocks))
+    outside = [layer for layer in layers if not 0 <= layer < num_blocks]
+    if outside:
+        raise ModelError(
+            f"lora.layers: {outside} outside the model's {num_blocks} blocks (0..{num_blocks - 1})"
+        )
+    return list(layers)
+
+
+def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
+    """Somebody's saved PEFT adapter on ``model``. Raises ModelError if it was made for another base's shapes."""
+    import peft
+
+    check_adapter(folder)
+    check_recorded_base(model, Path(folder))
+    try:
+        return peft.PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+        raise ModelError(
+            f"adapter {folder!r} does not fit this base model: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def is_local(name: str) -> bool:
+    """Whether a name can only mean a folder of this machine: the hub's are ``owner/name``, and ``runs`` is where runs lie."""
+    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
+
+
+def check_adapter(folder: str) -> None:
+    """A saved PEFT adapter, looked at without its base. Raises ModelError for files that are absent, cut or no adapter's.
+
+    A name that is no folder here may be a repository of the hub, and is left to PEFT.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        if is_local(folder):
+            raise ModelError(f"model.adapter={folder!r}: the folder does not exist")
+        return
+    config = place / "adapter_config.json"
+    if not config.exists():
+        raise ModelError(f"model.adapter={folder!r} has no adapter_config.json: it is not a PEFT adapter")
+    try:
+        recorded = json.loads(config.read_text(encoding="utf-8"))
+        str(recorded["peft_type"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{config} is damaged ({error}): copy the adapter again") from None
+    weights = place / "adapter_model.safetensors"
+    if not weights.exists():
+        if not (place / "adapter_model.bin").exists():
+            raise ModelError(
+                f"model.adapter={folder!r} has no adapter_model.safetensors: copy the adapter again"
+            )
+        return
+    try:
+        with safe_open(weights, "pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{weights} is damaged ({error}): copy the adapter again") from None
+
+
+def check_recorded_base(model: Any, folder: Path) -> None:
+    """ModelError if the adapter names another base; where a copy lies does not matter, its name does."""
+    config = folder / "adapter_config.json"
+    recorded = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None
+    name = getattr(model.config, "_name_or_path", None)
+    if recorded and name and Path(recorded).name != Path(name).name:
+        raise ModelError(
+            f"adapter '{folder}' was made for base model {recorded!r}, this is {name!r}: load it on its own base (or "
+            "correct base_model_name_or_path in its adapter_config.json, if this is the same model under another name)"
+        )
