@@ -105,9 +105,10 @@ def test_a_checkpoint_says_what_plain_loading_leaves_out(by_token: Path) -> None
 def test_an_exported_folder_is_a_model_to_every_verb(by_token: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert here("export", by_token, "--to", "transformers", "--output", folder).returncode == 0
-    live, served = (here("generate", what, *PROMPT) for what in (by_token, folder))
-    assert served.returncode == 0, served.stderr
-    assert served.stdout == live.stdout
+    for how in ((), ("--routing", "removed"), ("--lossless",)):
+        live, served = (here("generate", what, *how, *PROMPT) for what in (by_token, folder))
+        assert served.returncode == 0, served.stderr
+        assert served.stdout == live.stdout, how
     losses = []
     for what in (by_token, folder):
         options = (

@@ -16,6 +16,7 @@ from headgate.evaluation.generation import Generation, chat_ids
 from headgate.evaluation.generation import generate as generate_batch
 from headgate.evaluation.tasks import routing as routed
 from headgate.experiments.chosen import chooser_of
+from headgate.serving import HeadgateForCausalLM
 from headgate.serving.chooser import choose
 from headgate.serving.lossless import check_lossless, lossless_decoding
 
@@ -124,8 +125,11 @@ def choices(run: Path, model: Any, texts: list[str]) -> list[str]:
 
 def drafting_of(model: Any) -> Any:
     """The decoding method of --lossless. Raises ModelError for a model whose routing cannot draft."""
-    methods = [m for m in getattr(model, "headgate_methods", []) if m.name == "layer_routing"]
-    routing = methods[0].execution if methods else None
+    if isinstance(model, HeadgateForCausalLM):
+        routing = model.depth
+    else:
+        methods = [m for m in getattr(model, "headgate_methods", []) if m.name == "layer_routing"]
+        routing = methods[0].execution if methods else None
     check_lossless(routing)
     return partial(lossless_decoding, routing=routing)
 

@@ -252,6 +252,8 @@ def routing(model: Any, how: str | None) -> Iterator[None]:
         yield
         return
     methods = list(getattr(model, "headgate_methods", []))
+    if not methods and getattr(model.config, "model_type", None) == "headgate":
+        methods = list(model.methods.values())  # an exported folder
     if not methods:
         raise ConfigError(f"routing={how}: this model has no routing method")
     before = [(method, getattr(method, "routing", "on")) for method in methods]

@@ -121,8 +121,12 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
 
         ``drafting`` counts what is drafted and kept. Raises ModelError for a model that routes no blocks.
         """
-        routing = self.methods["layer_routing"].forward_pass if "layer_routing" in self.methods else None
-        return lossless_decoding(*args, routing=routing, drafting=drafting, **kwargs)
+        return lossless_decoding(*args, routing=self.depth, drafting=drafting, **kwargs)
+
+    @property
+    def depth(self) -> Any:
+        """The routed forward of layer_routing; None where no blocks are routed."""
+        return self.methods["layer_routing"].forward_pass if "layer_routing" in self.methods else None
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         return self.base.prepare_inputs_for_generation(*args, **kwargs)
