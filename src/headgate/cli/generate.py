@@ -81,10 +81,10 @@ def generate(
             raise ConfigError("--routing auto chooses an expert by a prompt's text: give --prompt")
         for text, how in zip(texts, choices(run or Path(target), model, texts), strict=True):
             err.print(f"({how})", markup=False)
-            with routed(how):
+            with routed(model, how):
                 answer(model, tokenizer, [text], options, stream=stream, raw=raw, batch_size=batch_size)
         return
-    with routed(routing):
+    with routed(model, routing):
         answer(model, tokenizer, texts, options, stream=stream, raw=raw, batch_size=batch_size)
         if interactive:
             converse(model, tokenizer, options, raw=raw)
