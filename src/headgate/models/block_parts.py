@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from headgate.errors import ModelError
-from headgate.models import private
 from headgate.models.anatomy import Anatomy
 from headgate.models.families import FAMILIES
+from headgate.models.private import attention_implementation
 
 ATTENTION_KINDS = ("sdpa", "eager")
 KeysValues = tuple[Tensor, Tensor]
@@ -92,7 +92,7 @@ class BlockParts:
         self.after_attention = self._maybe(block, self.inside.after_attention)
         self.after_mlp = self._maybe(block, self.inside.after_mlp)
         self.head_dim, self.kv_heads = anatomy.head_dim, anatomy.num_kv_heads
-        self.implementation = private.attention_implementation(attention.config) or "eager"
+        self.implementation = attention_implementation(attention.config) or "eager"
         if self.implementation not in ATTENTION_KINDS:
             raise ModelError(
                 f"the sparse engine runs on attn_implementation {' or '.join(ATTENTION_KINDS)}, the model has "

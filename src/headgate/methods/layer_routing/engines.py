@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from headgate.methods.layer_routing.kv import Reuse
-from headgate.models import private
 from headgate.models.block_parts import BlockParts, KeysValues, OpenTokens
+from headgate.models.private import checkpointed
 from headgate.models.surgery import hidden_of, with_hidden
 from headgate.ops.layer_gates import gated
 
@@ -171,7 +171,7 @@ class RoutedBlock:
         if getattr(block, "gradient_checkpointing", False) and block.training:
             cache = call.get("past_key_values")
             apart = {**call, "past_key_values": cache if isinstance(cache, Reuse) else None}
-            out: Tensor = private.checkpointed(block, lambda h, w: run(h, w, apart), hidden, weight)
+            out: Tensor = checkpointed(block, lambda h, w: run(h, w, apart), hidden, weight)
             return out
         found: Tensor = run(hidden, weight, call)
         return found

@@ -24,10 +24,10 @@ from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_f
 from headgate.methods.layer_routing.policies import Route, fixed_route, refuse_shuffled_decoding
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models import private
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.block_parts import ATTENTION_KINDS, BlockParts
+from headgate.models.private import attention_implementation
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
 
 PREPASS = "headgate_routing_prepass"
@@ -126,7 +126,7 @@ class RoutedForward:
         model: Any = anatomy.model
         kind, attention = (
             model.config.get_text_config().model_type,
-            private.attention_implementation(model.config),
+            attention_implementation(model.config),
         )
         if self.config.kv == "drop" and attention not in ATTENTION_KINDS:
             raise ModelError(
@@ -283,7 +283,7 @@ class RoutedForward:
         if self.now.everyone[gate]:
             return call
         model: Any = self.anatomy.model
-        boolean = private.attention_implementation(model.config) == "sdpa"
+        boolean = attention_implementation(model.config) == "sdpa"
         mask = without_closed(call.get("attention_mask"), self.now.opened[..., gate], hidden, boolean=boolean)
         return {**call, "attention_mask": mask}
 
