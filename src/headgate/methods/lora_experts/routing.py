@@ -106,4 +106,6 @@ def mixture_of(
     scale = {info.number: info.scale for info in roster}
     scales = [scale[number] for number in numbers]
     scaled = gates.weight * torch.tensor(scales, device=gates.weight.device)
-    return Mixture(tuple(map(str, numbers)), gates, probs, scaled, dropped)
+    # here, outside the blocks: a tensor that a recomputed block made could not be shared by the others
+    paid = None if gates.chosen is None else scaled.gather(-1, gates.chosen)
+    return Mixture(tuple(map(str, numbers)), gates, probs, scaled, paid, dropped)
