@@ -213,7 +213,7 @@ def test_protected_logits_do_not_move_whatever_the_optimizer_does() -> None:
         router.add(name, torch.randn(12, generator=stream))
     old = torch.randn(30, 3, generator=stream) @ torch.randn(3, 12, generator=stream)
     for part in old.split(6):
-        sketch.add(part)
+        sketch.add(part[None], torch.ones(1, len(part), dtype=torch.bool))
     basis = sketch.basis()
     assert basis is not None
     router.protect(basis)
