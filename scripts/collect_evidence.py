@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- verdicts: written by scripts/collect_evidence.py -->", "<!-- end of verdicts -->"
 
-STALE = {"lora_experts"}
-"""Methods whose comparisons were measured before a fault was mended: kept in EXPERIMENTS.md, not shipped as evidence."""
+STALE = {"lora_experts_real_stream"}
+"""Comparisons that were measured before a fault was mended: kept in EXPERIMENTS.md, not shipped as evidence."""
 
 QUESTIONS = [
     # method, question, comparison, contrast, recipe
@@ -35,13 +35,11 @@ QUESTIONS = [
     ("layer_routing", "50% skip on a real model: a token router against random gates", "layer_routing_babyllama_50", "gumbel_token", "layer_routing/babyllama_50"),
     ("layer_routing", "... against the best fixed mask of a 40% skip", "layer_routing_babyllama_50", "gumbel_token - static_40", "layer_routing/babyllama_50"),
     ("layer_routing", "... of a 60% skip", "layer_routing_babyllama_50", "gumbel_token - static_60", "layer_routing/babyllama_50"),
-    ("lora_experts", "does it forget less than one LoRA?", "lora_experts_retention", "lora_experts", "lora_experts/retention"),
-    ("lora_experts", "... than 10% replay?", "lora_experts_retention", "lora_experts - replay_10", "lora_experts/retention"),
-    ("lora_experts", "... than EWC?", "lora_experts_retention", "lora_experts - ewc", "lora_experts/retention"),
-    ("lora_experts", "... than Arrow over one expert a task?", "lora_experts_retention", "lora_experts - arrow", "lora_experts/retention"),
-    ("lora_experts", "... than X-LoRA's router with 10% replay?", "lora_experts_retention", "lora_experts - x_lora", "lora_experts/retention"),
-    ("lora_experts", "... how far is it from oracle routing?", "lora_experts_retention", "lora_experts - oracle", "lora_experts/retention"),
-    ("lora_experts", "... and from joint training?", "lora_experts_retention", "lora_experts - joint", "lora_experts/retention"),
+    ("lora_experts", "does it forget less than one LoRA?", "lora_experts_retention_short", "lora_experts", "lora_experts/retention_short"),
+    ("lora_experts", "... than 10% replay?", "lora_experts_retention_short", "lora_experts - replay_10", "lora_experts/retention_short"),
+    ("lora_experts", "... than EWC?", "lora_experts_retention_short", "lora_experts - ewc", "lora_experts/retention_short"),
+    ("lora_experts", "... how far is it from oracle routing?", "lora_experts_retention_short", "lora_experts - oracle", "lora_experts/retention_short"),
+    ("lora_experts", "... and from joint training?", "lora_experts_retention_short", "lora_experts - joint", "lora_experts/retention_short"),
     ("lora_experts", "real stream of six texts: does it forget less than one LoRA?", "lora_experts_real_stream", "lora_experts", "lora_experts/real_stream"),
     ("lora_experts", "... than 10% replay?", "lora_experts_real_stream", "lora_experts - replay_10", "lora_experts/real_stream"),
     ("lora_experts", "... how far is it from oracle routing?", "lora_experts_real_stream", "lora_experts - oracle", "lora_experts/real_stream"),
@@ -56,6 +54,8 @@ QUESTIONS = [
 def collected() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for method, question, name, key, recipe in QUESTIONS:
+        if name in STALE:
+            continue
         file = RESULTS / f"{name}.comparison.json"
         if not file.exists():
             print(f"not measured: {file.name}", file=sys.stderr)
@@ -101,7 +101,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    rows = [row for row in collected() if row["method"] not in STALE]
+    rows = collected()
     target = ROOT / "src" / "headgate" / "experiments" / "evidence.json"
     target.write_text(json.dumps(rows, indent=1) + "\n")
     page = ROOT / "EXPERIMENTS.md"

@@ -23,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -126,6 +127,7 @@ def main() -> int:
     parser.add_argument(
         "--at", action="append", help="FILE:LINE below src/headgate: all mutants of it (repeatable)"
     )
+    parser.add_argument("--files", action="append", help="only files like this: 'ops/*' (repeatable)")
     parser.add_argument("--again", action="store_true", help="run the survivors of before once more")
     parser.add_argument("--map", action="store_true", help="map the tests anew (after tests were added)")
     parser.add_argument(
@@ -134,7 +136,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="show the mutants, run nothing")
     arguments = parser.parse_args()
 
-    drawn = population()
+    drawn = [m for m in population() if any(fnmatch(m.path, f) for f in arguments.files or ["*"])]
     if arguments.at:
         drawn = [m for m in drawn if f"{m.path}:{m.line}" in arguments.at]
     else:

@@ -38,6 +38,9 @@ def test_importance_sampling_pays_from_the_break_even_on(acceptance: float, cost
         assert pays(norms, acceptance, cost_ratio) == (math.sqrt(window / number) > break_even), number
     assert not pays(torch.tensor([3.0]), acceptance, cost_ratio), "one norm has no spread"
     assert not pays(torch.zeros(9), acceptance, cost_ratio)
+    assert not pays(torch.ones(64), 1.0, cost_ratio), (
+        "at full acceptance equal norms break even, and even is no gain"
+    )
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 2**32))

@@ -172,7 +172,7 @@ def test_telemetry_and_summary(make_trainer) -> None:
         "gate/accepted_steps",
     } <= names
     assert {"gate/total_steps", "gate/milliseconds", "gate/loss_all", "gate/loss_accepted"} <= names
-    assert all(is_known(name) for name in names)
+    assert all(is_known(name, BackwardGate.telemetry_names) for name in names)
     assert rows[0]["gate/novelty"] == 1.0
     summary = gate.summary()
     assert summary["offered"] == 24 and summary["accepted"] == rows[-1]["gate/accepted_steps"]

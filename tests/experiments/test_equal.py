@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from headgate.errors import CheckpointError, ConfigError
+from headgate.experiments.compare import Comparison
 from headgate.experiments.equal_dose import check_replay, replaying
 from headgate.experiments.equal_time import measured_steps
 from headgate.experiments.inputs import require_same_defaults
 from headgate.experiments.recipe_file import recipe_from
+from headgate.files import read_json
+from tests.experiments.test_compare import recipe as comparison
 
 SEEDS = [1, 2, 3, 4]
 
@@ -56,6 +59,30 @@ GATED = {"methods": {"backward_gate": {}}}
 def test_a_replay_accepts_exactly_the_other_arms_count() -> None:
     arm = replaying(recipe_from(RANDOM), {"accepted": 31, "offered": 160})
     assert list(arm.methods["backward_gate"]["replay"]) == [31, 160]
+
+
+def test_a_comparison_replays_the_count_of_each_seed(tmp_path: Path) -> None:
+    """The replaying arm is listed first and still runs after the arm whose count it takes."""
+    gate = {"m": 32, "k": 4, "burn_in": 1, "window": 8, "target_acceptance": 0.4}
+    arms = {
+        "random": {"replay_of": "gate", "methods": {"backward_gate": {**gate, "score": "random"}}},
+        "gate": {"methods": {"backward_gate": {**gate, "score": "energy", "rule": "quantile"}}},
+    }
+    compare = {"seeds": [1, 2], "arms": arms, "baseline": "gate"}
+    training = {
+        "max_steps": 10,
+        "per_device_train_batch_size": 2,
+        "save_every": 10,
+        "eval_every": 10,
+        "loss": "chunked",
+    }
+    report = Comparison(comparison(tmp_path, compare, training=training)).execute()
+    for seed in ("1", "2"):
+        counts = [
+            read_json(Path(report["arms"][name]["runs"][seed]) / "result.json")["training"]["accepted"]
+            for name in ("random", "gate")
+        ]
+        assert counts[0] == counts[1] and 1 < counts[1] < 10
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from headgate.testing.case import Case, losses_of
-from headgate.testing.laws import PARTNERS
+from headgate.testing.laws_of_pairs import PARTNERS
 
 FILE = Path(__file__).parent / "losses.json"
 METHODS = ("schema_bank", "layer_routing", "lora_experts", "backward_gate")

@@ -59,9 +59,14 @@ def test_reinforce_is_the_gradient_of_expected_cost() -> None:
 def test_threshold_opens_what_is_wanted(values: list[float], share: float) -> None:
     logit = torch.tensor(values, dtype=torch.float64)
     worth = torch.full_like(logit, 1 / len(values))
-    threshold = threshold_for(logit, worth, torch.tensor(share, dtype=torch.float64))
+    wanted = torch.tensor(share, dtype=torch.float64)
+    threshold = threshold_for(logit, worth, wanted, torch.ones_like(logit, dtype=torch.bool))
     opened = float((worth * (logit > threshold)).sum())
     assert abs(opened - share) <= 0.5 / len(values) + 1e-6
+    beside = torch.cat([torch.full_like(logit, 9.0), logit]), torch.cat([worth, worth])
+    counted = torch.arange(2 * len(logit)) >= len(logit)
+    assert threshold_for(*beside, wanted, counted) == threshold, "what does not count has moved it"
+    assert threshold_for(*beside, wanted, torch.zeros_like(counted)).isnan()
 
 
 def test_dual_ascent_holds_the_target_and_budgets_have_their_gradients() -> None:

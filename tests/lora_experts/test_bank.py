@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from headgate.modules.expert_bank import ExpertBank, LowRankExpert, Mixture
+from headgate.modules.expert_bank import SPARE, ExpertBank, LowRankExpert, Mixture
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.feature_sketch import FeatureSketch
 from headgate.ops.causal_mean import causal_mean
@@ -131,6 +131,31 @@ def test_experts_are_held_once() -> None:
     assert sum(storages.values()) == whole == sum(p.nbytes for p in bank.parameters())
 
 
+def test_a_birth_copies_no_other_expert() -> None:
+    """It goes into spare rows, and one that is dropped leaves them to the next; values are what they were."""
+    stream = torch.Generator().manual_seed(0)
+    bank = ExpertBank(5, 3)
+    for number in range(SPARE):
+        bank.add(str(number), LowRankExpert.fresh(5, 3, 2, stream))
+    with torch.no_grad():
+        names = tuple(bank.experts)
+        bank.packed(names)
+        place = {name: bank.expert(name).down.data_ptr() for name in names}
+        for _ in range(2):
+            young = LowRankExpert.fresh(5, 3, 2, stream)
+            wanted = young.down.detach().clone()
+            bank.add("young", young)
+            down, up = bank.packed((*names, "young"))
+            assert torch.equal(down[-2:], wanted) and torch.equal(young.down, wanted)
+            assert down.data_ptr() == place["0"] and up.shape == (2 * SPARE + 2, 3)
+            assert all(bank.expert(name).down.data_ptr() == at for name, at in place.items())
+            bank.remove("young")
+        assert bank.packed(names)[0].shape == (2 * SPARE, 5)
+    own = sum(p.nbytes for p in bank.parameters())
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in bank.parameters()}
+    assert sum(held.values()) <= own * (1 + 1 / SPARE), "spare rows are all that is held besides"
+
+
 def mixture() -> Mixture:
     gates = torch.full((1, 1, 2), 0.5, dtype=torch.float64)
     return Mixture(("1", "10"), Gates(gates, gates), gates, gates)
@@ -188,7 +213,7 @@ def test_protected_logits_do_not_move_whatever_the_optimizer_does() -> None:
         router.add(name, torch.randn(12, generator=stream))
     old = torch.randn(30, 3, generator=stream) @ torch.randn(3, 12, generator=stream)
     for part in old.split(6):
-        sketch.add(part)
+        sketch.add(part[None], torch.ones(1, len(part), dtype=torch.bool))
     basis = sketch.basis()
     assert basis is not None
     router.protect(basis)

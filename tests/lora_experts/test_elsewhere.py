@@ -76,8 +76,8 @@ def test_exported_experts_are_plain_peft_and_equal_the_routed_model(saved: Path,
     """One folder an expert, checked by PEFT alone; the mixture is the weighted sum of the updates, exactly."""
     done = exporting.export(saved, tmp_path / "out", "experts")
     assert done.difference < 1e-5
-    (note,) = done.notes
-    assert "no loss was measured" in note
+    measured, chosen = done.notes
+    assert "no loss was measured" in measured and "no chooser was written" in chosen
     assert (
         json.loads((tmp_path / "out" / "headgate_export.json").read_text())["difference"] == done.difference
     )
@@ -164,7 +164,9 @@ def test_the_best_single_merge_comes_with_its_measured_loss(run_folder: Path, tm
     model, tokenizer = exporting.load(run_folder, device="cpu")
     (method,) = model.headgate_methods
     base, _ = load_model("embedded", lora=None, device="cpu")
-    losses = dict(n.removeprefix("validation loss, ").split(": ") for n in done.notes[:-1])
+    told = [note for note in done.notes if note.startswith("validation loss, ")]
+    losses = dict(note.removeprefix("validation loss, ").split(": ") for note in told)
+    assert sum(note.startswith("chooser, ") for note in done.notes) == 2
     assert set(losses) == {"routed", *mixtures(method.experts), "expert 0 alone", "expert 1 alone"}
     rows = validation_rows(RunDirectory(run_folder).recipe())
     assert sorted(rows) == ["farm", "sports"]

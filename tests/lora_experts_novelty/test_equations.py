@@ -65,8 +65,15 @@ def test_a_look_whose_lowest_end_is_at_the_threshold_is_known(
 def test_a_feature_sketch_reads_evenly_spaced_rows_from_the_first_to_the_last() -> None:
     features = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     sketch = FeatureSketch(6, 3)
-    sketch.add(features)
-    sketch.add(features * 2)
+    padded = torch.stack(
+        [torch.cat([features[:5], features.new_full((2, 6), 7.0)]), torch.cat([features[5:], features[:3]])]
+    )
+    valid = torch.tensor([[True] * 5 + [False] * 2, [True] * 4 + [False] * 3])
+    sketch.add(padded, valid)
+    before = sketch.rows.clone()
+    sketch.add(padded, torch.zeros_like(valid))
+    assert torch.equal(sketch.rows, before), "a batch without a token has moved it"
+    sketch.add(padded * 2, valid)
     wanted = torch.zeros(6, 6)
     for rows in (features, features * 2):
         wanted[3:] = rows[[0, 4, 8]]

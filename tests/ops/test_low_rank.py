@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from headgate.ops import grouped_low_rank as G
 from headgate.ops import low_rank as L
 
 RANKS = st.one_of(
@@ -85,6 +86,34 @@ def test_grouped_equals_the_loop_where_gates_are_chosen(
     torch.testing.assert_close(gathered, loop(x, down, up, gates * mask, ranks), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("ranks", [[2, 2, 2], [3, 1, 2]])
+@pytest.mark.parametrize("everywhere", [0, 1, 2])
+def test_frozen_experts_and_one_that_every_token_chose(ranks: list[int], everywhere: int) -> None:
+    """Only the live expert's factors enter the graph; values and gradients are the loop's, wherever the expert of all
+    tokens stands."""
+    x, down, up, gates = problem(ranks, 2, 4, "token", 3)
+    other = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1]]).unsqueeze(-1)
+    others = [e for e in range(3) if e != everywhere]
+    chosen = torch.cat(
+        [torch.tensor(others)[other], torch.full_like(other, everywhere)], dim=-1
+    )  # one expert of the others serves no token of the second row
+    mask = torch.zeros_like(gates).scatter(-1, chosen, 1.0)
+    wanted = gradients(lambda x, d, u, g: loop(x, d, u, g * mask, ranks), [x, down, up, gates])
+    downs, ups = ([t.clone() for t in side.split(ranks)] for side in (down, up))
+    live = [downs[everywhere].requires_grad_(), ups[everywhere].requires_grad_()]
+    leaves = [x.clone().requires_grad_(), gates.clone().requires_grad_()]
+    paid = leaves[1].gather(-1, chosen)
+    y = G.grouped_experts(leaves[0], list(zip(downs, ups, strict=True)), paid, chosen)
+    assert len(y.grad_fn.next_functions[0][0].next_functions) == 4, (
+        "input, gates and one expert's two factors"
+    )
+    push = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    found = torch.autograd.grad((y * push).sum(), [*leaves, *live])
+    own = [wanted[2].split(ranks)[everywhere], wanted[3].split(ranks)[everywhere]]
+    for got, want in zip([y, *found], [wanted[0], wanted[1], wanted[4], *own], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("tokens", [L.CHUNK_TOKENS - 1, L.CHUNK_TOKENS, 2 * L.CHUNK_TOKENS + 1])
 def test_chunks_join_without_a_seam(tokens: int) -> None:
     tensors = problem([2, 3], 1, tokens, "token", 0)
@@ -125,10 +154,10 @@ def test_autocast_computes_in_its_own_type_and_keeps_fp32_gradients() -> None:
 
 
 def test_the_grouped_route_is_taken_where_it_was_measured_faster() -> None:
-    assert L.grouped_is_faster(4096, [16] * 32, 2, 2 * 896)
-    assert L.grouped_is_faster(2048, [16] * 32, 2, 2 * 128)
-    assert not L.grouped_is_faster(4096, [8] * 8, 4, 2 * 896)
-    assert not L.grouped_is_faster(8, [16] * 32, 2, 2 * 896)
+    assert G.grouped_is_faster(4096, [16] * 32, 2, 2 * 896)
+    assert G.grouped_is_faster(2048, [16] * 32, 2, 2 * 128)
+    assert not G.grouped_is_faster(4096, [8] * 8, 4, 2 * 896)
+    assert not G.grouped_is_faster(8, [16] * 32, 2, 2 * 896)
 
 
 def test_the_gathered_route_is_taken_where_it_was_measured_faster() -> None:

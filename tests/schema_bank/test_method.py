@@ -13,6 +13,7 @@ from torch import Tensor
 from headgate.errors import ModelError
 from headgate.methods.compose import MethodStack
 from headgate.methods.schema_bank import SchemaBank
+from headgate.methods.schema_bank.reporting import document_logits
 from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import describe
@@ -219,7 +220,7 @@ def test_the_tag_draw_follows_schedule_and_seed() -> None:
         method.on_step_start(step)
         forward(model, batch)
         losses[at] = float(method.losses(step)["schema_tag"].detach())
-        means, tags = method._document_logits(step, method._records)
+        means, tags = document_logits(step, method._records)
         kept = (
             torch.ones(8) if at == 0 else torch.rand(8, generator=generator(0, 7, "schema_bank.tags")) < 0.5
         )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from headgate.experiments.served import save_served
@@ -17,6 +18,7 @@ from headgate.methods.layer_routing import LayerRouting
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.schema_bank import SchemaBank
 
+from ..cli.test_cli import here, recipe, run_directory
 from ..layer_routing.conftest import batch_of, model_of
 from ..lora_experts.conftest import louden
 
@@ -108,3 +110,47 @@ def blocks_run(model: Any, base: Any) -> tuple[list[int], Any]:
         for number, layer in enumerate(layers)
     ]
     return ran, lambda: [handle.remove() for handle in handles]
+
+
+def trained(folder: Path, **changes: Any) -> Path:
+    done = here(
+        "train", recipe(folder, training__max_steps=4, training__save_every=4, evaluation=[], **changes)
+    )
+    assert done.returncode == 0, done.stderr
+    return run_directory(folder)
+
+
+@pytest.fixture(scope="session")
+def by_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = {"policy": "gumbel", "granularity": "token", "target_utilization": 0.6, "router_lr": 0.05}
+    return trained(tmp_path_factory.mktemp("token"), methods={"layer_routing": options})
+
+
+@pytest.fixture(scope="session")
+def with_mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = {"policy": "static", "skip": [1, 2]}
+    return trained(
+        tmp_path_factory.mktemp("mask"),
+        model__name_or_path="random:gemma3",
+        methods={"layer_routing": options},
+    )
+
+
+@pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    stream = [
+        {
+            "skill": family,
+            "source": "wordmath",
+            "options": {"families": [family]},
+            "limit": 60,
+            "validation_share": 0.3,
+        }
+        for family in ("sports", "farm")
+    ]
+    return trained(
+        tmp_path_factory.mktemp("experts"),
+        data={"stream": stream, "max_length": 256},
+        lora=None,
+        methods={"lora_experts": {"r": 2, "new_r": 2, "new_alpha": 4, "maturity_steps": 1}},
+    )

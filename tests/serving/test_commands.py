@@ -13,12 +13,11 @@ from headgate.experiments.model_card import loading
 from headgate.experiments.recipe import Recipe
 
 from ..cli.test_cli import here
-from .test_exports import by_token, experts  # noqa: F401  # trained once a module
 
 PROMPT = ("--prompt", "Tom has three apples.", "--max-new-tokens", 12, "--device", "cpu")
 
 
-def test_lossless_prints_what_full_depth_prints(by_token: Path) -> None:  # noqa: F811
+def test_lossless_prints_what_full_depth_prints(by_token: Path) -> None:
     full = here("generate", by_token, "--routing", "removed", *PROMPT)
     found = here("generate", by_token, "--lossless", *PROMPT)
     assert full.returncode == found.returncode == 0, full.stderr + found.stderr
@@ -31,7 +30,7 @@ def test_lossless_prints_what_full_depth_prints(by_token: Path) -> None:  # noqa
     assert sampled[0] == sampled[1] != sampled[2]
 
 
-def test_what_has_no_depth_or_no_choice_is_named(by_token: Path, experts: Path) -> None:  # noqa: F811
+def test_what_has_no_depth_or_no_choice_is_named(by_token: Path, experts: Path) -> None:
     done = here("generate", experts, "--lossless", *PROMPT)
     assert done.returncode == 2 and "this model routes no blocks" in done.stderr
     done = here("generate", by_token, "--routing", "auto", *PROMPT)
@@ -40,7 +39,7 @@ def test_what_has_no_depth_or_no_choice_is_named(by_token: Path, experts: Path) 
     assert done.returncode == 2 and "say two things" in done.stderr
 
 
-def test_auto_gives_each_prompt_its_expert(experts: Path) -> None:  # noqa: F811
+def test_auto_gives_each_prompt_its_expert(experts: Path) -> None:
     from headgate.data.streams import load_stream
     from headgate.experiments.recipe_file import load_recipe
 
@@ -54,7 +53,7 @@ def test_auto_gives_each_prompt_its_expert(experts: Path) -> None:  # noqa: F811
 
 
 def test_a_push_is_looked_at_before_it_goes(
-    by_token: Path,  # noqa: F811
+    by_token: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -96,7 +95,7 @@ def test_a_push_is_looked_at_before_it_goes(
         publish.publish(folder, publication, private=True)
 
 
-def test_a_checkpoint_says_what_plain_loading_leaves_out(by_token: Path) -> None:  # noqa: F811
+def test_a_checkpoint_says_what_plain_loading_leaves_out(by_token: Path) -> None:
     card = (by_token / "checkpoint" / "README.md").read_text()
     assert "load a part of this" in card and "every block runs" in card and "hg.load" in card
     plain = Recipe.model_validate({"name": "x", "methods": {"schema_bank": {}}})
@@ -105,12 +104,13 @@ def test_a_checkpoint_says_what_plain_loading_leaves_out(by_token: Path) -> None
     assert "its bank" in "\n".join(loading(kept))
 
 
-def test_an_exported_folder_is_a_model_to_every_verb(by_token: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_exported_folder_is_a_model_to_every_verb(by_token: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert here("export", by_token, "--to", "transformers", "--output", folder).returncode == 0
-    live, served = (here("generate", what, *PROMPT) for what in (by_token, folder))
-    assert served.returncode == 0, served.stderr
-    assert served.stdout == live.stdout
+    for how in ((), ("--routing", "removed"), ("--lossless",)):
+        live, served = (here("generate", what, *how, *PROMPT) for what in (by_token, folder))
+        assert served.returncode == 0, served.stderr
+        assert served.stdout == live.stdout, how
     losses = []
     for what in (by_token, folder):
         options = (

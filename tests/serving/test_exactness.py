@@ -226,3 +226,38 @@ def test_the_file_holds_every_definition_once_and_needs_nothing_else() -> None:
     assert len(names) == len(set(names))
     with pytest.raises(ImportError, match="defines no 'Absent'"):
         closure("headgate.serving.modeling", ("Absent",))
+
+
+@pytest.mark.parametrize("kind", ["routing", "experts"])
+def test_half_precision_leaves_routers_and_adapters_in_full(kind: str, tmp_path: Path) -> None:
+    """As a GPU trains: the base in bfloat16, everything that was trained in float32."""
+    model, tokenizer, _ = routed() if kind == "routing" else with_experts()
+    base = unwrap(model)
+    for name, parameter in base.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+    again = load_written(exported(model, tokenizer, tmp_path / "out"))
+    kinds = {name: tensor.dtype for name, tensor in again.named_parameters()}
+    own = {dtype for name, dtype in kinds.items() if "lora_" in name or name.startswith("methods.")}
+    rest = {dtype for name, dtype in kinds.items() if not ("lora_" in name or name.startswith("methods."))}
+    assert own == {torch.float32} and rest == {torch.bfloat16}
+    same(model, again)
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model, tokenizer, _ = routed("gemma2")
+    assert unwrap(model).config.tie_word_embeddings
+    folder = exported(model, tokenizer, tmp_path / "out")
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert "base.lm_head.weight" not in set(file.keys())
+    again = load_written(folder)
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+
+
+def test_shards(tmp_path: Path) -> None:
+    model, tokenizer, _ = routed()
+    folder = exported(model, tokenizer, tmp_path / "out", max_shard_size="200KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    same(model, load_written(folder))

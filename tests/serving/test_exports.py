@@ -6,62 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import headgate as hg
 from headgate.models.anatomy import describe
 
-from ..cli.test_cli import here, recipe, run_directory
+from ..cli.test_cli import here
 
 IDS = torch.arange(2 * 20).reshape(2, 20) * 13 % 500 + 3
-
-
-def trained(folder: Path, **changes: Any) -> Path:
-    done = here(
-        "train", recipe(folder, training__max_steps=4, training__save_every=4, evaluation=[], **changes)
-    )
-    assert done.returncode == 0, done.stderr
-    return run_directory(folder)
-
-
-@pytest.fixture(scope="module")
-def by_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = {"policy": "gumbel", "granularity": "token", "target_utilization": 0.6, "router_lr": 0.05}
-    return trained(tmp_path_factory.mktemp("token"), methods={"layer_routing": options})
-
-
-@pytest.fixture(scope="module")
-def with_mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = {"policy": "static", "skip": [1, 2]}
-    return trained(
-        tmp_path_factory.mktemp("mask"),
-        model__name_or_path="random:gemma3",
-        methods={"layer_routing": options},
-    )
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    stream = [
-        {
-            "skill": family,
-            "source": "wordmath",
-            "options": {"families": [family]},
-            "limit": 60,
-            "validation_share": 0.3,
-        }
-        for family in ("sports", "farm")
-    ]
-    return trained(
-        tmp_path_factory.mktemp("experts"),
-        data={"stream": stream, "max_length": 256},
-        lora=None,
-        methods={"lora_experts": {"r": 2, "new_r": 2, "new_alpha": 4, "maturity_steps": 1}},
-    )
 
 
 def test_transformers(by_token: Path, tmp_path: Path) -> None:

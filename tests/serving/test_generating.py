@@ -21,6 +21,8 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 14, "do_sample": False, "pad_token_i
 def kinds(kind: str, family: str) -> tuple[Any, Any, Any]:
     if kind == "experts":
         return with_experts(family)
+    if kind == "prepass":
+        return routed(family, features="prepass")
     return routed(family, granularity=kind, prefix_tokens=4)
 
 
@@ -37,7 +39,7 @@ def by_recomputing(model: Any, batch: dict[str, torch.Tensor], steps: int) -> to
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
-@pytest.mark.parametrize("kind", ["token", "sample", "experts"])
+@pytest.mark.parametrize("kind", ["token", "sample", "experts", "prepass"])
 def test_caches_of_either_kind(family: str, kind: str, tmp_path: Path) -> None:
     """Dynamic, static and (Gemma 3) sliding caches, left padding, a batch; live and exported."""
     model, tokenizer, _ = kinds(kind, family)
@@ -164,6 +166,49 @@ def test_lossless_depth_says_what_full_depth_says(
         custom_generate=partial(lossless_decoding, routing=method.execution),
     )  # fmt: skip
     assert torch.equal(live, wanted[-1])
+
+
+def test_sampled_texts_of_the_whole_loop_have_full_depths_distribution() -> None:
+    """Two tokens over a vocabulary of four: all sixteen texts, against their exact probabilities at full depth."""
+    from scipy.stats import chisquare
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from headgate.methods.layer_routing import LayerRouting
+    from headgate.models.anatomy import describe
+    from headgate.serving.lossless import Drafting, lossless_decoding
+
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, initializer_range=0.6,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prompt = torch.tensor([[1, 2, 3]])
+    method = LayerRouting(policy="static", skip=[1], keep=1)
+    method.attach(describe(model))
+    method.eval()
+
+    @torch.no_grad()
+    def joint(routing: str) -> torch.Tensor:
+        method.set_routing(routing)
+        first = model(prompt).logits[0, -1].softmax(-1)
+        texts = torch.cat([prompt.expand(4, -1), torch.arange(4).unsqueeze(1)], 1)
+        return first.unsqueeze(1) * model(texts).logits[:, -1].softmax(-1)
+
+    full, drafted = joint("removed"), joint("on")
+    draws, counts, drafting = 1500, torch.zeros(4, 4), Drafting(cost=0.1)
+    assert chisquare(drafted.flatten() * draws, full.flatten() * draws).pvalue < 1e-6, (
+        "the draft is another model"
+    )
+    for _ in range(draws):
+        out = model.generate(
+            prompt, max_new_tokens=2, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=None,
+            custom_generate=partial(lossless_decoding, routing=method.execution, drafting=drafting),
+        )  # fmt: skip
+        counts[out[0, -2], out[0, -1]] += 1
+        drafting.acceptance, drafting.cost = 0.8, 0.1  # keep drafting, however it fares
+    assert drafting.drafted >= draws, "a draft in every text"
+    assert chisquare(counts.flatten(), full.flatten() * draws).pvalue > 0.001
 
 
 def test_lossless_sampling_keeps_the_distribution() -> None:

@@ -43,6 +43,7 @@ class Toy(Method):
     """Votes by a fixed pattern over micro-batches; owns one parameter that scales a block's output."""
 
     name = "toy"
+    telemetry_names = ("gate/accept",)
 
     class Config(StrictConfig):
         pattern: str = "1"

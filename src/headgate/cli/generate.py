@@ -14,9 +14,11 @@ from headgate.cli.targets import open_target
 from headgate.errors import ConfigError
 from headgate.evaluation.generation import Generation, chat_ids
 from headgate.evaluation.generation import generate as generate_batch
+from headgate.evaluation.tasks import routing as routed
 from headgate.experiments.chosen import chooser_of
 from headgate.methods.compose import methods_of
 from headgate.methods.layer_routing.method import LayerRouting
+from headgate.serving import HeadgateForCausalLM
 from headgate.serving.chooser import choose
 from headgate.serving.lossless import check_lossless, lossless_decoding
 
@@ -79,10 +81,10 @@ def generate(
             raise ConfigError("--routing auto chooses an expert by a prompt's text: give --prompt")
         for text, how in zip(texts, choices(run or Path(target), model, texts), strict=True):
             err.print(f"({how})", markup=False)
-            with methods_of(model).evaluation.routing(how):
+            with routed(model, how):
                 answer(model, tokenizer, [text], options, stream=stream, raw=raw, batch_size=batch_size)
         return
-    with methods_of(model).evaluation.routing(routing):
+    with routed(model, routing):
         answer(model, tokenizer, texts, options, stream=stream, raw=raw, batch_size=batch_size)
         if interactive:
             converse(model, tokenizer, options, raw=raw)
@@ -125,7 +127,10 @@ def choices(run: Path, model: Any, texts: list[str]) -> list[str]:
 
 def drafting_of(model: Any) -> Any:
     """The decoding method of --lossless. Raises ModelError for a model whose routing cannot draft."""
-    routing = next((one.execution for one in methods_of(model) if isinstance(one, LayerRouting)), None)
+    if isinstance(model, HeadgateForCausalLM):
+        routing = model.depth
+    else:
+        routing = next((one.execution for one in methods_of(model) if isinstance(one, LayerRouting)), None)
     check_lossless(routing)
     return partial(lossless_decoding, routing=routing)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,8 +224,8 @@ def run_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | No
 
     ``task.routing`` holds for this task alone; what methods measure of it (depth) stands among the metrics. Raises ConfigError for a task that does not exist.
     """
-    acting = methods_of(model).evaluation
-    with acting.routing(task.routing), acting.figures(tokenizer.pad_token_id) as figures:
+    measured = methods_of(model).evaluation.figures(tokenizer.pad_token_id)
+    with routing(model, task.routing), measured as figures:
         result = _run(model, tokenizer, task, progress)
     return TaskResult({**result.metrics, **figures}, result.items)
 
@@ -243,3 +244,11 @@ def _run(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) 
     if all(isinstance(item["correct"], bool) for item in items):
         metrics = {**accuracy([item["correct"] for item in items]), **metrics}
     return TaskResult(metrics, items)
+
+
+def routing(model: Any, how: str | None) -> AbstractContextManager[None]:
+    """The methods on ``model`` act as ``how`` says, and as before afterwards; an exported model routes itself."""
+    if getattr(model.config, "model_type", None) == "headgate":
+        exported: AbstractContextManager[None] = model.routed(how)
+        return exported
+    return methods_of(model).evaluation.routing(how)

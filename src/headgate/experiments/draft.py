@@ -5,7 +5,6 @@ What is drafted is a recipe as a user would write it: it goes through the same c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +18,7 @@ from headgate.data.formats import read_files
 from headgate.data.identity import hub_like
 from headgate.data.tokenizers import tokenizer_of
 from headgate.errors import DataError, ModelError
+from headgate.experiments.draft_text import commented
 from headgate.methods.registry import METHODS, method_class
 
 PROMPTS = (
@@ -111,7 +111,11 @@ def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name:
     if not seen.has_validation and seen.count is not None and seen.count < 400:
         for part in ("train", "validation"):
             content["data"][part] = {**content["data"][part], "options": {"validation_share": 0.2}}
-    return Draft(content, _text(content, seen, lengths_note), [*seen.notes, lengths_note])
+    return Draft(
+        content,
+        commented(content, seen.notes, seen.has_validation, lengths_note),
+        [*seen.notes, lengths_note],
+    )
 
 
 @dataclass
@@ -250,61 +254,3 @@ def _name_of(data: str) -> str:
     stem = Path(data.rstrip("/")).name.split(".")[0]
     kept = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem).strip("-_")
     return kept or "my-run"
-
-
-def _text(content: Mapping[str, Any], seen: _Seen, lengths: str) -> str:
-    """The recipe as YAML with a comment wherever something was chosen for the user."""
-    data, training, compare = content["data"], content["training"], content["compare"]
-    steps = "epochs" if "epochs" in training else "max_steps"
-    held = (
-        "the folder's own validation split"
-        if seen.has_validation
-        else (
-            f"{data['validation'].get('options', {}).get('validation_share', 0.05):.0%} of the rows, chosen by a hash of each, are held out"
-        )
-    )
-    arms = "\n".join(f"    {name}: {_flow(arm)}" for name, arm in compare["arms"].items())
-    return f"""\
-# Drafted by `headgate init` from {data["train"]["path"]}: {"; ".join(seen.notes)}.
-#   headgate data RECIPE       rows as they are trained, masked tokens dim
-#   headgate train RECIPE      one run: LoRA alone, until methods are named
-#   headgate compare RECIPE    every arm below at every seed, with the verdict
-# All keys: docs/recipes.md, `headgate schema`.
-name: {content["name"]}
-model: {_flow(content["model"])}
-lora: {_flow(content["lora"])}
-data:
-  train: {_flow(data["train"])}
-  validation: {_flow(data["validation"])}   # {held}
-  max_length: {data["max_length"]}   # {lengths}
-  loss_on: {data["loss_on"]}   # completion: what is asked is read and not trained on; all: every token is
-  long_prompts: drop   # a row whose prompt alone fills max_length is left out and counted
-training:
-  {steps}: {training[steps]}
-  per_device_train_batch_size: {training["per_device_train_batch_size"]}
-  learning_rate: {training["learning_rate"]:g}   # tune it for every arm alike: compare.tune, docs/experiments.md
-compare:
-  seeds: {compare["seeds"]}   # three are the least that carry an interval; five see smaller differences
-  baseline: lora
-  metric: eval_loss   # of the held-out rows; name an evaluation to compare scores
-  arms:
-{arms}
-"""
-
-
-def _flow(value: Any) -> str:
-    """A value as one line of YAML."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if value is None:
-        return "null"
-    plain = (
-        isinstance(value, str)
-        and value.replace("_", "").replace("-", "").isalnum()
-        and not value[0].isdigit()
-    )
-    return (
-        value
-        if plain and value not in ("null", "true", "false", "yes", "no", "on", "off")
-        else json.dumps(value, ensure_ascii=False)
-    )

@@ -55,6 +55,11 @@ class Context:
     past: int = 0
     paged: bool = False
 
+    @property
+    def packed(self) -> bool:
+        """Whether a row may hold several documents."""
+        return self.paged or self.num_documents > len(self.valid)
+
     def needs_memory(self, what: str) -> None:
         """Raises ModelError where ``what`` would have to be remembered of requests that this step only continues."""
         begins = torch.ones_like(self.valid[:, :1])

@@ -42,7 +42,9 @@ class EWCConfig(StrictConfig):
 
 
 class FisherMemory(FixedPrecision):
-    """Three numbers per trained parameter, all parameters end to end: F, G and theta*; and two counters."""
+    """Three numbers per trained parameter, all parameters end to end: F, G and theta*; and two counters on the host."""
+
+    stays_on_cpu = frozenset({"updates", "skills"})
 
     fisher: Tensor
     running: Tensor

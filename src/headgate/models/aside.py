@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headgate.models import private
+from headgate.models.private import adapters_disabled, can_disable_adapters, disable_adapters
 
 
 @contextmanager
@@ -41,14 +41,14 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     PEFT's own switch also turns ``requires_grad`` of the adapter back on, which a stage may have off.
     """
     layers: list[Any] = [module for module in model.modules() if is_tuner(module)]
-    before = [private.adapters_disabled(layer) for layer in layers]
+    before = [adapters_disabled(layer) for layer in layers]
     try:
         for layer in layers:
-            private.disable_adapters(layer, True)
+            disable_adapters(layer, True)
         yield
     finally:
         for layer, disabled in zip(layers, before, strict=True):
-            private.disable_adapters(layer, disabled)
+            disable_adapters(layer, disabled)
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -58,4 +58,4 @@ def has_adapters(model: nn.Module) -> bool:
 
 def is_tuner(module: nn.Module) -> bool:
     """A PEFT layer: it wraps a base layer and can be switched off."""
-    return private.can_disable_adapters(module) and hasattr(module, "base_layer")
+    return can_disable_adapters(module) and hasattr(module, "base_layer")

@@ -11,7 +11,7 @@ N heads, D head width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,33 +19,44 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from headgate.errors import ModelError
-from headgate.models import private
 from headgate.models.anatomy import Anatomy
 from headgate.models.families import FAMILIES
+from headgate.models.private import attention_implementation
 
 ATTENTION_KINDS = ("sdpa", "eager")
 KeysValues = tuple[Tensor, Tensor]
 
 
+def uploaded(indices: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Index vectors of the host on ``device``, in one copy for which nobody waits."""
+    if device.type == "cpu":
+        return indices
+    packed = torch.cat(list(indices))
+    packed = packed.pin_memory() if device.type == "cuda" else packed
+    return packed.to(device, non_blocking=True).split([len(index) for index in indices])
+
+
 class OpenTokens:
     """Indices of the open tokens of ``open_BT``: flat, and by slot within the rows that have any.
 
+    ``open_BT`` is on the host: how many tokens are open decides every shape, and to ask ``device`` would be to wait for it.
     Rows are moved by ``index_select`` and ``index_copy``, whose backward is far cheaper than indexing's.
     """
 
-    def __init__(self, open_BT: Tensor) -> None:
+    def __init__(self, open_BT: Tensor, device: torch.device) -> None:
         self.rows, self.length = open_BT.shape
-        self.row_M, self.col_M = open_BT.nonzero(as_tuple=True)
-        self.flat_M = self.row_M * self.length + self.col_M
+        row_M, col_M = open_BT.nonzero(as_tuple=True)
         has_B = open_BT.any(1)
-        self.rows_R = has_B.nonzero()[:, 0]
-        self.width = int(open_BT.sum(1).max()) if len(self.row_M) else 0
-        compact_M = (has_B.long().cumsum(0) - 1)[self.row_M]
-        slot_M = (open_BT.long().cumsum(1) - 1)[self.row_M, self.col_M]
-        self.slot_M = compact_M * self.width + slot_M
+        self.width = int(open_BT.sum(1).max()) if len(row_M) else 0
+        compact_M = (has_B.long().cumsum(0) - 1)[row_M]
+        slot_M = (open_BT.long().cumsum(1) - 1)[row_M, col_M]
+        self.col_M, self.flat_M, self.slot_M, self.rows_R = uploaded(
+            [col_M, row_M * self.length + col_M, compact_M * self.width + slot_M, has_B.nonzero()[:, 0]],
+            device,
+        )
 
     def __len__(self) -> int:
-        return len(self.row_M)
+        return len(self.flat_M)
 
     def take(self, x_BT: Tensor) -> Tensor:
         """Rows of ``[B|1, T, ...]`` at the open tokens, ``[M, ...]``."""
@@ -92,7 +103,7 @@ class BlockParts:
         self.after_attention = self._maybe(block, self.inside.after_attention)
         self.after_mlp = self._maybe(block, self.inside.after_mlp)
         self.head_dim, self.kv_heads = anatomy.head_dim, anatomy.num_kv_heads
-        self.implementation = private.attention_implementation(attention.config) or "eager"
+        self.implementation = attention_implementation(attention.config) or "eager"
         if self.implementation not in ATTENTION_KINDS:
             raise ModelError(
                 f"the sparse engine runs on attn_implementation {' or '.join(ATTENTION_KINDS)}, the model has "

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -30,7 +30,14 @@ from headgate.ops.gathered_low_rank import (
     one_token_low_rank,
 )
 from headgate.ops.gating import Gates
-from headgate.ops.low_rank import grouped_experts, grouped_is_faster, low_rank_bank
+from headgate.ops.grouped_low_rank import (
+    Factors,
+    Grouping,
+    group_by_expert,
+    grouped_experts,
+    grouped_is_faster,
+)
+from headgate.ops.low_rank import low_rank_bank
 
 
 @dataclass(frozen=True)
@@ -38,17 +45,20 @@ class Mixture:
     """Who takes part in a forward, and with what weight.
 
     ``experts``: names, in the order of the last dimension of ``gates``. ``probs``: the router's probabilities over
-    them. ``scaled``: the gates times each expert's alpha / r. ``dropped``: share of dispatches over capacity.
-    ``rows``, ``picked``: what the linears that share these gates need to know of them at decoding; filled in by use.
+    them. ``scaled``: the gates times each expert's alpha / r. ``paid``: those of the chosen experts alone (``gates.chosen``).
+    ``dropped``: share of dispatches over capacity.
+    ``rows``, ``picked``, ``grouped``: what the linears that share these gates need to know of them; filled in by use.
     """
 
     experts: tuple[str, ...]
     gates: Gates
     probs: Tensor
     scaled: Tensor
+    paid: Tensor | None = None
     dropped: Tensor | None = None
     rows: dict[tuple[int, ...], Rows] = field(default_factory=dict)
     picked: list[tuple[int, float]] = field(default_factory=list)
+    grouped: dict[torch.Size, Grouping] = field(default_factory=dict)
 
     def of_one_token(self) -> list[tuple[int, float]]:
         """Place and scaled gate of each chosen expert; the gates are those of one token."""
@@ -57,6 +67,15 @@ class Mixture:
             places, scaled = self.gates.chosen.flatten().tolist(), self.scaled.flatten().tolist()
             self.picked.extend((place, scaled[place]) for place in places)
         return self.picked
+
+    def grouping(self, leading: torch.Size) -> Grouping:
+        """The tokens of inputs ``[*leading, I]`` by expert; ``gates.chosen`` says who serves them."""
+        if leading not in self.grouped:
+            assert self.gates.chosen is not None
+            k = self.gates.chosen.shape[-1]
+            chosen_MK = self.gates.chosen.expand(*leading, k).reshape(-1, k)
+            self.grouped[leading] = group_by_expert(chosen_MK, len(self.experts))
+        return self.grouped[leading]
 
 
 class LowRankExpert(nn.Module):
@@ -109,8 +128,28 @@ class LowRankExpert(nn.Module):
         return LowRankExpert(torch.cat([self.down, more.down]), torch.cat([self.up, more.up]))
 
 
+class _Factors(Sequence[Factors]):
+    """The factors of experts, read off when they are asked for: of a thousand, a forward wants few."""
+
+    def __init__(self, members: Sequence[LowRankExpert]) -> None:
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, place: Any) -> Any:
+        member = self._members[place]
+        return member.down, member.up
+
+
+SPARE = 16
+"""Room that packing leaves for births: one row in so many. Copying a thousand experts for the sake of one is what a birth
+would cost otherwise."""
+
+
 class _Packed(NamedTuple):
-    """All experts of a linear end to end: ``down`` [R, I], ``up`` [R, O], and the first row of each expert."""
+    """All experts of a linear end to end: ``down`` [R, I], ``up`` [R, O], and the first row of each expert. The rows after
+    the last expert's are spare."""
 
     down: Tensor
     up: Tensor
@@ -125,7 +164,7 @@ class ExpertBank(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.experts = nn.ModuleDict()
         self._packed: _Packed | None = None
-        self._members: dict[tuple[str, ...], list[LowRankExpert]] = {}
+        self._members: dict[tuple[str, ...], tuple[list[LowRankExpert], tuple[int, ...]]] = {}
 
     def expert(self, name: str) -> LowRankExpert:
         expert = self.experts[name]
@@ -133,12 +172,30 @@ class ExpertBank(nn.Module):
         return expert
 
     def add(self, name: str, expert: LowRankExpert) -> None:
-        self.experts[name] = expert
+        """An expert under a new name goes behind the others, into spare rows while there are some."""
+        packed = self._packed if name not in self.experts else None
         self._forget_packing()
+        self.experts[name] = expert
+        if (
+            packed is None
+            or packed.down.device != expert.down.device
+            or packed.down.dtype != expert.down.dtype
+        ):
+            return
+        before = list(self.experts.values())[-2]
+        assert isinstance(before, LowRankExpert)
+        start = packed.starts[-1] + before.rank
+        if start + expert.rank <= len(packed.down):
+            self._place(expert, packed.down, packed.up, start)
+            self._packed = packed._replace(starts=(*packed.starts, start))
 
     def remove(self, name: str) -> None:
-        del self.experts[name]
+        """The last one leaves its rows to the next birth; without another the rest is packed anew."""
+        packed, last = self._packed, name == list(self.experts)[-1]
         self._forget_packing()
+        del self.experts[name]
+        if packed is not None and last and len(self.experts):
+            self._packed = packed._replace(starts=packed.starts[:-1])
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExpertBank:
         self._forget_packing()  # every tensor moves to another device or type on its own
@@ -150,8 +207,15 @@ class ExpertBank(nn.Module):
 
     def members(self, names: tuple[str, ...]) -> list[LowRankExpert]:
         """The named experts, in that order; the list is remembered, since every forward asks for the same one."""
+        return self._remembered(names)[0]
+
+    def _ranks(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        return self._remembered(names)[1]
+
+    def _remembered(self, names: tuple[str, ...]) -> tuple[list[LowRankExpert], tuple[int, ...]]:
         if names not in self._members:
-            self._members = {names: [self.expert(name) for name in names]}
+            members = [self.expert(name) for name in names]
+            self._members = {names: (members, tuple(member.rank for member in members))}
         return self._members[names]
 
     def _is_packed(self) -> bool:
@@ -175,15 +239,24 @@ class ExpertBank(nn.Module):
         """Turn every expert's tensors into views of two common matrices; no value and no Parameter's identity changes."""
         with torch.inference_mode(False):  # an inference tensor could not be trained later
             experts = [self.expert(name) for name in self.experts]
-            down_RI = torch.cat([e.down.detach() for e in experts])
-            up_RO = torch.cat([e.up.detach() for e in experts])
-            ranks = [e.rank for e in experts]
-            starts = tuple(itertools.accumulate(ranks[:-1], initial=0))
-            for expert, start, rank in zip(experts, starts, ranks, strict=True):
-                expert.down.data = down_RI[start : start + rank]
-                expert.up.data = up_RO[start : start + rank]
+            starts = tuple(itertools.accumulate((e.rank for e in experts[:-1]), initial=0))
+            total = starts[-1] + experts[-1].rank
+            rows = total + total // SPARE
+            down_RI = experts[0].down.new_empty(rows, self.in_features)
+            up_RO = experts[0].up.new_empty(rows, self.out_features)
+            for expert, start in zip(experts, starts, strict=True):
+                self._place(expert, down_RI, up_RO, start)
         self._packed = _Packed(down_RI, up_RO, starts)
         return self._packed
+
+    @staticmethod
+    @torch.no_grad()
+    def _place(expert: LowRankExpert, down_RI: Tensor, up_RO: Tensor, start: int) -> None:
+        """The expert's tensors become these rows, with its values."""
+        for tensor, whole in ((expert.down, down_RI), (expert.up, up_RO)):
+            rows = whole[start : start + expert.rank]
+            rows.copy_(tensor)
+            tensor.data = rows
 
     def packed(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """``[R, I]`` and ``[R, O]`` of the named experts: the live values, without a copy where they lie in order."""
@@ -203,24 +276,24 @@ class ExpertBank(nn.Module):
     def forward(self, x_BTI: Tensor, mixture: Mixture) -> Tensor:
         """The experts' sum ``[B, T, O]``, to be added to the linear layer's own output."""
         members, chosen, device = self.members(mixture.experts), mixture.gates.chosen, x_BTI.device.type
-        ranks = tuple(member.rank for member in members)
+        ranks, leading = self._ranks(mixture.experts), x_BTI.shape[:-1]
         if self._packed is None:
             self._pack()  # before any product: where factors lie must not depend on what ran before
-        if chosen is not None and device == "cpu" and torch.is_grad_enabled():
-            tokens, width = x_BTI.shape[:-1].numel(), self.in_features + self.out_features
-            if grouped_is_faster(tokens, ranks, chosen.shape[-1], width):
-                downs, ups = [m.down for m in members], [m.up for m in members]
-                return grouped_experts(x_BTI, downs, ups, mixture.scaled, chosen)
-        leading, few = x_BTI.shape[:-1], chosen is not None and not torch.is_grad_enabled()
-        few = few and not torch.is_autocast_enabled(device)
+        few = chosen is not None and not torch.is_grad_enabled() and not torch.is_autocast_enabled(device)
         if few and device == "cpu" and leading.numel() == 1:
             taken = [(members[place], gate) for place, gate in mixture.of_one_token()]
             return one_token_low_rank(x_BTI, [(m.down, m.up, gate) for m, gate in taken])
+        few = few and chosen is not None and gathered_is_faster(leading.numel(), ranks, chosen.shape[-1])
+        if chosen is not None and mixture.paid is not None and device == "cpu" and not few:
+            width = self.in_features + self.out_features
+            if grouped_is_faster(leading.numel(), ranks, chosen.shape[-1], width):
+                return grouped_experts(
+                    x_BTI, _Factors(members), mixture.paid, chosen, mixture.grouping(leading)
+                )
         down_RI, up_RO = self.packed(mixture.experts)
         if few:
             assert chosen is not None
-            if gathered_is_faster(leading.numel(), ranks, chosen.shape[-1]):
-                if ranks not in mixture.rows:
-                    mixture.rows[ranks] = chosen_rows(mixture.scaled, chosen, ranks, leading)
-                return gathered_low_rank(x_BTI, down_RI, up_RO, mixture.rows[ranks])
+            if ranks not in mixture.rows:
+                mixture.rows[ranks] = chosen_rows(mixture.scaled, chosen, ranks, leading)
+            return gathered_low_rank(x_BTI, down_RI, up_RO, mixture.rows[ranks])
         return low_rank_bank(x_BTI, down_RI, up_RO, mixture.scaled, ranks, chosen)

@@ -24,9 +24,9 @@ def centered(unit_M: Tensor, mean_M: Tensor) -> Tensor:
     return unit(unit_M - mean_M)
 
 
-def running_mean(mean: Tensor, value: Tensor, count: Tensor | int, rate: float) -> Tensor:
+def running_mean(mean: Tensor, value: Tensor, count: int, rate: float) -> Tensor:
     """Plain mean over the first 1/rate values, exponential afterwards. ``count``: values seen before."""
-    weight = torch.clamp(1 / (torch.as_tensor(count, dtype=mean.dtype) + 1), min=rate).to(mean.device)
+    weight = max(1 / (count + 1), rate)
     return mean + weight * (value - mean)
 
 
@@ -45,7 +45,7 @@ def windowed_rank(value: Tensor, window_W: Tensor, count: int) -> Tensor:
     return (below + 0.5) / (count + 1)
 
 
-def regression_moments(moments_4: Tensor, x: Tensor, y: Tensor, count: Tensor | int, rate: float) -> Tensor:
+def regression_moments(moments_4: Tensor, x: Tensor, y: Tensor, count: int, rate: float) -> Tensor:
     """Running ``[E x, E y, E x^2, E xy]``."""
     return running_mean(moments_4, torch.stack([x, y, x * x, x * y]), count, rate)
 

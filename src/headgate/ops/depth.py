@@ -62,19 +62,27 @@ def target_penalty(used: Tensor, target: float, weight: float) -> Tensor:
     return weight * (used - target).square()
 
 
-def threshold_for(logit_N: Tensor, worth_N: Tensor, wanted: Tensor) -> Tensor:
+def threshold_for(logit_N: Tensor, worth_N: Tensor, wanted: Tensor, counted_N: Tensor) -> Tensor:
     """The threshold whose open entries (logit above it) are worth ``wanted`` in sum, as nearly as entries allow.
 
-    Half way between two neighbouring logits; beyond the extremes where all or none should be open.
+    Half way between two neighbouring logits; beyond the extremes where all or none should be open. Entries that are not
+    ``counted_N`` do not exist; NaN where none is. No size depends on them, so no device is waited for.
 
     Equation: layer_routing (threshold): the t with sum of worth over z > t nearest to what is wanted
     Proved by: tests/layer_routing/test_laws.py::test_threshold_opens_what_is_wanted
     """
+    logit_N, worth_N = logit_N.masked_fill(~counted_N, -torch.inf), worth_N.masked_fill(~counted_N, 0)
     order = logit_N.argsort(descending=True)
     sorted_N, total_N = logit_N[order], worth_N[order].cumsum(0)
     edges = torch.cat([sorted_N[:1] + 1, (sorted_N[1:] + sorted_N[:-1]) / 2, sorted_N[-1:] - 1])
+    number = counted_N.sum()
+    place = torch.arange(len(edges), device=edges.device)
+    least = sorted_N.index_select(0, (number - 1).clamp(min=0).view(1))
+    edges = torch.where(place == number, least - 1, edges)
     reached = torch.cat([total_N.new_zeros(1), total_N])
-    return edges[(reached - wanted).abs().argmin()]
+    missed = (reached - wanted).abs().masked_fill(place > number, torch.inf)
+    best = edges.index_select(0, missed.argmin().view(1))[0]
+    return torch.where(number > 0, best, torch.nan)
 
 
 def binary_entropy(p: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def gumbel_gates(
     noisy_BTN = logits_BTN
     if generator is not None:
         uniform_BTN = torch.rand(logits_BTN.shape, generator=generator, device=generator.device)
-        uniform_BTN = uniform_BTN.to(logits_BTN.device).clamp(1e-7, 1 - 1e-7)
+        uniform_BTN = uniform_BTN.to(logits_BTN.device, non_blocking=True).clamp(1e-7, 1 - 1e-7)
         noisy_BTN = logits_BTN + uniform_BTN.logit()
     soft_BTN = torch.sigmoid(noisy_BTN / temperature)
     if not hard:
@@ -167,7 +167,8 @@ def bernoulli_gates(logits_BTN: Tensor, generator: torch.Generator) -> tuple[Gat
     """
     logits_BTN = at_least_fp32(logits_BTN)
     uniform_BTN = torch.rand(logits_BTN.shape, generator=generator, device=generator.device)
-    weight_BTN = (uniform_BTN.to(logits_BTN.device) < torch.sigmoid(logits_BTN)).to(logits_BTN.dtype).detach()
+    uniform_BTN = uniform_BTN.to(logits_BTN.device, non_blocking=True)
+    weight_BTN = (uniform_BTN < torch.sigmoid(logits_BTN)).to(logits_BTN.dtype).detach()
     log_prob_BT = -torch.nn.functional.softplus((1 - 2 * weight_BTN) * logits_BTN).sum(-1)
     return Gates(weight_BTN, logits_BTN), log_prob_BT
 

@@ -78,7 +78,9 @@ def prefix_sums(
     x_BTH: Tensor, document_BT: Tensor, prefix_BT: Tensor, num_documents: int
 ) -> tuple[Tensor, Tensor]:
     """Sum and number of the prefix tokens of each document: ``([D, H], [D])``."""
-    index_M = document_BT[prefix_BT]
-    rows_MH = x_BTH[prefix_BT]
-    sum_DH = rows_MH.new_zeros(num_documents, x_BTH.shape[-1]).index_add(0, index_M, rows_MH)
-    return sum_DH, torch.bincount(index_M, minlength=num_documents)
+    index_N, prefix_N = document_BT.flatten(), prefix_BT.flatten()
+    # what is left out adds zero: to pick the others out would make the host wait for their number
+    rows_NH = torch.where(prefix_N.unsqueeze(-1), x_BTH.flatten(0, 1), 0)
+    sum_DH = rows_NH.new_zeros(num_documents, x_BTH.shape[-1]).index_add(0, index_N, rows_NH)
+    count_D = torch.zeros(num_documents, dtype=torch.long, device=index_N.device)
+    return sum_DH, count_D.index_add(0, index_N, prefix_N.long())

@@ -7,8 +7,8 @@ routes compute it, all equal to the explicit loop:
 
 * `routed_low_rank` is the equation, differentiated by autograd; it keeps two [.., R] tensors;
 * `routed_low_rank_recomputed` keeps only its inputs and walks the tokens in chunks, forward and backward;
-* `routed_low_rank_grouped` gathers each expert's tokens first, so that work falls by k/N when only k gates of
-  a token can be non-zero. It reads the choice on the host, so only CPU tensors take it;
+* `routed_low_rank_grouped` gathers each expert's tokens first (grouped_low_rank.py), so that work falls by k/N when only k
+  gates of a token can be non-zero. It reads the choice on the host, so only CPU tensors take it;
 * `routed_low_rank_gathered` copies each token's chosen rows, which for the few tokens of a decoding step is less
   than reading every expert.
 
@@ -20,7 +20,6 @@ Legend: B batch, T tokens, M = B*T, I inputs, O outputs, N experts, K chosen exp
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headgate.ops.gathered_low_rank import chosen_rows, gathered_is_faster, gathered_low_rank
+from headgate.ops.grouped_low_rank import grouped_experts, grouped_is_faster
 
 Reduction = Literal["mean", "frobenius", "sum"]
 
@@ -114,68 +114,6 @@ class _Recomputed(torch.autograd.Function):
         return grad_x, grad_down, grad_up, grad_gates, None
 
 
-class _Grouped(torch.autograd.Function):
-    """One small product per expert over the tokens that chose it; ``factors`` are N downs, then N ups."""
-
-    @staticmethod
-    def forward(ctx: Any, x_MI: Tensor, chosen_MK: Tensor, weight_MK: Tensor, *factors: Tensor) -> Tensor:
-        count = len(factors) // 2
-        order, bounds = _group_by_expert(chosen_MK, count)
-        ctx.save_for_backward(x_MI, weight_MK, order, *factors)
-        ctx.bounds = bounds
-        y_MO = x_MI.new_zeros(x_MI.shape[0], factors[-1].shape[1])
-        for expert, tokens, pairs in _experts(order, bounds, chosen_MK.shape[1]):
-            inner_Cr = x_MI[tokens] @ factors[expert].T
-            inner_Cr *= weight_MK.view(-1)[pairs, None]
-            y_MO.index_add_(0, tokens, inner_Cr @ factors[count + expert])
-        return y_MO
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor | None, ...]:
-        x_MI, weight_MK, order, *factors = ctx.saved_tensors
-        want_x, _, want_weight, *want = ctx.needs_input_grad
-        count = len(factors) // 2
-        grad_x = torch.zeros_like(x_MI) if want_x else None
-        grad_weight = torch.zeros_like(weight_MK) if want_weight else None
-        grads = [torch.zeros_like(f) if wanted else None for f, wanted in zip(factors, want, strict=True)]
-        for expert, tokens, pairs in _experts(order, ctx.bounds, weight_MK.shape[1]):
-            down_rI, up_rO = factors[expert], factors[count + expert]
-            grad_down, grad_up = grads[expert], grads[count + expert]
-            weight_C1 = weight_MK.view(-1)[pairs, None]
-            grad_CO = grad_MO[tokens]
-            through_Cr = grad_CO @ up_rO.T
-            if grad_up is not None or grad_weight is not None or grad_down is not None:
-                x_CI = x_MI[tokens]
-            if grad_up is not None or grad_weight is not None:
-                inner_Cr = x_CI @ down_rI.T
-                if grad_weight is not None:
-                    grad_weight.view(-1)[pairs] = (inner_Cr * through_Cr).sum(-1)
-                if grad_up is not None:
-                    torch.mm((inner_Cr * weight_C1).T, grad_CO, out=grad_up)
-            through_Cr *= weight_C1
-            if grad_down is not None:
-                torch.mm(through_Cr.T, x_CI, out=grad_down)
-            if grad_x is not None:
-                grad_x.index_add_(0, tokens, through_Cr @ down_rI)
-        return grad_x, None, grad_weight, *grads
-
-
-def _group_by_expert(chosen_MK: Tensor, num_experts: int) -> tuple[Tensor, list[int]]:
-    """(token, choice) pairs sorted by expert, token order kept inside each, and where each expert begins."""
-    flat = chosen_MK.reshape(-1)
-    order = flat.argsort(stable=True)
-    return order, [0, *torch.bincount(flat, minlength=num_experts).cumsum(0).tolist()]
-
-
-def _experts(order: Tensor, bounds: list[int], k: int) -> Any:
-    """Per expert with tokens: its place, token indices, flat pair indices."""
-    for expert, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        if stop > start:
-            pairs = order[start:stop]
-            yield expert, pairs // k, pairs
-
-
 def routed_low_rank_recomputed(
     x: Tensor, down_RI: Tensor, up_RO: Tensor, gates_BTN: Tensor, ranks: Sequence[int]
 ) -> Tensor:
@@ -192,30 +130,9 @@ def routed_low_rank_grouped(
 
     Gates outside ``chosen_BTK`` must be zero by construction (top-k): they receive no gradient here.
     """
-    return grouped_experts(x, down_RI.split(list(ranks)), up_RO.split(list(ranks)), gates_BTN, chosen_BTK)
-
-
-def grouped_experts(
-    x: Tensor, downs: Sequence[Tensor], ups: Sequence[Tensor], gates_BTN: Tensor, chosen_BTK: Tensor
-) -> Tensor:
-    """`routed_low_rank_grouped` of N experts that keep tensors of their own; a frozen one costs no gradient.
-
-    Computes in the type of ``x``, or the autocast type, as `low_rank_bank` does.
-    """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    x, gates_BTN, downs, ups = (
-        x.to(dtype),
-        gates_BTN.to(dtype),
-        [t.to(dtype) for t in downs],
-        [t.to(dtype) for t in ups],
-    )
-    chosen_MK = chosen_BTK.expand(*x.shape[:-1], -1).reshape(-1, chosen_BTK.shape[-1])
-    gates_MN = gates_BTN.expand(*x.shape[:-1], len(downs)).reshape(-1, len(downs))
-    weight_MK = gates_MN.gather(-1, chosen_MK)
-    with torch.autocast(device, enabled=False):
-        y_MO: Tensor = _Grouped.apply(x.reshape(-1, x.shape[-1]), chosen_MK, weight_MK, *downs, *ups)
-    return y_MO.view(*x.shape[:-1], -1)
+    factors = list(zip(down_RI.split(list(ranks)), up_RO.split(list(ranks)), strict=True))
+    weight_BTK = gates_BTN.gather(-1, chosen_BTK.expand(*gates_BTN.shape[:-1], -1))
+    return grouped_experts(x, factors, weight_BTK, chosen_BTK)
 
 
 def routed_low_rank_gathered(
@@ -227,17 +144,6 @@ def routed_low_rank_gathered(
     """
     rows = chosen_rows(gates_BTN, chosen_BTK, ranks, x.shape[:-1])
     return gathered_low_rank(x, down_RI, up_RO, rows)
-
-
-def grouped_is_faster(tokens: int, ranks: Sequence[int], k: int, width: int) -> bool:
-    """Whether gathering by expert beats the two dense products, ``width`` = I + O.
-
-    Cost in dense rank columns: a gathered pair costs its rank and about 40 columns of memory traffic, an
-    expert about 1.7e6 / width token-columns of call overhead. Fits 15 measured shapes (64-4,096 tokens, N 2-64).
-    """
-    dense = tokens * sum(ranks)
-    grouped = tokens * k * (max(ranks) + 40) + len(ranks) * 1.7e6 / width
-    return grouped < dense
 
 
 def low_rank_bank(

@@ -2,7 +2,7 @@
 
     accept x_i while x_i = argmax p_i                                     greedy: what full depth alone would print
     accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), else draw from (p_i - q_i)+ / sum (p_i - q_i)+        sampling
-    k = argmax (1 - a^(k+1)) / (1 - a) / (1 + k c)                        a: acceptance so far, c: depth of a draft
+    k = argmax (1 - a^(k+1)) / (1 - a) / (1 + k (c + o))                  a: acceptance so far, c: depth of a draft, o: OVERHEAD
 
 Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding", algorithm 1 and theorem 3.8, with the
 draft model of "LayerSkip" (Elhoushi et al. 2024): the model itself, some blocks left out. After a draft the cache is cut
@@ -22,6 +22,9 @@ from headgate.errors import ModelError
 from headgate.methods.context import MEMORY
 
 LONGEST = 12
+OVERHEAD = 0.15
+"""Of a drafted token, in full forwards: the head, its place in the verification, the loop. A constant and not a clock, so
+that the same seed draws the same text."""
 PATIENCE = 16
 """Rounds without a draft after which one is tried again."""
 OBSERVED = "observed"
@@ -43,7 +46,7 @@ class Drafting:
         """Tokens to draft next: what gives most tokens a cost; 0 where plain decoding is as fast."""
         a, best, speed = min(self.acceptance, 0.999), 0, 1.0
         for k in range(1, LONGEST + 1):
-            gained = (1 - a ** (k + 1)) / (1 - a) / (1 + k * self.cost)
+            gained = (1 - a ** (k + 1)) / (1 - a) / (1 + k * (self.cost + OVERHEAD))
             if gained > speed:
                 best, speed = k, gained
         if best == 0:

@@ -6,6 +6,8 @@ type of its own, so that no loader takes the base's weights and leaves the routi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -117,13 +119,28 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         if len(errors) == len(self.methods):
             raise errors[0] if errors else ModelError("this model has no routing to set")
 
+    @contextmanager
+    def routed(self, routing: str | None) -> Iterator[None]:
+        """Inside, ``set_routing(routing)``; afterwards as it was exported. None changes nothing."""
+        try:
+            if routing is not None:
+                self.set_routing(routing)
+            yield
+        finally:
+            if routing is not None:
+                self.set_routing("on")
+
     def lossless(self, *args: Any, drafting: Drafting | None = None, **kwargs: Any) -> Any:
         """For ``generate(..., custom_generate=model.lossless)``: the routed model drafts, full depth decides.
 
         ``drafting`` counts what is drafted and kept. Raises ModelError for a model that routes no blocks.
         """
-        routing = self.methods["layer_routing"].forward_pass if "layer_routing" in self.methods else None
-        return lossless_decoding(*args, routing=routing, drafting=drafting, **kwargs)
+        return lossless_decoding(*args, routing=self.depth, drafting=drafting, **kwargs)
+
+    @property
+    def depth(self) -> Any:
+        """The routed forward of layer_routing; None where no blocks are routed."""
+        return self.methods["layer_routing"].forward_pass if "layer_routing" in self.methods else None
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         return self.base.prepare_inputs_for_generation(*args, **kwargs)

@@ -106,7 +106,8 @@ class Training:
 
     def __init__(self, model: Any, parameters: list[Any], tokens: int, device: str) -> None:
         self.model = model.train()
-        self.optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-5)
+        # fused, as the trainer's own is by default
+        self.optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-5, fused=True)
         stream = torch.Generator().manual_seed(0)
         self.ids = torch.randint(3, 4000, (4, tokens // 4), generator=stream).to(device)
 

@@ -79,7 +79,7 @@ def best(
             from gains is given twice; the oracle's two are the *other* gains.
     """
     count = len(gains[0])
-    usable = [a for a in ACCEPTANCES if a * count >= 3]
+    usable = [a for a in ACCEPTANCES if a * count >= 3] or ACCEPTANCES[-1:]
 
     def gained(a: float, rows_N: Tensor) -> float:
         worth = [worth_of_top(s[rows_N], g[rows_N], a) for s, g in zip(scores, gains, strict=True)]

@@ -99,9 +99,10 @@ class Budget(nn.Module):
         figures = [torch.ones_like(used), used, torch.zeros_like(used), torch.zeros_like(used)]
         target = config.calibration_target
         if target is not None and route.free is not None and route.logits is not None:
-            logit, worth, always = entries(route, config, shares.per_gate)
+            logit, worth, counted, always = entries(route, config, shares.per_gate)
             wanted = (target - shares.always) * route.context.valid.sum() - always
-            figures[2] = threshold_for(logit, worth, wanted) if len(logit) else self.threshold
+            found = threshold_for(logit, worth, wanted, counted)
+            figures[2] = torch.where(found.isnan(), self.threshold, found)
         if config.policy == "reinforce":
             figures[3] = self._cost(step, used, shares)
         summed = torch.stack([figure.float().reshape(()) for figure in figures])

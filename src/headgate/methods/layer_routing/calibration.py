@@ -34,14 +34,15 @@ def threshold_at(
     """The threshold at which ``target`` of all blocks is open on real tokens; None: no gate is free."""
     logits, worths, wanted = [], [], torch.zeros(())
     for route in routes:
-        logit, worth, always = entries(route, config, shares.per_gate)
-        logits.append(logit)
-        worths.append(worth)
+        logit, worth, counted, always = entries(route, config, shares.per_gate)
+        logits.append(logit[counted])
+        worths.append(worth[counted])
         real = route.context.valid.sum()
         wanted = wanted + ((target - shares.always) * real - always).cpu()
     if not sum(map(len, logits)):
         return None
-    return threshold_for(torch.cat(logits), torch.cat(worths), wanted.to(logits[0]))
+    every = torch.cat(logits)
+    return threshold_for(every, torch.cat(worths), wanted.to(every), torch.ones_like(every, dtype=torch.bool))
 
 
 def cheapest_mask(loss: Callable[[Tensor], float], places: int, closed: int, units: int) -> Tensor:

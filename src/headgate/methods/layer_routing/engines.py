@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headgate.methods.layer_routing.kv import Reuse
-from headgate.models import private
-from headgate.models.block_parts import BlockParts, KeysValues, OpenTokens
+from headgate.methods.layer_routing.opened import BlockGates
+from headgate.models.block_parts import BlockParts, KeysValues, OpenTokens, uploaded
+from headgate.models.private import checkpointed
 from headgate.models.surgery import hidden_of, with_hidden
 from headgate.ops.layer_gates import gated
 
@@ -33,8 +35,8 @@ class RoutedBlock:
     Args:
         block: the decoder block. original: its own forward.
         parts: its inside, or None for a family without one (then only ``masked`` with whole blocks works).
-        gate: asked at every call: weights ``[B|1, T|1, U]`` (U = 1 block, or 2: attention, MLP) with their kind
-            (see Route.kind), or None to run the block untouched.
+        gate: asked at every call: the gates of U units (1 block, or 2: attention, MLP), or None to run the block
+            untouched.
         engine: asked at every call: ``masked`` or ``sparse``.
         keys: what ``kv`` makes of the call: the attention mask or the cache replaced, or nothing changed.
         drops: ``kv: drop``, closed tokens leave no keys and values.
@@ -46,7 +48,7 @@ class RoutedBlock:
         block: nn.Module,
         original: Forward,
         parts: BlockParts | None,
-        gate: Callable[[], tuple[Tensor, str] | None],
+        gate: Callable[[], BlockGates | None],
         engine: Callable[[], str],
         keys: Callable[[dict[str, Any], Tensor], dict[str, Any]] = lambda call, _hidden: call,
         drops: bool = False,
@@ -60,10 +62,10 @@ class RoutedBlock:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = {**dict(zip(self.names, args, strict=False)), **kwargs}
         hidden = call.pop("hidden_states")
-        found = self.gate()
-        if found is None:
+        gates = self.gate()
+        if gates is None:
             return self.original(hidden, **call)
-        weight, kind = found
+        weight, kind = gates.weight, gates.kind
         call = self.keys(call, hidden)
         if kind == "open" and not weight.requires_grad:
             return self.original(hidden, **call)
@@ -71,13 +73,13 @@ class RoutedBlock:
         if weight.shape[-1] == 2 and not (
             kind == "closed" and self.engine() == "sparse" and not self.patches
         ):
-            return self._checkpointed(self._by_unit, hidden, weight, call)
-        output = self._whole(hidden, weight[..., 0], kind, call)
-        return with_hidden(output, self._patched(0, hidden_of(output), hidden, weight[..., :1]))
+            return self._checkpointed(partial(self._by_unit, gates), hidden, weight, call)
+        output = self._whole(gates, hidden, weight[..., 0], call)
+        return with_hidden(output, self._patched(gates, 0, hidden_of(output), hidden, weight[..., :1]))
 
-    def _whole(self, hidden: Tensor, weight: Tensor, kind: str, call: dict[str, Any]) -> Any:
+    def _whole(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Any:
         """g F(x) + (1 - g) x, one gate for the block."""
-        sparse = self.engine() == "sparse"
+        sparse, kind = self.engine() == "sparse", gates.kind
         if kind == "closed" and sparse:
             assert self.parts is not None
             self.parts.write_cache(hidden, call, self._left(hidden, call))
@@ -85,9 +87,11 @@ class RoutedBlock:
         if not sparse or kind in ("open", "full"):
             output = self.original(hidden, **call)
             return with_hidden(output, gated(hidden, hidden_of(output), weight.unsqueeze(-1)))
-        return self._sparse(hidden, weight.expand(hidden.shape[:2]), call)
+        return self._sparse(gates, hidden, weight.expand(hidden.shape[:2]), call)
 
-    def _patched(self, unit: int, output: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    def _patched(
+        self, gates: BlockGates, unit: int, output: Tensor, hidden: Tensor, weight: Tensor
+    ) -> Tensor:
         """``output`` + (1 - g) P(x) by a unit's patch; ``weight`` ``[B|1, T|1, 1]``."""
         if not self.patches:
             return output
@@ -95,7 +99,7 @@ class RoutedBlock:
         if self.engine() == "masked" or weight.shape[1] == 1:
             return output + (1 - weight) * patch(hidden)
         weight = weight.expand(*hidden.shape[:2], 1)
-        tokens = OpenTokens(weight[..., 0] != 1)
+        tokens = OpenTokens(~gates.ones[..., unit].expand(hidden.shape[:2]), hidden.device)
         if not len(tokens):
             return output
         left = (1 - tokens.take(weight)) * patch(tokens.take(hidden))
@@ -109,61 +113,66 @@ class RoutedBlock:
         assert self.parts is not None
         return self.parts.nothing(hidden) if self.drops else None
 
-    def _sparse(self, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Tensor:
+    def _sparse(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Tensor:
         assert self.parts is not None
-        opened = weight != 0
+        opened, hard = gates.open_tokens(0, *hidden.shape[:2]), gates.hard
         if call.get("past_key_values") is not None:
-            return self._checkpointed(self._tokens, hidden, weight, call)
+            return self._checkpointed(partial(self._tokens, opened, hard), hidden, weight, call)
         whole = opened.all(1)
         output = hidden
         if bool(whole.any()):
-            rows = whole.nonzero()[:, 0]
+            (rows,) = uploaded([whole.nonzero()[:, 0]], hidden.device)
             ran = hidden_of(self.original(hidden[rows], **select(call, rows, hidden.shape[0])))
             output = output.index_copy(0, rows, gated(hidden[rows], ran, weight[rows].unsqueeze(-1)))
-        rest = (opened.any(1) & ~whole).nonzero()[:, 0]
-        if len(rest):
-            end = int(opened[rest].any(0).nonzero().max()) + 1
+        partly = (opened.any(1) & ~whole).nonzero()[:, 0]
+        if len(partly):
+            end = int(opened[partly].any(0).nonzero().max()) + 1
+            (rest,) = uploaded([partly], hidden.device)
             inside = crop(select(call, rest, hidden.shape[0]), end)
-            ran = self._checkpointed(self._tokens, hidden[rest, :end], weight[rest, :end], inside)
+            run = partial(self._tokens, opened[partly, :end], hard)
+            ran = self._checkpointed(run, hidden[rest, :end], weight[rest, :end], inside)
             ran = torch.cat([ran, hidden[rest, end:]], 1)
             output = output.index_copy(0, rest, ran)
         return output
 
-    def _tokens(self, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def _tokens(
+        self, opened: Tensor, hard: bool, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]
+    ) -> Tensor:
         """The open tokens of every row run; keys, values and the cache are those of all tokens."""
         assert self.parts is not None
-        tokens = OpenTokens(weight != 0)
+        tokens = OpenTokens(opened, hidden.device)
         if not len(tokens):
             self.parts.write_cache(hidden, call, self._left(hidden, call))
             return hidden
         before = tokens.take(hidden)
         after = before + self.parts.open_attention(hidden, tokens, call, self._left(hidden, call))
         after = after + self.parts.mlp_branch(after)
-        if not bool((weight[weight != 0] == 1).all()) or weight.requires_grad:
+        if not hard or weight.requires_grad:
             after = gated(before, after, tokens.take(weight).unsqueeze(-1))
         return tokens.put(hidden, after)
 
-    def _by_unit(self, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def _by_unit(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
         """x' = x + g_a A(x), y = x' + g_m M(x'): gates of their own for attention and MLP."""
         assert self.parts is not None
         weight = weight.expand(*hidden.shape[:2], 2)
         attention, mlp = weight[..., :1], weight[..., 1:]
         if self.engine() == "masked":
             middle = hidden + attention * self.parts.attention_branch(hidden, call)
-            middle = self._patched(0, middle, hidden, attention)
-            return self._patched(1, middle + mlp * self.parts.mlp_branch(middle), middle, mlp)
-        tokens, middle = OpenTokens(attention[..., 0] != 0), hidden
+            middle = self._patched(gates, 0, middle, hidden, attention)
+            return self._patched(gates, 1, middle + mlp * self.parts.mlp_branch(middle), middle, mlp)
+        opened = [gates.open_tokens(unit, *hidden.shape[:2]) for unit in (0, 1)]
+        tokens, middle = OpenTokens(opened[0], hidden.device), hidden
         if len(tokens):
             added = self.parts.open_attention(hidden, tokens, call, self._left(hidden, call))
             middle = tokens.put(hidden, tokens.take(hidden) + tokens.take(attention) * added)
         else:
             self.parts.write_cache(hidden, call, self._left(hidden, call))
-        middle = self._patched(0, middle, hidden, attention)
-        tokens, output = OpenTokens(mlp[..., 0] != 0), middle
+        middle = self._patched(gates, 0, middle, hidden, attention)
+        tokens, output = OpenTokens(opened[1], hidden.device), middle
         if len(tokens):
             before = tokens.take(middle)
             output = tokens.put(middle, before + tokens.take(mlp) * self.parts.mlp_branch(before))
-        return self._patched(1, output, middle, mlp)
+        return self._patched(gates, 1, output, middle, mlp)
 
     def _checkpointed(self, run: Forward, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
         """``run``, recomputed in the backward where the block's own forward would be."""
@@ -171,7 +180,7 @@ class RoutedBlock:
         if getattr(block, "gradient_checkpointing", False) and block.training:
             cache = call.get("past_key_values")
             apart = {**call, "past_key_values": cache if isinstance(cache, Reuse) else None}
-            out: Tensor = private.checkpointed(block, lambda h, w: run(h, w, apart), hidden, weight)
+            out: Tensor = checkpointed(block, lambda h, w: run(h, w, apart), hidden, weight)
             return out
         found: Tensor = run(hidden, weight, call)
         return found

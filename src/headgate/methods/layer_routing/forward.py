@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
@@ -21,13 +20,14 @@ from headgate.methods.context import PREPARED_MASKS, Context, padding_mask_alone
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.engines import RoutedBlock
 from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_far, without_closed
+from headgate.methods.layer_routing.opened import BlockGates, all_open
 from headgate.methods.layer_routing.policies import Route, fixed_route, refuse_shuffled_decoding
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models import private
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.block_parts import ATTENTION_KINDS, BlockParts
+from headgate.models.private import attention_implementation
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
 
 PREPASS = "headgate_routing_prepass"
@@ -126,7 +126,7 @@ class RoutedForward:
         model: Any = anatomy.model
         kind, attention = (
             model.config.get_text_config().model_type,
-            private.attention_implementation(model.config),
+            attention_implementation(model.config),
         )
         if self.config.kv == "drop" and attention not in ATTENTION_KINDS:
             raise ModelError(
@@ -253,16 +253,15 @@ class RoutedForward:
                 self.observe(route)
 
     # -- the gates of a block ---------------------------------------------------------------------------
-    def _gate(self, place: int) -> tuple[Tensor, str] | None:
+    def _gate(self, place: int) -> BlockGates | None:
         if self._idle or self.now.context is None or self.routing == "observed":
             return None
         if place < 0:  # the block whose keys and values the first routable one reuses
-            return torch.ones(1, 1, 1), "open"
+            return all_open()
         if self.now.route is None:
             return None
-        units = self.config.gates_per_block
-        first, last = place * units, (place + 1) * units
-        return self.now.route.weight[..., first:last], self.now.route.kind(first, last)
+        route, units = self.now.route, self.config.gates_per_block
+        return route.on_host.of_block(route.weight, place * units, (place + 1) * units)
 
     def _keys(self, place: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         """A block's call with the keys and values that ``kv`` leaves it; attention's gate decides."""
@@ -279,11 +278,12 @@ class RoutedForward:
             self.now.opened = opened_so_far(
                 self.now.route.weight, shape, self.now.cache, self.now.context.past
             )
-            self.now.everyone = self.now.opened.flatten(0, 1).all(0).tolist()
+            known = self.now.opened if self.now.context.past else self.now.route.on_host.opened
+            self.now.everyone = known.flatten(0, 1).all(0).tolist()
         if self.now.everyone[gate]:
             return call
         model: Any = self.anatomy.model
-        boolean = private.attention_implementation(model.config) == "sdpa"
+        boolean = attention_implementation(model.config) == "sdpa"
         mask = without_closed(call.get("attention_mask"), self.now.opened[..., gate], hidden, boolean=boolean)
         return {**call, "attention_mask": mask}
 
@@ -293,7 +293,7 @@ class RoutedForward:
         else:
             assert self.now.route is not None
             gate = place * self.config.gates_per_block
-            everyone = self.now.route.kind(gate, gate + 1) in ("open", "full")
+            everyone = self.now.route.on_host.kind(gate, gate + 1) in ("open", "full")
             opened = (self.now.route.weight[..., gate] != 0).expand(hidden.shape[:2])
             reuse = Reuse(cache, self.now.reused[place - 1].own, None if everyone else opened)
         self.now.reused[place] = reuse

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headgate.errors import ModelError
 from headgate.methods.context import Context, Memory
 from headgate.methods.layer_routing.config import LayerRoutingConfig
+from headgate.methods.layer_routing.opened import HostGates
 from headgate.ops.depth import binary_entropy
 from headgate.ops.gating import bernoulli_gates, gumbel_gates, straight_through, threshold_gates
 from headgate.ops.layer_gates import drop_rates, hashed_uniform, monotone, prefix_sums, top_tokens
@@ -37,21 +38,14 @@ class Route:
     member: Tensor | None = None
     free: Tensor | None = None
     memory: Memory | None = None
-    _kinds: list[str] | None = None
+    _host: HostGates | None = None
 
-    def kind(self, first: int, last: int) -> str:
-        """Gates ``[first, last)``: ``open`` (all 1), ``full`` (none 0), ``closed`` (all 0) or ``mixed``.
-
-        The device is asked once a forward, for all gates.
-        """
-        if self._kinds is None:
-            flat = self.weight.detach().flatten(0, 1)
-            ones, some, every = (flat == 1).all(0), (flat != 0).any(0), (flat != 0).all(0)
-            names = {(1, 1, 1): "open", (0, 1, 1): "full", (0, 0, 0): "closed"}
-            asked = torch.stack([ones, some, every], 1).int().tolist()
-            self._kinds = [names.get(tuple(row), "mixed") for row in asked]
-        found = set(self._kinds[first:last])
-        return found.pop() if len(found) == 1 else "mixed"
+    @property
+    def on_host(self) -> HostGates:
+        """The host's copy of the gates; the device is asked once a forward, for all of them."""
+        if self._host is None:
+            self._host = HostGates(self.weight)
+        return self._host
 
 
 @dataclass
@@ -216,8 +210,8 @@ def soft_weight(route: Route, policy: str, temperature: float) -> Tensor:
     return straight_through(route.member.float(), torch.sigmoid(route.logits / temperature))
 
 
-def entries(route: Route, config: LayerRoutingConfig, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a threshold decides: effective logits ``[N]``, what each is worth, and what runs whatever it is.
+def entries(route: Route, config: LayerRoutingConfig, share: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a threshold decides: effective logits ``[N]``, what each is worth, which count, and what runs whatever it is.
 
     Worth is in utilization times real tokens. A monotone gate is open where the least of its logits so far is.
     """
@@ -229,22 +223,23 @@ def entries(route: Route, config: LayerRoutingConfig, share: Tensor) -> tuple[Te
     share = share.to(logits)
     always = (context.valid.sum() - free.sum()) * share.sum()
     if logits.shape[:2] == free.shape and route.memory is None:
-        chosen = logits[free]
-        return chosen.flatten(), share.expand_as(chosen).flatten(), always
-    tokens = torch.bincount(context.document[free], minlength=context.num_documents).to(logits)
-    per_document = logits[0][tokens > 0]
-    worth = tokens[tokens > 0].unsqueeze(-1) * share
-    return per_document.flatten(), worth.flatten(), always
+        counted = free.unsqueeze(-1).expand_as(logits)
+        return logits.flatten(), share.expand_as(logits).flatten(), counted.flatten(), always
+    tokens = logits.new_zeros(context.num_documents)
+    tokens = tokens.index_add(0, context.document.flatten(), free.flatten().to(logits)).unsqueeze(-1)
+    counted = (tokens > 0).expand_as(logits[0])
+    return logits[0].flatten(), (tokens * share).flatten(), counted.flatten(), always
 
 
 def route_losses(config: LayerRoutingConfig, route: Route) -> dict[str, Tensor]:
     """What a policy itself asks for, weighted: topk's membership learned, the gates' entropy paid for."""
     losses: dict[str, Tensor] = {}
     if config.policy == "topk" and route.member is not None and route.logits is not None:
-        real = route.context.valid
-        losses["routing_member"] = F.binary_cross_entropy_with_logits(
-            route.logits[real], route.member[real].to(route.logits)
+        real = route.context.valid.unsqueeze(-1).expand_as(route.logits)
+        summed = F.binary_cross_entropy_with_logits(
+            route.logits, route.member.to(route.logits), real.to(route.logits), reduction="sum"
         )
+        losses["routing_member"] = summed / real.sum()
     if config.entropy_bonus and route.logits is not None:
         spread = binary_entropy(torch.sigmoid(route.logits).clamp(1e-6, 1 - 1e-6)).mean()
         losses["routing_entropy"] = -config.entropy_bonus * spread

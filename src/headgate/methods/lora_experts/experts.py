@@ -127,7 +127,7 @@ class ExpertSet(nn.Module):
             self.make_room(rank)
         info = self.roster.add(rank, alpha, reason=reason, **facts)
         info.pinned = info.number in self.config.pinned
-        device = self.roster.age.device
+        device = self.roster.device
         for site, (inputs, outputs) in self.sizes.items():
             stream = generator(self.seed, info.number, f"lora_experts.init.{site}")
             self.bank(site).add(info.name, LowRankExpert.fresh(inputs, outputs, rank, stream).to(device))
@@ -273,7 +273,7 @@ class ExpertSet(nn.Module):
             self._clear(info)
         self.roster.restore(structure["roster"])
         self.current = structure["current"]
-        device = self.roster.age.device
+        device = self.roster.device
         self.routers.restore(structure["routers"], [info.number for info in self.roster], device)
         for info in self.roster:
             for site, (inputs, outputs) in self.sizes.items():

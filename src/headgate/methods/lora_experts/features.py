@@ -36,7 +36,7 @@ def router_features(hidden: Tensor, context: Context, *, prefix: int | None, pai
     context.needs_memory("a mean over the document")
     counted = context.valid if prefix is None else context.valid & (context.offset < prefix)
     past = None if context.memory is None else (context.memory.total, context.memory.count)
-    mean, state = causal_mean(hidden, counted, context.document, past)
+    mean, state = causal_mean(hidden, counted, context.document, past, packed=context.packed)
     context.memory = Memory(*state)
     mean = F.rms_norm(mean, mean.shape[-1:], eps=1e-6)
     return mean if prefix is not None else torch.cat([mean, token], dim=-1)

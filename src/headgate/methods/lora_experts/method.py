@@ -194,7 +194,7 @@ class LoraExperts(Method):
             soft, dispatched = loads(mixtures, done.context.valid)
             self._follow(step, mixtures[0].experts, dispatched, done.context.valid.sum())
             if self.experts.routers and done.features is not None:
-                self.sketch.add(done.features[done.context.valid])
+                self.sketch.add(done.features, done.context.valid)
             if step.should_log and step.is_window_end:
                 figures = telemetry(self.experts, done, mixtures, soft, dispatched)
         if step.is_window_end:

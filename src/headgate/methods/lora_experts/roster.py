@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from headgate.modules.fixed_precision import FixedPrecision
 
 NAN = float("nan")
 RATE = 0.05
@@ -57,8 +59,13 @@ class ExpertInfo:
         return self.alpha / self.rank
 
 
-class Roster(nn.Module):
-    """The experts in order of birth, and one entry of every buffer for each."""
+class Roster(FixedPrecision):
+    """The experts in order of birth, and one entry of every buffer for each.
+
+    Ages stay on the host: every forward's phase follows from them.
+    """
+
+    stays_on_cpu = frozenset({"age"})
 
     age: Tensor
     usage: Tensor
@@ -78,7 +85,13 @@ class Roster(nn.Module):
 
     def _allocate(self, count: int, device: torch.device | None = None) -> None:
         for name, value in BUFFERS.items():
-            self.register_buffer(name, torch.full((count,), value, device=device))
+            where = None if name in self.stays_on_cpu else device
+            self.register_buffer(name, torch.full((count,), value, device=where))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the experts live."""
+        return self.usage.device
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -154,7 +167,8 @@ class Roster(nn.Module):
     def grow_older(self, ramp: int) -> None:
         """One accepted optimizer step; an expert that matures by it keeps the loss it matured at."""
         self.age += 1
-        self.loss_at_maturity.copy_(torch.where(self.age == ramp, self.loss, self.loss_at_maturity))
+        ripe = (self.age == ramp).to(self.device, non_blocking=True)
+        self.loss_at_maturity.copy_(torch.where(ripe, self.loss, self.loss_at_maturity))
 
     def structure(self) -> dict[str, Any]:
         return {"experts": [asdict(info) for info in self.infos], "next_number": self.next_number}

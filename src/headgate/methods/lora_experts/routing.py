@@ -80,7 +80,7 @@ def mix(
     capacity: bool,
 ) -> Mixture:
     """The mixture of one forward; ``capacity``: whether the limit of training applies."""
-    maturity = torch.tensor(phase.maturity, device=features.device)
+    maturity = torch.tensor(phase.maturity).to(features.device, non_blocking=True)
     if router is None:  # uniform, sum
         level = torch.ones_like(maturity) if config.router == "sum" else maturity / maturity.sum()
         weight = level.view(1, 1, -1)
@@ -105,5 +105,7 @@ def mixture_of(
     """Gates over these experts, with every expert's alpha / r."""
     scale = {info.number: info.scale for info in roster}
     scales = [scale[number] for number in numbers]
-    scaled = gates.weight * torch.tensor(scales, device=gates.weight.device)
-    return Mixture(tuple(map(str, numbers)), gates, probs, scaled, dropped)
+    scaled = gates.weight * torch.tensor(scales).to(gates.weight.device, non_blocking=True)
+    # here, outside the blocks: a tensor that a recomputed block made could not be shared by the others
+    paid = None if gates.chosen is None else scaled.gather(-1, gates.chosen)
+    return Mixture(tuple(map(str, numbers)), gates, probs, scaled, paid, dropped)

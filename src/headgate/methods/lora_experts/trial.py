@@ -242,7 +242,7 @@ class Trial(nn.Module):
     # -- evidence ---------------------------------------------------------------------------------------
     @property
     def _device(self) -> torch.device:
-        return self.routed.experts.roster.age.device
+        return self.routed.experts.roster.device
 
     def _own_losses(self, number: int, stream: SkillStream) -> dict[int, float]:
         """By key, the loss on the rows of every skill that an expert serves."""

@@ -96,7 +96,7 @@ class BurstWatch(nn.Module):
         number = experts.add(reason=decision["reason"], born=decision["step"])
         look = Look(self.burst.waiting, (documents[..., 0] >= 0).sum(-1))
         stream.remember(number, look)
-        device = experts.roster.age.device
+        device = experts.roster.device
         stream.introduce(
             number, [as_batch(part, device) for part in documents.split(INTRODUCTION_ROWS)], new=True
         )

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headgate.methods.schema_bank.method import DEAD_BELOW, SchemaBank
+from headgate.methods.schema_bank.method import SchemaBank
+from headgate.methods.schema_bank.reporting import DEAD_BELOW
 from headgate.models.aside import look_aside
 from headgate.ops.routing_losses import entropy
 

@@ -16,12 +16,12 @@ from headgate.methods.protocols import StepCost
 from headgate.methods.schema_bank.config import BANK, ROUTER, Routing, SchemaBankConfig
 from headgate.methods.schema_bank.layer import SchemaLayer
 from headgate.methods.schema_bank.removal import Removal
+from headgate.methods.schema_bank.reporting import document_logits, of_routing
 from headgate.methods.schema_bank.tags import (
     TEXT_SOURCES,
     fitted_tags,
     kept_share,
     permute_tags,
-    tag_table,
     text_tags,
 )
 from headgate.methods.stage import Stage
@@ -31,21 +31,15 @@ from headgate.models.surgery import on_block_output
 from headgate.ops.gating import Gates
 from headgate.ops.randomness import derive_seed, generator
 from headgate.ops.routing_losses import (
-    document_mean,
     entropy,
     expert_load,
     flat_mean,
-    routing_entropy,
-    tag_alignment,
     tag_cross_entropy,
-    token_mean,
 )
 
 PREFIX = re.compile(r"^\[Schema: [\d,]+\] ")
 """The released code's text prefix: an example's tags are those of its text without it."""
 LOAD_DECAY = 0.99
-DEAD_BELOW = 0.01
-"""A schema is dead when its average load is under this share of an equal one."""
 
 
 class SchemaBank(Method):
@@ -245,7 +239,7 @@ class SchemaBank(Method):
         if not records:  # the bank is absent from this step
             return found
         if options.get("tags") and config.lambda_tag and config.router != "uniform":
-            means, tags = self._document_logits(step, records)
+            means, tags = document_logits(step, records)
             keep_share = kept_share(config.tag_schedule, step.stage_step, step.stage_steps)
             kept = torch.rand(len(tags), generator=step.generator("schema_bank.tags")) < keep_share
             per_layer = [tag_cross_entropy(mean, tags, kept.to(tags.device)) for mean in means.values()]
@@ -269,23 +263,16 @@ class SchemaBank(Method):
     def _schema_layers(self) -> dict[str, SchemaLayer]:
         return {key: layer for key, layer in self.layers.items() if isinstance(layer, SchemaLayer)}
 
-    def _document_logits(self, step: Step, records: Mapping[str, Gates]) -> tuple[dict[str, Tensor], Tensor]:
-        """Token-mean logits per layer, ``[D, S]``, and the tags, ``[D, L]``; a document is a sample."""
-        tags = tag_table(step.batch["tags"], packed=step.segment_ids is not None).to(step.valid.device)
-        segments = step.segment_ids
-        if segments is None:
-            return {key: token_mean(gates.logits, step.valid) for key, gates in records.items()}, tags
-        starts = torch.tensor([0, *map(len, step.batch["tags"])][:-1], device=segments.device).cumsum(0)
-        numbered = torch.where(segments >= 0, segments + starts.unsqueeze(-1), -1)
-        return {k: document_mean(g.logits, numbered, len(tags)) for k, g in records.items()}, tags
-
     @torch.no_grad()
     def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
         """Load averages from accepted batches; statistics of this batch's routing at logging steps."""
         seen, self._records = self._records or {}, None
         records = {key: gates for key, gates in seen.items() if gates is not None}
-        if not step.accepted or not records:
+        if not step.accepted or not seen:
             return {}
+        line = self.removal.telemetry() if step.should_log else {}
+        if not records:  # the bank was absent
+            return line
         valid = step.valid
         shape = valid.shape
         loads = torch.stack([expert_load((g.weight > 0).expand(*shape, -1), valid) for g in records.values()])
@@ -293,32 +280,18 @@ class SchemaBank(Method):
         loads = summed[:-1] / summed[-1]
         for key, load in zip(records, loads, strict=True):
             self._schema_layers()[key].load_average.lerp_(load, 1 - LOAD_DECAY)
-        return self._telemetry(step, records, loads) if step.should_log else {}
-
-    def _telemetry(self, step: Step, records: dict[str, Gates], loads: Tensor) -> dict[str, Tensor]:
-        found = {f"schema/bank/loss_{k}": torch.tensor(v) for k, v in self.removal.losses.items()}
-        found["schema/bank/scale"] = torch.tensor(self.removal.scale)
-        supervised = "tags" in step.batch and self.config.router != "uniform"
-        means, tags = self._document_logits(step, records) if supervised else ({}, None)
-        for (key, gates), load in zip(records.items(), loads, strict=True):
-            layer, name = self._schema_layers()[key], f"schema/{key}"
-            h = routing_entropy(torch.softmax(gates.logits, -1).expand(*step.valid.shape, -1), step.valid)
-            found[f"{name}/entropy"], found[f"{name}/entropy_of_mean"] = h.mean_of, h.of_mean
-            found[f"{name}/entropy_normalised"] = h.mean_of_normalised
-            found[f"{name}/entropy_of_mean_normalised"] = h.of_mean_normalised
-            found[f"{name}/load"] = load
-            dead = layer.load_average < DEAD_BELOW / self.config.num_schemas
-            found[f"{name}/dead"] = dead.sum().float()
-            found[f"{name}/orthonormality"] = layer.bank.orthonormality("mean")
-            if tags is not None:
-                found[f"{name}/tag_alignment"] = tag_alignment(means[key], tags, self.config.top_k)
-        return found
+        if step.should_log:
+            line |= of_routing(self.config, self._schema_layers(), step, records, loads)
+        return line
 
     # -- evaluation -------------------------------------------------------------------------------------
     def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
         """The validation's loss with the bank and without it."""
         if probe is not None and self.anatomy is not None:
             self.removal.validate(self.anatomy, probe)
+
+    def on_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Nothing follows from the validation's own figures."""
 
     def summary(self) -> Mapping[str, Any]:
         """``bank_validation``: the last validation's loss ``with`` and ``without`` the bank."""

@@ -79,6 +79,11 @@ class Removal:
         finally:
             self._forced = before
 
+    def telemetry(self) -> dict[str, Tensor]:
+        """``schema/bank/scale``, and the last validation's two losses."""
+        losses = {f"schema/bank/loss_{name}": torch.tensor(value) for name, value in self.losses.items()}
+        return {"schema/bank/scale": torch.tensor(self.scale), **losses}
+
     # -- distillation ---------------------------------------------------------------------------------
     def teaches(self, step: Step) -> bool:
         return self.config.removal == "distil" and bool(step.stage.options.get("removing"))
