@@ -23,6 +23,7 @@ from headgate.ops.distillation import distillation_loss
 from headgate.ops.gating import bernoulli_gates
 from headgate.ops.layer_gates import drop_rates, gated, hashed_uniform, monotone, top_tokens
 from headgate.ops.routing_losses import reinforce_loss
+from headgate.testing import examine
 
 
 def test_reinforce_is_the_gradient_of_expected_cost() -> None:
@@ -136,3 +137,15 @@ def test_gate_rules() -> None:
     assert drawn.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.01)
     assert abs(float(torch.corrcoef(drawn.T)[0, 1])) < 0.03
     assert torch.equal(drawn[5:6], hashed_uniform(torch.tensor([5]), 2, 7))
+
+
+def test_gates_drawn_at_inference_are_drawn_alike_after_loading() -> None:
+    """A random policy draws from the run's seed, which the saved run knows too."""
+    (result,) = examine(
+        "layer_routing",
+        laws=["what is saved is what was live"],
+        policy="random",
+        granularity="token",
+        kd=False,
+    )
+    assert result.verdict == "kept", result.detail
