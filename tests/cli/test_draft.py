@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from headgate.cli.main import command_line
 from headgate.cli.options import chosen_recipe
 from headgate.errors import ConfigError, DataError
+from headgate.experiments.arms import arm_recipes, check_comparison
 from headgate.experiments.draft import draft
 from headgate.experiments.recipe_file import load_recipe, parse_yaml, recipe_from
 from headgate.experiments.shipped import shipped, shipped_names
@@ -41,6 +42,9 @@ def test_the_text_says_what_the_content_is(questions: str) -> None:
         "backward_gate",
         "lora_experts",
     ]
+    check_comparison(
+        recipe, arm_recipes(recipe)
+    )  # the metric is one that every arm has, the untrained one too
     assert recipe.data.train.options == recipe.data.validation.options == {"validation_share": 0.2}  # type: ignore[union-attr]
 
 

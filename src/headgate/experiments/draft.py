@@ -104,18 +104,35 @@ def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name:
         "compare": {
             "seeds": [42, 123, 456],
             "baseline": "lora",
-            "metric": "eval_loss",
+            "metric": HELD_OUT,
             "arms": {"base": {"training": {"max_steps": 0}}, "lora": {}, **_arms(methods)},
         },
     }
     if not seen.has_validation and seen.count is not None and seen.count < 400:
         for part in ("train", "validation"):
             content["data"][part] = {**content["data"][part], "options": {"validation_share": 0.2}}
+    content["evaluation"] = [_held_out(content["data"], seen)]
     return Draft(
         content,
         commented(content, seen.notes, seen.has_validation, lengths_note),
         [*seen.notes, lengths_note],
     )
+
+
+HELD_OUT = "held_out"
+
+
+def _held_out(data: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
+    """The loss on the held-out rows as an evaluation, which a model that is not trained has too."""
+    share = data["validation"].get("options", {}).get("validation_share", 0.05)
+    return {
+        "task": "perplexity",
+        "label": HELD_OUT,
+        **data["validation"],
+        "split": "validation",
+        "lengths": [data["max_length"]],
+        **({} if seen.has_validation else {"options": {"validation_share": share}}),
+    }
 
 
 @dataclass

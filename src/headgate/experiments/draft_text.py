@@ -38,10 +38,12 @@ training:
   {steps}: {training[steps]}
   per_device_train_batch_size: {training["per_device_train_batch_size"]}
   learning_rate: {training["learning_rate"]:g}   # tune it for every arm alike: compare.tune, docs/experiments.md
+evaluation:
+  - {_flow(content["evaluation"][0])}   # the same rows, for the model before training too
 compare:
   seeds: {compare["seeds"]}   # three are the least that carry an interval; five see smaller differences
   baseline: lora
-  metric: eval_loss   # of the held-out rows; name an evaluation to compare scores
+  metric: {compare["metric"]}   # loss on those rows; name an evaluation with answers to compare scores
   arms:
 {arms}
 """

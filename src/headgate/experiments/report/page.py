@@ -19,7 +19,7 @@ from headgate.errors import ConfigError
 from headgate.experiments.report import words
 from headgate.experiments.report.content import Block, Section, Text, Verbatim
 from headgate.experiments.report.figures.cost import cost_bars
-from headgate.experiments.report.figures.curves import learning_curves
+from headgate.experiments.report.figures.curves import learning_curves, training_curves
 from headgate.experiments.report.figures.paired import paired
 from headgate.experiments.report.figures.pareto import pareto
 from headgate.experiments.report.flips import flip_blocks
@@ -92,7 +92,7 @@ def build(study: Study) -> list[Section]:
         ("evidence", "What more seeds found", list(shipped_evidence(study))),
         ("varied", "What was varied", list(varied(study))),
         ("paired", "Seed by seed", [paired(study)]),
-        ("curves", "Learning", [learning_curves(study)]),
+        ("curves", "Learning", [learning_curves(study), training_curves(study)]),
         ("continual", "Skill by skill", list(continual(study))),
         ("abilities", "What was forgotten", list(abilities(study))),
         ("pareto", "Quality against compute", [pareto(study)]),
@@ -147,6 +147,7 @@ def _render(template: str, study: Study, sections: Sequence[Section], out: Path)
         headline=words.headline(study),
         verdicts=words.verdicts(study),
         scale=_scale(study),
+        ticks=_ticks(study),
         warnings=words.warnings(study),
         metric=words.metric_name(study.metric),
         seeds=words.seeds_phrase(study),
@@ -157,14 +158,24 @@ def _render(template: str, study: Study, sections: Sequence[Section], out: Path)
 
 
 def _scale(study: Study) -> Callable[[float], float]:
-    """Differences as positions on the verdicts' common 200-unit axis around zero.
+    """Differences as positions on the verdicts' common 200-unit axis around zero."""
+    reach = _reach(study)
+    return lambda x: round(100 + 92 * x / reach, 1)
 
-    An arm without training does not set the scale: doing nothing may lie far off.
-    """
+
+def _ticks(study: Study) -> list[tuple[float, str]]:
+    """Where the axis is labelled, and with what: its ends and zero."""
+    scale, reach = _scale(study), _reach(study)
+    return [
+        (scale(x), words.number(study.metric, x, signed=True) if x else "0") for x in (-reach, 0.0, reach)
+    ]
+
+
+def _reach(study: Study) -> float:
+    """How far the axis goes. An arm without training does not set it: doing nothing may lie far off."""
     found = {v.arm: v.interval for v in words.verdicts(study) if v.interval is not None}
     spans = [span for name, span in found.items() if study.arm(name).trained] or list(found.values())
-    reach = max((max(abs(low), abs(high)) for low, _, high in spans), default=0.0) or 1.0
-    return lambda x: round(100 + 92 * x / reach, 1)
+    return max((max(abs(low), abs(high)) for low, _, high in spans), default=0.0) or 1.0
 
 
 def _facts(study: Study) -> dict[str, Any]:

@@ -90,10 +90,14 @@ def _verdict(study: Study, name: str, contrast: Mapping[str, Any]) -> Verdict:
     if said.startswith("no detectable"):
         most = _size(metric, max(abs(t["low"]), abs(t["high"])))
         if contrast["detectable"]:
-            details.append(f"these seeds could have shown {_size(metric, contrast['detectable'])}")
+            details.append(
+                f"smallest difference these seeds could have shown: {_size(metric, contrast['detectable'])}"
+            )
         return Verdict(name, "none", f"no detectable difference (at most {most})", [*details, cost], span)
     kind: Kind = "helps" if said.startswith("helps") else "hurts"
-    return Verdict(name, kind, f"{kind} by {_size(metric, abs(t['mean']))}", [*details, cost], span)
+    trained = study.arm(name).trained
+    verb = kind if trained else {"helps": "better", "hurts": "worse"}[kind]
+    return Verdict(name, kind, f"{verb} by {_size(metric, abs(t['mean']))}", [*details, cost], span)
 
 
 def _size(metric: Metric | None, value: float) -> str:
@@ -129,6 +133,10 @@ def headline(study: Study) -> str:
     if all(v.kind == "open" for v in found):
         count = len(study.seeds)
         return f"No verdict: {count} seed{'s carry' if count != 1 else ' carries'} no interval"
+    trained = [v for v in found if study.arm(v.arm).trained]
+    if not trained:
+        return f"Nothing was trained besides {study.baseline}"
+    found = trained  # a model left as it was is a reference, and neither helps nor hurts
     names = {kind: [v.arm for v in found if v.kind == kind] for kind in ("helps", "hurts", "none")}
     if len(names["none"]) == len(found):
         return f"No detectable difference from {study.baseline}: {_join(names['none'])}"

@@ -46,6 +46,30 @@ def learning_curves(study: Study) -> Figure | None:
     )
 
 
+TRAINING = (("loss", "training loss"), ("learning_rate", "learning rate"), ("grad_norm", "gradient norm"))
+
+
+def training_curves(study: Study) -> Figure | None:
+    """Training loss, learning rate and gradient norm against steps; None where nothing was logged.
+
+    The training loss is left out where it stands among the learning curves already, for want of a validation.
+    """
+    validated = any("eval_loss" in row for run in study.runs for row in run.rows)
+    panels = [
+        curve_panel(study, study.arms, name, label, f"training_{name}", title=label.capitalize())
+        for name, label in TRAINING
+        if validated or name != "loss"
+    ]
+    drawn = [panel for panel in panels if panel is not None]
+    if not drawn:
+        return None
+    return Figure(
+        "How training went",
+        f"As logged while it ran, {band_phrase(study)} The gradient norm is taken before clipping.",
+        drawn,
+    )
+
+
 def band_phrase(study: Study) -> str:
     """n, the seeds, and what lines and bands are."""
     if len(study.seeds) < MINIMUM_SEEDS:
