@@ -16,6 +16,7 @@ from headgate.methods.lora_experts.documents import document_ids, documents_in, 
 from headgate.methods.lora_experts.merging import merge
 from headgate.methods.lora_experts.verdict import Evidence, Verdict, judge
 from headgate.methods.stage import Stage
+from headgate.training.accounting import forward_flops
 
 from .conftest import At, attached, model_of, resumed, state_of, trainer_of
 from .test_bursts_in_training import WORDS, rows_of
@@ -244,6 +245,69 @@ def test_kept_rows_train_nothing(tmp_path: Path) -> None:
     method.vote = watched
     trainer.train()
     assert masked[0] > 0 and len(method.trial.rows) == 4
+
+
+def test_a_gradient_is_divided_by_the_tokens_that_train(tmp_path: Path) -> None:
+    """A window's tokens are those of its micro-batches after the kept rows are out, from the segment's first step on."""
+    trainer = stream_of(tmp_path, ("adding", True, 6, 20), ("counting", True, 6, 20))
+    (method,) = trainer.methods
+    seen: dict[int, list[int]] = {}
+    original = method.vote
+
+    def watched(step: Any) -> Any:
+        if step.phase == "batch":
+            seen.setdefault(step.global_step, [int(step.window_tokens), 0])[1] += int(step.num_tokens)
+        return original(step)
+
+    method.vote = watched
+    trainer.train()
+    assert len(seen) == 12 and all(window == trained for window, trained in seen.values())
+
+
+def test_the_last_step_of_a_guarded_segment_trains_and_is_judged(tmp_path: Path) -> None:
+    """Good, it stays; bad, the factors come back before the segment is validated. No boundary follows it."""
+    for harmful in (False, True):
+        trainer = stream_of(tmp_path / str(harmful), ("adding", True, 8, 64), ("adding", True, 8, 64))
+        (method,) = trainer.methods
+        kept: dict[int, Any] = {}
+
+        def look(step: int, kept: dict[int, Any] = kept, method: Any = method) -> Any:
+            return lambda: kept.update({step: factors_of(method, 0)})
+
+        def harm(method: Any = method) -> None:
+            with torch.no_grad():
+                for part in method.experts.parts(0):
+                    part.up.mul_(-3)
+
+        trainer.add_callback(At(step12=look(12), step15=look(15), step16=harm if harmful else look(16)))
+        trainer.train()
+        after = factors_of(method, 0)
+        if harmful:
+            assert all(map(torch.equal, kept[12], after)), "what half-way was found good"
+            assert "factors back" in kinds(method)
+        else:
+            assert not all(map(torch.equal, kept[15], kept[16])), "the last step trained"
+            assert all(map(torch.equal, kept[16], after))
+
+
+def test_a_boundarys_forwards_are_in_the_account(tmp_path: Path) -> None:
+    """The same stream with and without looks: what is read besides the steps costs what its tokens cost."""
+    read: list[Any] = []
+    trainer = stream_of(tmp_path, ("adding", True, 4, 20), ("counting", True, 4, 20))
+    (method,) = trainer.methods
+    taken = method.routed.take_readings
+    method.routed.take_readings = lambda: read.extend(found := taken()) or found
+    trainer.train()
+    counted, total = sum(r.tokens for r in read), trainer.run_state.totals()
+    besides = sum(forward_flops(trainer.anatomy, r.tokens, r.pairs, heads=r.heads) for r in read)
+    method.routed.take_readings = list
+    assert counted > 2048, "the reference text alone is so long"
+    assert method.routed._readings == [] and total.flops > besides > 0
+    trainer = stream_of(tmp_path / "unread", ("adding", True, 4, 20), ("counting", True, 4, 20))
+    (method,) = trainer.methods
+    method.routed.take_readings = list
+    trainer.train()
+    assert total.flops - trainer.run_state.totals().flops == pytest.approx(besides, rel=1e-6)
 
 
 def test_labels_of_packed_documents_are_taken_out_one_by_one() -> None:

@@ -29,6 +29,7 @@ def test_metrics_of_three_skills_by_hand() -> None:
             "backward_transfer": ((1.0 - 1.2) + (1.0 - 1.6)) / 2,
             "forgetting": ((1.2 - 1.0) + (1.6 - 1.0)) / 2,
             "forward_transfer": ((3.0 - 2.5) + (3.0 - 2.0)) / 2,
+            "trace_backward_transfer": ((1.0 - 1.2) + (1.0 - 1.6) + 0) / 3,
         }
     )
 
@@ -57,7 +58,8 @@ def test_a_recurring_skill_counts_from_its_last_training() -> None:
 
 def test_one_segment_has_an_average_only() -> None:
     found = continual_metrics([2.0], [[1.0]], ["a"], ["a"])
-    assert found == {"average": 1.0, "backward_transfer": None, "forgetting": None, "forward_transfer": None}
+    nothing = ("backward_transfer", "forgetting", "forward_transfer", "trace_backward_transfer")
+    assert found == {"average": 1.0, **dict.fromkeys(nothing)}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,20 @@ def test_one_segment_has_an_average_only() -> None:
 def test_matrices_that_do_not_fit(matrix: Any, segments: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         continual_metrics([2.0], matrix, ["a"], segments)
+
+
+def test_what_is_watched_says_how_general_ability_changed() -> None:
+    """TRACE's delta: from before the stream to its end, over data that no segment trains; it enters no other figure."""
+    rows = history("ab", [0, 5, 8])
+    for step, loss in ((0, 2.0), (5, 1.0), (8, 2.5)):
+        rows.append({"step": step, "eval_mbpp_loss": loss, "eval_mbpp_accuracy": 1 - loss / 10})
+    segments = [("a", 5), ("b", 8)]
+    plain, watched = (continual_result(rows, ["a", "b"], segments, watched=w) for w in ((), ("mbpp",)))
+    assert plain["general_change"] is None
+    assert watched["general_change"] == pytest.approx(2.0 - 2.5)
+    assert watched["accuracy"]["general_change"] == pytest.approx(-0.05)
+    assert watched["better"]["general_change"] == "higher"
+    assert {**watched, "general_change": None, "accuracy": None} == {**plain, "accuracy": None}
 
 
 def history(skills: str, steps: list[int]) -> list[dict[str, float]]:

@@ -7,8 +7,10 @@ an accuracy and -1 for a loss, s(i) the first segment that trained skill i and l
     backward transfer   mean_i  g (R[T][i] - R[l(i)][i])              over skills with l(i) < T; above 0: improved since
     forgetting          mean_i  g (best_{s(i)<=t<T} R[t][i] - R[T][i])    over the same skills; 0 or less: nothing lost
     forward transfer    mean_i  g (R[s(i)-1][i] - R[0][i])            over skills with s(i) > 1; above 0: known beforehand
+    TRACE's backward    mean_i  g (R[T][i] - R[l(i)][i])              over all skills, those trained last (0) too
+    general change      mean_j  g (G[T][j] - G[0][j])                 of what is watched and never trained
 
-Lopez-Paz & Ranzato (GEM, 2017), section 2; forgetting: Chaudhry et al. 2018. Deviations: skills may recur, so
+TRACE: Wang et al. 2023, section 3.3 (its delta R^G is the general change). Lopez-Paz & Ranzato (GEM, 2017), section 2; forgetting: Chaudhry et al. 2018. Deviations: skills may recur, so
 backward transfer counts from the last time a skill was trained; the baseline of forward transfer is the model before
 the stream (an adapter starts as the identity), not a random initialisation.
 """
@@ -20,7 +22,14 @@ from typing import Any
 
 from headgate.errors import ConfigError
 
-FIGURES = ("average", "backward_transfer", "forgetting", "forward_transfer")
+FIGURES = (
+    "average",
+    "backward_transfer",
+    "forgetting",
+    "forward_transfer",
+    "trace_backward_transfer",
+    "general_change",
+)
 QUANTITIES = {"loss": False, "accuracy": True}
 """What a matrix may hold, and whether more of it is better."""
 
@@ -38,7 +47,7 @@ def continual_metrics(
     *,
     higher: bool = False,
 ) -> dict[str, float | None]:
-    """The four figures. None where no skill qualifies (one segment; every skill trained last).
+    """The figures of a matrix. None where no skill qualifies (one segment; every skill trained last).
 
     Args:
         before: ``[skills]``, R[0]. matrix: ``[segments][skills]``, R[1] to R[T].
@@ -56,12 +65,13 @@ def continual_metrics(
         raise ConfigError(f"segment {unknown[0]!r} trains a skill that is not evaluated: {', '.join(skills)}")
     sign, last = (1 if higher else -1), len(segments)
     rows = [list(before), *[list(row) for row in matrix]]
-    backward, forgotten, forward = [], [], []
+    backward, forgotten, forward, ended = [], [], [], 0
     for column, skill in enumerate(skills):
         trained = [t for t, name in enumerate(segments, start=1) if name == skill]
         if not trained:
             continue
         values = [sign * row[column] for row in rows]
+        ended += trained[-1] == last
         if trained[-1] < last:
             backward.append(values[last] - values[trained[-1]])
             forgotten.append(max(values[trained[0] : last]) - values[last])
@@ -72,6 +82,7 @@ def continual_metrics(
         "backward_transfer": _mean(backward),
         "forgetting": _mean(forgotten),
         "forward_transfer": _mean(forward),
+        "trace_backward_transfer": sum(backward) / (len(backward) + ended) if backward else None,
     }
 
 
@@ -81,6 +92,7 @@ def continual_result(
     segments: Sequence[tuple[str, int]],
     *,
     joint: bool = False,
+    watched: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The matrices and figures of a run from its evaluations.
 
@@ -88,7 +100,8 @@ def continual_result(
         history: log rows with ``step`` and ``eval_<skill>_loss`` / ``eval_<skill>_accuracy``; later rows of a
             step win. segments: (skill, optimizer step at its end) in order.
         joint: all segments were trained at once: the matrix is read at the same steps, but only the average has
-            a meaning, and the transfers are None.
+            a meaning, and the transfers are None. watched: data that is validated beside the skills and never trained
+            (``data.watch``): its change from the first row to the last is the general one.
 
     The loss stands at the top level, the accuracy of the same evaluations under ``accuracy``.
     """
@@ -102,6 +115,10 @@ def continual_result(
         figures = continual_metrics(rows[0], rows[1:], skills, found["segments"], higher=higher)
         if joint:
             figures = {name: value if name == "average" else None for name, value in figures.items()}
+        ends = [_row(history, watched, quantity, step) for step in (0, found["steps"][-1])]
+        sign = 1 if higher else -1
+        changes = [sign * (after - before) for before, after in zip(*ends, strict=True)]
+        figures["general_change"] = _mean(changes)
         directions = {name: "higher" if higher_is_better(name, quantity) else "lower" for name in FIGURES}
         own = {"before": rows[0], "matrix": rows[1:], **figures, "better": directions}
         found |= own if quantity == "loss" else {quantity: own}

@@ -62,4 +62,4 @@ def continual(
     joint = recipe.data.stream_order == "joint"
     if recipe.steps_given == 0:  # the base model: nothing was trained, so it stays what it was
         history = [{**row, "step": step} for row in history for step in (0, *(end for _, end in segments))]
-    return continual_result(history, skills, segments, joint=joint)
+    return continual_result(history, skills, segments, joint=joint, watched=list(recipe.data.watch))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from headgate.evaluation import continual
+
 
 def markdown(report: dict[str, Any]) -> str:
     """Table of arms with intervals and verdicts, then what could have been seen, then the tuned values."""
@@ -74,11 +76,12 @@ def _streams(arms: dict[str, dict[str, Any]]) -> list[str]:
         dict.fromkeys(skill for arm in arms.values() for skill in arm["skills"])
     )  # arms may differ in theirs
     columns = ["arm", *skills, "average", "backward transfer", "forgetting", "forward transfer"]
+    columns += ["TRACE's backward transfer", "general change"]
     lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, arm in arms.items():
         losses = [arm["skills"].get(skill) for skill in skills] + [arm["average"]]
         cells = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
-        moved = (arm[key] for key in ("backward_transfer", "forgetting", "forward_transfer"))
+        moved = (arm.get(key) for key in continual.FIGURES[1:])
         cells += ["-" if value is None else f"{value:+.3f}" for value in moved]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return [*lines, ""]

@@ -151,7 +151,7 @@ def _continual(found: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     if not known:
         return None
     figures = {
-        name: None if known[0][name] is None else float(np.mean([one[name] for one in known]))
+        name: None if known[0].get(name) is None else float(np.mean([one[name] for one in known]))
         for name in continual.FIGURES
     }
     ends = np.mean([one["matrix"][-1] for one in known], axis=0)

@@ -183,6 +183,19 @@ class MethodStack(nn.Module):
         reasons = [method.substage(step) for method in having(self, protocols.ChangesParameters)]
         return "; ".join(reason for reason in reasons if reason is not None) or None
 
+    def on_stage_end(self, scheduled: ScheduledStage) -> None:
+        for method in having(self, protocols.EndsStages):
+            method.on_stage_end(scheduled)
+
+    @property
+    def holding_out(self) -> bool:
+        """Whether a method may take rows out of the labels."""
+        return any(True for _ in having(self, protocols.HoldsOut))
+
+    def held_out_tokens(self, batch: Mapping[str, Any]) -> int:
+        """Trained tokens of a batch that its forward will not train on; the most that one method takes out."""
+        return max((method.held_out_tokens(batch) for method in having(self, protocols.HoldsOut)), default=0)
+
     def on_step_start(self, step: Step) -> None:
         for method in self.methods:
             method.on_step_start(step)
@@ -242,6 +255,10 @@ class MethodStack(nn.Module):
         for cost in costs:
             share = share * cost.share
         return StepCost(share, sum(cost.forwards for cost in costs), sum(cost.heads for cost in costs))
+
+    def take_readings(self) -> list[protocols.Reading]:
+        """What was read outside the steps since the last call."""
+        return [r for method in having(self, protocols.ReadsBesides) for r in method.take_readings()]
 
     def lowest_blocks(self) -> list[int]:
         """Of each method that trains now: the lowest block through which its gradient flows."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from headgate.errors import ConfigError
-from headgate.methods.stage import Stage
+from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 
@@ -144,6 +144,18 @@ class ChangesParameters(Protocol):
         """
 
 
+class HoldsOut(Protocol):
+    """Takes labels of some rows out of every batch before its forward (rows that judge what was trained)."""
+
+    def held_out_tokens(self, batch: Mapping[str, Any]) -> int:
+        """Trained tokens of a batch, as the loader made it, that it will take out: no gradient is divided by them."""
+
+
+class EndsStages(Protocol):
+    def on_stage_end(self, scheduled: ScheduledStage) -> None:
+        """After a stage's last optimizer step, before it is validated or saved: values may change, the parameter set not."""
+
+
 # -- what a step costs ------------------------------------------------------------------------------------
 
 
@@ -165,6 +177,23 @@ class StepCost:
 class Costed(Protocol):
     def cost(self, step: Step) -> StepCost:
         """Asked after the decision, of a micro-batch whose forward ran at least in part."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Forwards without a graph on rows that are no step's. ``pairs``: sum over documents of length (length + 1) / 2.
+
+    ``heads``: passes through the language-model head.
+    """
+
+    tokens: float
+    pairs: float
+    heads: float = 1.0
+
+
+class ReadsBesides(Protocol):
+    def take_readings(self) -> Sequence[Reading]:
+        """What it read outside the steps (at a boundary) since it was last asked."""
 
 
 class BoundsBackward(Protocol):
@@ -231,7 +260,7 @@ class NotMergeable(Protocol):
 
 PROTOCOLS: tuple[type, ...] = (
     Exclusive, FitsModel, Restorable, MakesColumns, RewritesRows, FormsBatches, NeedsReplay, BringsCurriculum, StopsForward,
-    ObservesHead, ReadsHidden, WeighsLoss, Renormalizes, SkipsGradients, ChangesParameters, Costed, BoundsBackward, Routed,
+    ObservesHead, ReadsHidden, WeighsLoss, Renormalizes, SkipsGradients, ChangesParameters, HoldsOut, EndsStages, Costed, ReadsBesides, BoundsBackward, Routed,
     WatchesValidation, MeasuresEvaluation, ExportsExperts, NotMergeable,
 )  # fmt: skip
 P = TypeVar("P")

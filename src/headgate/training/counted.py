@@ -21,6 +21,13 @@ def reached_share(step: Step, methods: MethodStack, anatomy: Anatomy) -> float:
     return (asked + 1) / anatomy.num_blocks
 
 
+def count_readings(trainer: Any) -> None:
+    """What methods read outside the steps, at a boundary, enters the account."""
+    for read in trainer.methods.take_readings():
+        flops = forward_flops(trainer.anatomy, read.tokens, read.pairs, heads=read.heads)
+        trainer.run_state.flops = trainer.run_state.flops + flops
+
+
 def executed_flops(
     step: Step, methods: MethodStack, anatomy: Anatomy, stages: Stages, reached: float, heads: int
 ) -> Any:

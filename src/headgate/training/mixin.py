@@ -26,6 +26,7 @@ from headgate.training import processes, replicas
 from headgate.training.accounting import Stopwatch
 from headgate.training.checks import FiniteWatch
 from headgate.training.config import LossChoice, ScheduleClock
+from headgate.training.counted import count_readings
 from headgate.training.loss import trained_tokens
 from headgate.training.micro_batch import MicroBatch
 from headgate.training.objective import Objective
@@ -105,8 +106,15 @@ class MethodsMixin(SavingOverrides):
             self.batches.load(self.saver.folder, self.args.device)
         return self.batches
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self.windows.offer(batches, items)
+        return batches, items
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """``epoch`` counts passes over the offered data: the trainer's own count would begin anew at a resume."""
+        self.stages.end_what_is_over()
+        count_readings(self)
         if self.batches is not None:
             self.state.epoch = self.batches.passes
         return super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -129,9 +137,10 @@ class MethodsMixin(SavingOverrides):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.stopwatch.start()
         self.windows.open()
+        count_readings(self)
         model.train()
         self.methods.train()
-        step = self._step(model, private.inputs_on_device(self, inputs), num_items_in_batch)
+        step = self._step(model, private.inputs_on_device(self, inputs), self.window.items)
         seed_device(derive_seed(self.args.seed, step.micro_step, "dropout", 0), self.args.device)
         MicroBatch(self, step).run()
         if step.is_window_end:

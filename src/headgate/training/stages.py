@@ -40,7 +40,7 @@ class Stages:
         self._trainer, self._adapter, self._clock = trainer, adapter, clock
         self._given = list(given) if given is not None else None
         self.curriculum: Curriculum | None = None
-        self.first = 0
+        self.first, self._ended = 0, -1
         self.trainable, self.base_is_mostly_frozen, self.backward_share = 0, True, 1.0
 
     @property
@@ -85,6 +85,14 @@ class Stages:
             self._advance(self.curriculum)
         elif (reason := self._trainer.methods.substage(last)) is not None:
             self._begin_substage(self.curriculum, reason)
+
+    def end_what_is_over(self) -> None:
+        """After an optimizer step: where it was a stage's last, the methods have the last word before it is validated."""
+        curriculum = self.curriculum
+        assert curriculum is not None
+        if self._ended != curriculum.index and self._trainer.state.global_step >= curriculum.current.stop:
+            self._ended = curriculum.index
+            self._trainer.methods.on_stage_end(curriculum.current)
 
     def _advance(self, curriculum: Curriculum) -> None:
         """The next stage's groups, a fresh optimizer and schedule."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from headgate.training.telemetry import gradient_norms
 
 @dataclass
 class Window:
-    """Counts of one window: micro-batches and trained tokens, offered and accepted."""
+    """Counts of one window: micro-batches and trained tokens, offered and accepted. ``items``: what its loss is divided
+    by."""
 
     step: int = -1
     index: int = 0
@@ -25,6 +27,7 @@ class Window:
     tokens: Tensor | float = 0
     accepted_tokens: Tensor | float = 0
     loss: Tensor | float = 0.0
+    items: Tensor | int | None = None
     last: Step | None = None
 
     def count(self, step: Step) -> None:
@@ -52,6 +55,24 @@ class Windows:
         self._trainer = trainer
         self.current = Window()
         self._checked_stage = -1
+        self._batches: Sequence[Mapping[str, Any]] = ()
+        self._items: Tensor | int | None = None
+
+    def offer(self, batches: Sequence[Mapping[str, Any]], items: Tensor | int | None) -> None:
+        """The micro-batches of the next window and the trained tokens that transformers counted in them."""
+        self._batches, self._items = batches, items
+
+    def _without_held_out(self) -> Tensor | int | None:
+        """Those tokens without what the methods take out. Counted once the window's stage has begun: it may bring rows
+        that are taken out."""
+        items, held = self._items, self._trainer.methods.held_out_tokens
+        out = sum(held(batch) for batch in self._batches)
+        self._batches = ()
+        if items is None or not self._trainer.methods.holding_out:
+            return items
+        if self._trainer.args.average_tokens_across_devices:
+            out = replicas.sum_across_ranks(torch.tensor(float(out), device=self._trainer.args.device))
+        return torch.clamp(torch.as_tensor(items) - torch.as_tensor(out).long(), min=1)
 
     def open(self) -> None:
         """At the first micro-batch of an optimizer step: the stage that it belongs to, no gradients, new counts."""
@@ -61,7 +82,7 @@ class Windows:
         trainer.stages.move_on(self.current.last)
         for parameter in trainer.methods.parameters():
             parameter.grad = None
-        self.current = Window(step=trainer.state.global_step)
+        self.current = Window(step=trainer.state.global_step, items=self._without_held_out())
 
     def close(self, step: Step) -> None:
         """Reduce over ranks, renormalise by what was accepted, check and measure the gradients."""

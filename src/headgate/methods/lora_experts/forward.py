@@ -23,7 +23,8 @@ from headgate.methods.lora_experts.routers import SHARED
 from headgate.methods.lora_experts.routes import ARROW, ONE, REMOVED, check_route, fixed_weights, is_fixed
 from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
-from headgate.methods.step import IGNORE_INDEX
+from headgate.methods.protocols import Reading
+from headgate.methods.step import IGNORE_INDEX, real_tokens
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.surgery import Handle, on_block_input, on_linear, override_attribute, override_forward
@@ -61,6 +62,7 @@ class RoutedForward:
         self._suspended, self._recording = False, False
         self._without: tuple[int, ...] = ()
         self._features: list[Tensor] | None = None
+        self._readings: list[Reading] = []
 
     # -- installation -----------------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy, linears: Mapping[str, nn.Module]) -> list[Handle]:
@@ -136,6 +138,7 @@ class RoutedForward:
             with self.aside():
                 for batch in batches:
                     self.anatomy.model(**model_inputs(batch, labels=False), use_cache=False)
+                    self.note_reading(real_tokens(batch).sum(-1))
             return torch.cat(self._features)
         finally:
             self._features = None
@@ -149,7 +152,17 @@ class RoutedForward:
                 tokens = float(batch["labels"][..., 1:].ne(IGNORE_INDEX).sum())
                 loss = self.anatomy.model(**model_inputs(batch), use_cache=False).loss
                 total, count = total + float(loss) * tokens, count + tokens
+                self.note_reading(real_tokens(batch).sum(-1))
         return total / max(count, 1.0)
+
+    def note_reading(self, lengths: Tensor, heads: float = 1.0) -> None:
+        """Rows (or documents) of these lengths were read outside the steps."""
+        tokens = lengths.double()
+        self._readings.append(Reading(float(tokens.sum()), float((tokens * (tokens + 1) / 2).sum()), heads))
+
+    def take_readings(self) -> list[Reading]:
+        readings, self._readings = self._readings, []
+        return readings
 
     # -- the backbone -----------------------------------------------------------------------------------
     def around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:

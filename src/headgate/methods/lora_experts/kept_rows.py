@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from headgate.methods.lora_experts.documents import as_batch, document_ids
+from headgate.methods.lora_experts.documents import as_batch, document_ids, labels_without
 from headgate.methods.step import IGNORE_INDEX
 from headgate.modules.fixed_precision import FixedPrecision
 
@@ -51,6 +51,18 @@ class KeptRows(FixedPrecision):
         """A skill's documents as a batch; None where none are kept."""
         documents = self.documents[self.owner == key]
         return as_batch(documents, device) if len(documents) else None
+
+    def labels_without(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """A batch's labels without those of kept documents; None where it has none of them."""
+        return labels_without(batch, self.ids) if len(self) else None
+
+    def tokens_in(self, batch: Mapping[str, Any]) -> int:
+        """Trained tokens of kept documents in a batch."""
+        labels = self.labels_without(batch)
+        if labels is None:
+            return 0
+        before, after = (t[..., 1:].ne(IGNORE_INDEX).sum() for t in (batch["labels"], labels))
+        return int(before - after)
 
     def keep_only(self, keys: Iterable[int]) -> None:
         """Skills that are gone take their rows along."""

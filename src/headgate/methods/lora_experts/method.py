@@ -23,7 +23,7 @@ from headgate.methods.lora_experts.targets import target_linears
 from headgate.methods.lora_experts.teaching import SKILL, auxiliary_losses, distilled_rows
 from headgate.methods.lora_experts.trial import Trial
 from headgate.methods.lora_experts.watch import BurstBatches, BurstWatch
-from headgate.methods.protocols import DataView, StepCost
+from headgate.methods.protocols import DataView, Reading, StepCost
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, linear_size
@@ -77,8 +77,7 @@ class LoraExperts(Method):
         """Hook every target linear. Raises ModelError where a target matches nothing or a saved bank does not fit."""
         linears = target_linears(anatomy, self.config.target_modules, self.config.first_block)
         sizes = {site: linear_size(linear) for site, linear in linears.items()}
-        experts = self.experts
-        if not experts.banks:
+        if not (experts := self.experts).banks:
             self._build(sizes, anatomy.hidden_size)
             experts.found()
         if experts.sizes != sizes or experts.hidden_size != anatomy.hidden_size:
@@ -154,11 +153,20 @@ class LoraExperts(Method):
         if self.stream.skill is None:
             return
         self.trial.end(self.stream, scheduled.start)
-        above = self.config.merge_above
-        merged = [] if above is None else merge_alike(self.experts, above)
+        merged = merge_alike(self.experts, above) if (above := self.config.merge_above) else []
         segment = self.stream.begin(scheduled, probe, merged)
         self.trial.begin(segment, self.stream, probe)
         self.lifecycle.begin_skill(merged)
+
+    def on_stage_end(self, scheduled: ScheduledStage) -> None:
+        if self.stream.skill is not None:
+            self.trial.finish(self.stream, scheduled.stop)
+
+    def held_out_tokens(self, batch: Mapping[str, Any]) -> int:
+        return self.trial.rows.tokens_in(batch)
+
+    def take_readings(self) -> Sequence[Reading]:
+        return self.routed.take_readings()
 
     def on_step_start(self, step: Step) -> None:
         self.routed.start_recording()

@@ -123,6 +123,8 @@ class SkillStream(nn.Module):
         if not bool(self.library.has_reference):
             mix, tokens = reference_text(routed.anatomy.model, self.seed, routed.bypassed)
             self.library.set_reference(token_mean(mix, tokens), mix)
+            for heads in (1.0, 0.0):  # written, then read
+                routed.note_reading(tokens, heads)
         samples, seen = max(config.min_samples, FIRST_SEEN if self.config.burst else 0), -1
         if config.gate == "own_loss":
             common |= self.losses_alone(probe)
@@ -135,6 +137,7 @@ class SkillStream(nn.Module):
                 min_tokens=config.min_tokens,
                 bypassed=routed.bypassed,
             )
+            routed.note_reading(look.tokens, heads=0.0)
             decision = policy.decide(Evidence(*look, **common))
             more = len(look.tokens) > seen and samples < most
             if decision.kind != "undecided" or not more:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from headgate.errors import ConfigError
 from headgate.methods.lora_experts.config import LoraExpertsConfig
-from headgate.methods.lora_experts.documents import documents_in, labels_without
+from headgate.methods.lora_experts.documents import documents_in
 from headgate.methods.lora_experts.forward import RoutedForward
 from headgate.methods.lora_experts.guard import Guard, no_worse
 from headgate.methods.lora_experts.kept_rows import KeptRows
@@ -37,6 +38,7 @@ from headgate.methods.step import IGNORE_INDEX, Step
 
 OTHERS, MERGES = 6, 2
 """Older experts that are asked, which with the base and the expert itself makes eight forwards; and merges tried."""
+GOT_WORSE = "has its factors back: a skill of its own got worse"
 
 
 class Check(Enum):
@@ -112,7 +114,7 @@ class Trial(nn.Module):
     def prepare(self, step: Step) -> None:
         """Take the kept rows out of a micro-batch's labels."""
         self._nothing_left = False
-        labels = labels_without(step.batch, self.rows.ids) if len(self.rows) else None
+        labels = self.rows.labels_without(step.batch)
         if labels is not None:
             step.batch = {**step.batch, "labels": labels}
             step.num_tokens = labels[..., 1:].ne(IGNORE_INDEX).sum()
@@ -127,8 +129,9 @@ class Trial(nn.Module):
         if self.closed or (self.expert is None and self.guard.expert is None):
             return
         start, stop, now = step.scheduled.start, step.scheduled.stop, step.global_step + 1
-        if now in (stop - 1, start + (stop - start) // 2):
-            self.due, self.step = Check.LAST if now == stop - 1 else Check.HALFWAY, now
+        last = now == stop - 1 and self.expert is not None  # a guard has its last word when the stage ends
+        if last or now == start + (stop - start) // 2 < stop:
+            self.due, self.step = Check.LAST if last else Check.HALFWAY, now
 
     # -- checks -----------------------------------------------------------------------------------------
     def carry_out(self, stream: SkillStream) -> list[str]:
@@ -136,17 +139,24 @@ class Trial(nn.Module):
         due, self.due = self.due, None
         if due is not None and self.expert is not None:
             return self._settle(self.expert, stream, due is Check.LAST)
-        if due is not None and (older := self.guard.expert) is not None:
-            holds = self.guard.holds(self._own_losses(older, stream))
-            self.closed = not holds or due is Check.LAST  # a step after the last check would be unchecked
-            return [] if holds else [f"expert {older} has its factors back: a skill of its own got worse"]
-        return []
+        if due is None or (older := self.guard.expert) is None:
+            return []
+        self.closed = not self.guard.holds(self._own_losses(older, stream))
+        return [f"expert {older} {GOT_WORSE}"] if self.closed else []
+
+    def finish(self, stream: SkillStream, step: int) -> None:
+        """After a stage's last step: an older expert that trained in it is looked at once more. It keeps its Parameters."""
+        older = self.guard.expert
+        if not self.closed and self.expert is None and older is not None:
+            self.closed = True
+            if not self.guard.holds(self._own_losses(older, stream)):
+                stream.note_verdict("factors back", older, step, f"expert {older} {GOT_WORSE}")
 
     def end(self, stream: SkillStream, step: int) -> None:
         """A segment is over: a trial that no boundary has settled (its segment was too short) is settled now."""
-        if self.expert is not None:
-            self.step = step
-            self._settle(self.expert, stream, True)
+        expert, self.step = self.expert, step
+        if expert is not None:
+            self._settle(expert, stream, True)
         self.expert = None
 
     def _settle(self, number: int, stream: SkillStream, last: bool) -> list[str]:
@@ -215,11 +225,10 @@ class Trial(nn.Module):
             self._allocate_look(0)
 
     def _has_room(self, rank: int) -> bool:
-        try:
+        with suppress(ConfigError):
             self.routed.experts.make_room(rank)
-        except ConfigError:
-            return False
-        return True
+            return True
+        return False
 
     def _merge(self, number: int, evidence: Evidence, stream: SkillStream) -> int | None:
         """Merge into the first older expert of which no skill gets worse by it and which serves this one better; or None."""
@@ -255,10 +264,9 @@ class Trial(nn.Module):
             return None
         base, loss = (self.routed.loss_alone(who, [batch]) for who in (None, number))
         others = {n: self.routed.loss_alone(n, [batch]) for n in stream.nearest(OTHERS) if n != number}
-        evidence = Evidence(base, loss, others, {})
-        if evidence.best is None:
-            return evidence
-        return Evidence(base, loss, others, {evidence.best: self._own_share(evidence.best, stream)})
+        best = Evidence(base, loss, others, {}).best
+        own = {} if best is None else {best: self._own_share(best, stream)}
+        return Evidence(base, loss, others, own)
 
     def _own_share(self, number: int, stream: SkillStream) -> float | None:
         """Of the base's loss on its own skills, the share that an expert takes off; None without rows of them."""

@@ -18,6 +18,8 @@ FIGURES = {
     "backward_transfer": "backward transfer",
     "forgetting": "forgetting",
     "forward_transfer": "forward transfer",
+    "trace_backward_transfer": "TRACE's backward transfer",
+    "general_change": "general change",
 }
 
 
@@ -47,13 +49,13 @@ def continual(study: Study) -> list[Block]:
         for index, (arm, results) in enumerate(found.items())
     ]
     better = next(iter(found.values()))[0]["better"]
-    columns = [f"{title} ({better[key]} is better)" for key, title in FIGURES.items()]
+    columns = [f"{title} ({better.get(key, 'higher')} is better)" for key, title in FIGURES.items()]
     caption = f"Loss of every skill after every segment, means over seeds, {seeds_phrase(study)}."
     table = Table(
         f"Of the loss matrix, mean ± SD over seeds; {seeds_phrase(study)}",
         ["arm", *columns],
         rows,
-        (1, 2, 3, 4),
+        tuple(range(1, 1 + len(columns))),
     )
     return [table, Figure("Skills over the stream", caption, panels)]
 
