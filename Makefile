@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo quick test test-all mutate equations lint bench clean
+.PHONY: setup demo quick test test-all mutate equations lint bench gpu clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,10 @@ lint: $(STAMP)
 bench: $(STAMP)
 	for name in $$($(BIN)/python -c "from headgate.experiments.benchmarks.frame import benchmark_names as n; print(*n())"); do \
 		$(BIN)/headgate bench $$name --json benchmarks/results/$$name.cpu.json || true; done
+
+# What an accelerator must show, nine minutes at a time: run it again until nothing is left. GPU="--device cpu --only quick" stands in.
+gpu: $(STAMP)
+	$(BIN)/python scripts/gpu_checks.py $(GPU)
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache

@@ -12,9 +12,10 @@
 # Submit from the repository root: sbatch recipes/backward_gate/slurm/full.sh
 set -euo pipefail
 launch() {
-  accelerate launch --config_file recipes/backward_gate/accelerate/8_gpu.yaml -m headgate.cli.main train "$1" --resume &
+  accelerate launch --config_file recipes/backward_gate/accelerate/8_gpu.yaml -m headgate.cli.main train "$1" &
   child=$!
-  trap 'kill -TERM $child' TERM
+  # wait again: the signal ends the first wait, and the run still has to save; at a time limit SLURM requeues nothing by itself
+  trap 'kill -TERM $child; wait $child || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
   wait $child
 }
 launch recipes/backward_gate/full.yaml
