@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headgate.errors import ConfigError
+from headgate.experiments.stream_figure import stream_figure
 from headgate.methods.lora_experts import LoraExperts
-from headgate.methods.lora_experts.inspect import likeness
+from headgate.methods.lora_experts.inspect import likeness, timeline
 from headgate.methods.lora_experts.merging import clusters, merge, merge_alike
 from headgate.ops.expert_merging import cosines, inner_product, merged
 
@@ -192,3 +193,44 @@ def test_a_short_replay_without_rows_to_replay_is_refused(tmp_path: Path) -> Non
     assert LoraExperts(merge_above=0.9, merge_replay=3).needs_replay == "merge_replay"
     assert LoraExperts(kd_weight=1.0, kd_on="replayed").needs_replay == "kd_on: replayed"
     assert LoraExperts().needs_replay is None
+
+
+def test_the_timeline_says_who_came_who_went_and_to_whom() -> None:
+    """A birth kept, one handed over, a merge, an eviction that nobody announced; and only what is known is told."""
+    decisions = [
+        {"step": 0, "kind": "known", "expert": 0, "reason": "first", "skill": "a"},
+        {"step": 9, "kind": "novel", "expert": 1, "reason": "new", "skill": "b"},
+        {
+            "step": 14,
+            "kind": "kept",
+            "expert": 1,
+            "trial": 1,
+            "reason": "it gains",
+            "base_loss": 3.0,
+            "loss": 2.0,
+        },
+        {"step": 18, "kind": "undecided", "expert": 2, "reason": "near", "skill": None},
+        {"step": 22, "kind": "handed over", "expert": 0, "trial": 2, "reason": "served"},
+        {"step": 27, "kind": "novel", "expert": 3, "reason": "new", "skill": "c", "merged": [[0, 1]]},
+        {"step": 36, "kind": "novel", "expert": 4, "reason": "new", "skill": "d", "merged": []},
+    ]
+    left = [{"expert": 0, "skills": ["a", "b"]}, {"expert": 4, "skills": ["d"]}]
+    found = timeline(decisions, left)
+    lives = {
+        life["expert"]: (life["from"], life["until"], life["heir"], life["here"]) for life in found["lives"]
+    }
+    assert lives == {
+        0: (0, None, None, True),
+        1: (9, 27, 0, False),
+        2: (18, 22, 0, False),
+        3: (27, None, None, False),
+        4: (36, None, None, True),
+    }
+    assert found["served"] == {"a": 0, "b": 0, "d": 4}
+    assert [e["what"] for e in found["events"]] == [
+        "known", "novel", "kept", "undecided", "handed over", "merged", "novel", "novel",
+    ]  # fmt: skip
+    assert found["events"][2]["base_loss"] == 3.0 and found["events"][4]["into"] == 0
+    axes = stream_figure(found).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0: a, b", "1", "2", "3", "4: d"]
+    assert stream_figure(timeline([], left)).axes[0].get_yticklabels() == []

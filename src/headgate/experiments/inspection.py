@@ -18,13 +18,14 @@ from headgate.data.sources import load_rows
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
+from headgate.experiments.stream_figure import stream_figure
 from headgate.experiments.token_heat import token_heat
 from headgate.files import write_atomically
 from headgate.methods.compose import methods_of
 from headgate.methods.layer_routing.inspect import heat_map, measure, token_depth
 from headgate.methods.layer_routing.method import LayerRouting
 from headgate.methods.layer_routing.oracle import TokenLosses, choice, masked_losses, token_losses
-from headgate.methods.lora_experts.inspect import likeness
+from headgate.methods.lora_experts.inspect import likeness, timeline
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
 from headgate.plugins import Registry
 from headgate.training.saved import load
@@ -258,4 +259,7 @@ def _experts(
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="expert", ylabel="expert", title="Cosine of the experts' updates")
     drawn.colorbar(image, ax=axes)
-    return tables, {method.name: drawn}
+    tables["stream"] = timeline(method.stream.decisions, tables["experts"])
+    if not tables["stream"]["events"]:
+        return tables, {method.name: drawn}
+    return tables, {method.name: drawn, f"{method.name}_stream": stream_figure(tables["stream"])}

@@ -1,7 +1,8 @@
-"""How alike are the experts? What ``merge_above`` is chosen by."""
+"""How alike are the experts (what ``merge_above`` is chosen by), and how did the stream go?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy.cluster.hierarchy import linkage
@@ -9,7 +10,11 @@ from scipy.spatial.distance import squareform
 
 from headgate.methods.lora_experts.experts import ExpertSet
 from headgate.methods.lora_experts.reporting import info_table
+from headgate.methods.lora_experts.trial import Outcome
 from headgate.ops.expert_merging import cosines
+
+ENDS = {outcome.value for outcome in (Outcome.MERGED, Outcome.HANDED_OVER, Outcome.DROPPED)}
+"""Verdicts after which an expert is gone."""
 
 
 def likeness(experts: ExpertSet) -> dict[str, Any]:
@@ -28,3 +33,40 @@ def likeness(experts: ExpertSet) -> dict[str, Any]:
         "cosines": likes.tolist(),
         "joins": joins,
     }
+
+
+def timeline(decisions: Sequence[Mapping[str, Any]], experts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A stream as it went, from its decisions and the ``experts`` that are left (rows of ``info_table``).
+
+    ``events``: every decision, verdict and merge, in order. ``lives``: by expert, from which step it was there, until when
+    (None: to the end, or removed without a verdict, as an eviction is: then ``here`` is False) and its heir. ``served``:
+    the expert that serves each skill at the end. The skills' losses are the matrix in ``result.json: continual``.
+    """
+    left = {row["expert"] for row in experts}
+    events: list[dict[str, Any]] = []
+    lives: dict[int, dict[str, Any]] = {}
+
+    def life(number: int, step: int) -> dict[str, Any]:
+        fresh = {"expert": number, "from": step, "until": None, "heir": None, "here": number in left}
+        return lives.setdefault(number, fresh)
+
+    for one in decisions:
+        step, kind, number = one["step"], one["kind"], one["expert"]
+        for group in one.get("merged") or []:
+            events.append({"step": step, "what": "merged", "experts": list(group), "reason": "alike"})
+            heirs = left & set(group)  # all but the survivor went at once: one of them can be left, or none
+            for gone in set(group) - left:
+                if heirs:
+                    life(gone, 0).update(until=step, heir=next(iter(heirs)))
+        asked = one.get("trial", number)
+        heir = number if number != asked else None
+        life(asked, step)
+        if kind in ENDS and asked not in left:
+            lives[asked].update(until=step, heir=heir)
+        told = {name: one[name] for name in ("skill", "base_loss", "loss") if one.get(name) is not None}
+        into = {} if heir is None else {"into": heir}
+        events.append(
+            {"step": step, "what": kind, "experts": [asked], **into, "reason": one["reason"], **told}
+        )
+    served = {skill: row["expert"] for row in experts for skill in row["skills"]}
+    return {"events": events, "lives": [lives[number] for number in sorted(lives)], "served": served}
