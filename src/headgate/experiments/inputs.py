@@ -161,11 +161,11 @@ def require_same_defaults(directory: RunDirectory, recipe: Recipe) -> None:
         before = directory.recipe_content().get("methods") or {}
     except DamagedFile:
         return  # the folder's name says which recipe it is
-    for method, options in recipe.methods.items():
+    for name, options in recipe.methods.items():
         for key, value in options.items():
-            old = (before.get(method) or {}).get(key, value)
+            old = (before.get(name) or {}).get(key, value)
             if old != value:
                 raise CheckpointError(
-                    f"{directory.path} ran with methods.{method}.{key}={old!r}, the default then; it is {value!r} now: "
+                    f"{directory.path} ran with methods.{name}.{key}={old!r}, the default then; it is {value!r} now: "
                     f"write {key}: {old!r} in the recipe to mean that run, or run it again with --fresh"
                 )
