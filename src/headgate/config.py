@@ -52,6 +52,10 @@ def explain(item: Mapping[str, Any], model: type[BaseModel], where: str = "") ->
     if dotted and message.startswith(f"{dotted}."):
         return message
     given = item.get("input")
+    if item["type"] == "literal_error" and isinstance(given, str):
+        choices = re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
+        close = difflib.get_close_matches(given, choices, n=1)
+        message += f": did you mean {close[0]!r}?" if close else ""
     told = given is not None and not isinstance(given, (dict, list, BaseModel))
     return (f"{dotted}: " if dotted else "") + message + (f" (got {given!r})" if told else "")
 

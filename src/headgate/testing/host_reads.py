@@ -55,6 +55,7 @@ def reads_of(
         # the first window builds what it keeps, and the last ones end the run
         if not 2 < steps <= 10:
             return original(*args)
+        assert trainer.model is not None
         device.put(trainer.model.state_dict(), on_device(trainer.methods), args[1])
         with device.watching():
             return original(*args)
