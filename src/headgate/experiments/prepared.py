@@ -26,9 +26,11 @@ from headgate.methods.compose import MethodStack
 from headgate.methods.registry import build_stack
 from headgate.methods.stage import Stage, schedule_stages
 from headgate.models.anatomy import describe
+from headgate.models.devices import choose_device
 from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint, processes
 from headgate.training.order import IN_ORDER, endless_order
+from headgate.training.precision import check_machine
 
 
 @dataclass
@@ -67,6 +69,7 @@ def prepare_run(recipe: Recipe, micro_batches: int | None = None) -> Prepared:
         checkpoint.deterministic(True)
     set_seed(recipe.seed)
     check_recipe(recipe)
+    check_machine(recipe.training.precision, recipe.training.optimizer, choose_device(recipe.model.device))
     methods = build_stack(recipe.methods, recipe.seed)
     methods.data.check_replay(recipe.data.replay is not None)
     check_data(recipe.data, recipe.model.name_or_path, recipe.model.revision)

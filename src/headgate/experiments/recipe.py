@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
 from headgate.config import FileName, Seed, StrictConfig
 from headgate.data.config import DataConfig
@@ -117,6 +117,29 @@ class Recipe(StrictConfig):
             resolved[name] = config.model_dump(mode="json")
         return resolved
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_precision(cls, content: Any) -> Any:
+        """The base is loaded in what the arithmetic needs. It is the recipe that says so: verification loads it again."""
+        blocks = (
+            {key: content.get(key) or {} for key in ("training", "model")}
+            if isinstance(content, dict)
+            else {}
+        )
+        plain = {
+            k: b.model_dump(exclude_unset=True) if isinstance(b, BaseModel) else b for k, b in blocks.items()
+        }
+        if not plain or not all(isinstance(block, Mapping) for block in plain.values()):
+            return content
+        precision, dtype = plain["training"].get("precision"), plain["model"].get("dtype", "auto")
+        if precision == "fp32" and dtype not in ("auto", "float32"):
+            raise ValueError(
+                f"training.precision=fp32 and model.dtype={dtype} contradict each other: drop one of them"
+            )
+        if precision in ("fp32", "fp16") and dtype == "auto":  # fp16's scaler steps on float32 weights
+            return {**content, "model": {**plain["model"], "dtype": "float32"}}
+        return content
+
     @field_validator("report_to", mode="after")
     @classmethod
     def _known_trackers(cls, trackers: list[str]) -> list[str]:
@@ -138,8 +161,8 @@ class Recipe(StrictConfig):
 
     @property
     def validation_batch_size(self) -> int:
-        """Rows of a validation batch: they need no gradients, so at least 16."""
-        return max(16, self.training.per_device_train_batch_size)
+        """Rows of a validation batch: as given, or (they need no gradients) at least 16."""
+        return self.training.per_device_eval_batch_size or max(16, self.training.per_device_train_batch_size)
 
     def identity(self) -> dict[str, Any]:
         """What makes a run this run: all but output, reporting, logging and device settings."""

@@ -42,8 +42,14 @@ REMOVED: dict[str, str] = {
     "training.output_dir": "output_dir",
     "training.seed": "seed",
     "training.report_to": "report_to",
-    "training.bf16": "model.dtype: bfloat16",
-    "training.fp16": "model.dtype: float16",
+    "training.bf16": "training.precision: bf16 (autocast), or model.dtype: bfloat16",
+    "training.fp16": "training.precision: fp16",
+    "training.optim": "training.optimizer",
+    "training.adam_beta1": "training.betas",
+    "training.adam_beta2": "training.betas",
+    "training.adam_epsilon": "training.epsilon",
+    "training.lr_scheduler_kwargs": "training.lr_scheduler_args",
+    "training.dataloader_num_workers": "training.dataloader_workers",
     "model.use_flash_attention_2": "model.attn_implementation: flash_attention_2",
 }
 """Old transformers.Trainer names, and what to write instead."""

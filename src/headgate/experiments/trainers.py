@@ -14,6 +14,7 @@ from headgate.experiments.prepared import Prepared
 from headgate.experiments.run_directory import RunDirectory
 from headgate.training import processes
 from headgate.training.order import Replay
+from headgate.training.precision import OPTIM, decided_here
 from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer
 
@@ -30,6 +31,9 @@ def make_trainer(
     evaluates = prepared.validation is not None
     stopping = training.early_stopping
     interval = training.interval(training.eval_every, rough)
+    flags: dict[str, Any] = decided_here(training.precision)
+    if training.optimizer in OPTIM:
+        flags["optim"] = OPTIM[training.optimizer]
     arguments = TrainingArguments(
         output_dir=str(directory.trainer_dir),
         max_steps=max_steps if max_steps is not None else -1,
@@ -39,6 +43,12 @@ def make_trainer(
         gradient_accumulation_steps=prepared.micro_batches // processes.world_size(),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler,
+        lr_scheduler_kwargs=dict(training.lr_scheduler_args) or None,
+        adam_beta1=training.betas[0],
+        adam_beta2=training.betas[1],
+        adam_epsilon=training.epsilon,
+        dataloader_num_workers=training.dataloader_workers,
+        **flags,
         warmup_steps=training.warmup,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,

@@ -89,7 +89,9 @@ def restore_methods(folder: Path, methods: MethodStack) -> dict[str, Any]:
 
 def build_methods(description: Mapping[str, Any]) -> MethodStack:
     """Methods with the saved structure, not attached yet; what they draw at inference, they draw as in the run."""
-    methods = MethodStack([method_class(name).from_structure(s) for name, s in description["methods"].items()])
+    methods = MethodStack(
+        [method_class(name).from_structure(s) for name, s in description["methods"].items()]
+    )
     methods.set_seed(description["seed"])
     return methods
 
