@@ -75,6 +75,11 @@ def attention_implementation(config: Any) -> str | None:
     return implementation
 
 
+def choose_attention(config: Any, implementation: str | None) -> None:
+    """Have a model that is built from ``config`` attend so."""
+    config._attn_implementation = implementation
+
+
 def checkpointed(block: Any, run: Callable[..., Any], *inputs: Any) -> Any:
     """``run(*inputs)``, recomputed in the backward as the block's own forward would be."""
     return block._gradient_checkpointing_func(run, *inputs)

@@ -25,7 +25,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self._disable_adapters:
+        if adapters_disabled(self):
             return result
         dtype = result.dtype
         result = result + self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))) * self.scaling

@@ -15,6 +15,7 @@ from headgate.methods.lora_experts.method import LoraExperts
 from headgate.methods.schema_bank.method import SchemaBank
 from headgate.models.anatomy import linear_size, unwrap
 from headgate.models.plain_adapter import plain_adapter
+from headgate.models.private import attention_implementation
 from headgate.ops.randomness import derive_seed
 from headgate.serving.modeling import FORMAT
 
@@ -38,7 +39,7 @@ def describe_run(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     base = unwrap(model)
     told: dict[str, Any] = {
         "format": FORMAT,
-        "attn_implementation": base.config._attn_implementation,
+        "attn_implementation": attention_implementation(base.config),
         "adapter": {},
         "methods": {},
     }

@@ -60,8 +60,8 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
             raise ModelError(
                 f"this folder has format {told['format']}, this file reads {FORMAT}: export it again"
             )
-        if config._attn_implementation is None:
-            config._attn_implementation = told.get("attn_implementation")
+        if attention_implementation(config) is None:
+            choose_attention(config, told.get("attn_implementation"))
         super().__init__(config, *args, **kwargs)
         self.base = AutoModelForCausalLM.from_config(config.text_config)
         put_adapter(self.base, told["adapter"])
