@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headgate.models.private import adapters_disabled
+
 
 class AdaptedLinear(nn.Module):
     """One linear and its adapter. ``lora_A`` ``[r, I]``, ``lora_B`` ``[O, r]``.

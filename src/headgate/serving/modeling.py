@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from headgate.errors import ModelError
 from headgate.models.alignment import align
 from headgate.models.anatomy import describe
+from headgate.models.private import attention_implementation, choose_attention
 from headgate.serving.adapter import put_adapter
 from headgate.serving.lossless import Drafting, lossless_decoding
 from headgate.serving.methods import SERVED
