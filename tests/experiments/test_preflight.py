@@ -130,6 +130,8 @@ def test_no_message_advises_a_flag_that_does_not_exist() -> None:
         "--porcelain",
         "--help",
         "--multi",
+        "--enable-lora",
+        "--lora-modules",
         "--continuous-batching",
     }  # git, typer, accelerate, transformers
     for path in SRC.rglob("*.py"):

@@ -125,8 +125,11 @@ def test_it_prints_with_nothing_cut_off(browser: Any, address: str) -> None:
         "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     )
     assert cut == 0
-    assert page.evaluate(
-        "[...document.querySelectorAll('details pre')].every(e => e.getBoundingClientRect().height)"
+    heights = (
+        "(selector) => [...document.querySelectorAll(selector)].map(e => e.getBoundingClientRect().height)"
     )
+    assert all(page.evaluate(heights, "details:not(.verbatim) pre"))
+    recipes = page.evaluate(heights, "details.verbatim")
+    assert recipes and not any(recipes), "pages of YAML are for the screen"
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.close()

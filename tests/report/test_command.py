@@ -53,7 +53,11 @@ def test_mistakes_name_their_cure(comparison: Path, tmp_path: Path) -> None:
     for arguments, code, told in (
         ([tmp_path / "absent"], 1, "is no folder: name a comparison, a run directory, or a folder of runs"),
         ([tmp_path], 1, "holds no comparison and no run"),
-        ([comparison, "--figures", "routing"], 2, "'routing' has no figures: choose from"),
+        (
+            [comparison, "--figures", "routing"],
+            2,
+            "unknown report section 'routing': did you mean 'layer_routing'?",
+        ),
     ):
         done = here("report", *arguments)
         assert done.returncode == code and told in done.stderr, done.stderr

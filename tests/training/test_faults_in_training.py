@@ -175,7 +175,8 @@ def test_an_edited_file_is_refused_on_every_load(make_trainer, tmp_path: Path) -
     trainer.save_model(str(tmp_path / "saved"))
     load(tmp_path / "saved")
     description = (tmp_path / "saved" / "headgate.json").read_text()
-    (tmp_path / "saved" / "headgate.json").write_text(description.replace('"beta": 10.0', '"beta": 11.0'))
+    assert '"beta": 40.0' in description
+    (tmp_path / "saved" / "headgate.json").write_text(description.replace('"beta": 40.0', '"beta": 41.0'))
     with pytest.raises(CheckpointError, match=r"headgate\.json has changed"):
         load(tmp_path / "saved")
     (tmp_path / "saved" / "headgate.json").write_text(description)

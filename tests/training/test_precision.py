@@ -40,7 +40,10 @@ def test_the_tables_are_those_of_transformers() -> None:
     ("training", "words"),
     [
         ({"optimizer": "adam"}, "training.optimizer: .*did you mean 'adamw'"),
-        ({"precision": "bfloat16"}, "training.precision: should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        (
+            {"precision": "bfloat16"},
+            "training.precision: did you mean 'bf16'\\? choose one of auto, fp32, bf16, fp16",
+        ),
         ({"lr_scheduler": "cosin"}, "training.lr_scheduler: .*did you mean 'cosine'"),
         (
             {"lr_scheduler": "cosine", "lr_scheduler_args": {"min_lr": 0}},

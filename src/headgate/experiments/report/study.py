@@ -73,7 +73,9 @@ class Run:
             return list(steps)
         logged, spent = self.series(CLOCKS[unit])
         if unit == "seconds":
-            spent = [t / rate for t, rate in zip(spent, self.series("tokens_per_second")[1], strict=True)]
+            rates = self.series("tokens_per_second")[1]
+            # a run whose first batches a gate rejected has trained no token yet, at no rate
+            spent = [t / rate if rate else 0.0 for t, rate in zip(spent, rates, strict=True)]
         return [float(x) for x in np.interp(steps, [0.0, *logged], [0.0, *spent])] if logged else []
 
 
