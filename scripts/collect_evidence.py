@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- verdicts: written by scripts/collect_evidence.py -->", "<!-- end of verdicts -->"
 
-STALE = {"lora_experts_real_stream"}
+STALE: set[str] = set()
 """Comparisons that were measured before a fault was mended: kept in EXPERIMENTS.md, not shipped as evidence."""
 
 QUESTIONS = [
