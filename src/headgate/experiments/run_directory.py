@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from headgate.errors import CheckpointError, DamagedFile, RunBusy
+from headgate.errors import CheckpointError, ConfigError, DamagedFile, RunBusy
 from headgate.experiments.environment import environment
 from headgate.files import digest, read_json, sync_tree, write_atomically, write_json
 from headgate.training.folders import checkpoints
@@ -180,10 +180,8 @@ class RunDirectory:
 
         try:
             other = self.recipe_file.exists() and not fresh and self.recipe().identity() != recipe.identity()
-        except DamagedFile:
-            other = (
-                False  # torn by a crash: the folder's name says which recipe it is, and it is written again
-            )
+        except (DamagedFile, ConfigError):
+            other = False  # torn: the folder's name says which recipe it is, and it is written again
         if other:
             raise CheckpointError(
                 f"{self.path} holds a run of another recipe: choose another output_dir or name, or --fresh to replace it"
