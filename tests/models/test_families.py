@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headgate.errors import ModelError
+from headgate.errors import HeadgateError, ModelError
 from headgate.models.anatomy import describe
 from headgate.models.load import choose_dtype, load_model
 from headgate.models.surgery import head_bypassed, head_input_captured, on_block_output, on_linear
@@ -71,11 +71,11 @@ def test_head_input_times_head_is_the_logits(family: str) -> None:
         ("./no/such/folder", None, "does not exist"),
         ("random:llama", {"target_modules": ["q_porj"]}, "did you mean 'q_proj'"),
         ("random:llama", {"layers": [9]}, "outside the model's 4 blocks"),
-        ("random:llama", {"rr": 4}, "unknown keys"),
+        ("random:llama", {"rr": 4}, "unknown key"),
     ],
 )
 def test_bad_models_are_named(name: str, lora: dict | None, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(HeadgateError, match=message):
         load_model(name, lora=lora, device="cpu")
 
 

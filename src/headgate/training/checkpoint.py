@@ -92,7 +92,7 @@ def build_methods(description: Mapping[str, Any]) -> MethodStack:
     methods = MethodStack(
         [method_class(name).from_structure(s) for name, s in description["methods"].items()]
     )
-    methods.set_seed(description["seed"])
+    methods.set_seed(int(description.get("seed", 0)))
     return methods
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import Any
 
+from torch.utils.data import ConcatDataset
+
 from headgate.errors import DataError
 
 
@@ -13,7 +15,9 @@ def check_rows(dataset: Any, sampling: str) -> None:
     for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
         if isinstance(part, Sized) and len(part) == 0:
             raise DataError("train_dataset is empty: give it at least one row")
-        if part is not None and sampling == "group_by_length" and not hasattr(part, "column_names"):
+        if part is None or isinstance(part, ConcatDataset):  # a stream of skills has an order of its own
+            continue
+        if sampling == "group_by_length" and not hasattr(part, "column_names"):
             raise DataError(
                 f"train_sampling_strategy='group_by_length' reads the lengths of a datasets.Dataset, and train_dataset is a "
                 f"{type(part).__name__}: use 'random', or make it a datasets.Dataset"
