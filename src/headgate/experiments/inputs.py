@@ -63,7 +63,7 @@ def require_same_inputs(before: Mapping[str, str], now: Mapping[str, str], run: 
     changed = changed_inputs(before, now)
     if changed:
         raise CheckpointError(
-            f"{run} was made from other inputs than its inputs.json says: {', '.join(changed)} changed since. Put them back, "
+            f"{run} was made from other inputs: {', '.join(changed)} changed since its inputs.json was written. Put them back, "
             "start over with --fresh, or give the run another name"
         )
 

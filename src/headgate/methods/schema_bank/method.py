@@ -190,16 +190,21 @@ class SchemaBank(Method):
 
     # -- state ------------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
-        """Config, what it changes of its preset, and where the banks sit."""
+        """Config, what it changes of its preset, where the banks sit, and what the last validation measured of them."""
         deviations = self.config.deviations()
         place = {"blocks": self._blocks(), "hidden_size": self.hidden_size}
-        return {**super().structure(), "preset_deviations": deviations, **place}
+        measured = {"validation": dict(self.removal.losses)}
+        return {**super().structure(), "preset_deviations": deviations, **place, **measured}
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any]) -> SchemaBank:
         method = cls(build_config(cls.Config, structure["config"]))
         method._build(structure["blocks"], structure["hidden_size"])
+        method.restore(structure)
         return method
+
+    def restore(self, structure: Mapping[str, Any]) -> None:
+        self.removal.losses = dict(structure.get("validation", {}))  # earlier runs did not measure it
 
     # -- training ---------------------------------------------------------------------------------------
     def on_step_start(self, step: Step) -> None:
