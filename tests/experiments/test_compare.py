@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from headgate.cli.compare import verdict_lines
 from headgate.errors import ConfigError, TrainingError
 from headgate.experiments.arms import arm_recipes
 from headgate.experiments.compare import Comparison
+from headgate.experiments.markdown import markdown
 from headgate.experiments.recipe_file import recipe_from
+from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
 from tests.experiments.test_sweep import InProcess
 
 
@@ -39,6 +42,31 @@ def recipe(folder: Path, compare: dict[str, Any], **changes: Any) -> Any:
 ARMS = {"base": {"training": {"max_steps": 0}}, "lora": {}, "same": {}, "longer": {"equal_time": "lora"}}
 
 
+@pytest.mark.parametrize(
+    ("value", "tried", "edge"),
+    [
+        (0.1, [0.01, 0.1, 1.0], False),
+        (0.01, [1.0, 0.01, 0.1], True),
+        (1e-3, [1e-1, 1e-3], True),
+        (3, [3], True),
+        ("cosine", ["linear", "cosine"], False),
+    ],
+)
+def test_an_optimum_on_the_edge_of_its_grid_is_said(value: Any, tried: list[Any], edge: bool) -> None:
+    tuned = {"value": value, "scores": {str(one): 1.0 for one in tried}}
+    assert on_edge(tuned) == edge
+    assert ("the edge of its grid" in tuned_to(tuned)) == edge
+
+
+def test_words_can_be_tuned_as_well_as_numbers(tmp_path: Path) -> None:
+    """The table is written after all runs: what cannot be printed there loses nothing but is found too late."""
+    tune = {"arms": ["lora"], "key": "training.lr_scheduler", "values": ["linear", "constant"]}
+    report = Comparison(recipe(tmp_path, {"seeds": [1], "arms": {"lora": {}}, "tune": tune})).execute()
+    chosen = report["arms"]["lora"]["tuned"]["value"]
+    assert f"lora {chosen}." in markdown(report)
+    assert f"lora: training.lr_scheduler tuned to {chosen} on validation" in verdict_lines(report)
+
+
 def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     compare = {
         "seeds": [1, 2, 3],
@@ -51,6 +79,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert len(arms["lora"]["values"]) == 3 and first["metric"] == "evaluation.perplexity_wordmath.loss"
     assert len(set(arms["base"]["runs"].values())) == 1, "an arm without training runs once"
     assert arms["lora"]["tuned"]["value"] in (1e-3, 1e-1) and len(arms["lora"]["tuned"]["scores"]) == 2
+    assert "the edge of its grid" in markdown(first) and ADVICE in verdict_lines(first)
     assert arms["longer"]["equal_time"]["steps"] >= 1 and arms["same"]["tuned"] is None
     base = first["contrasts"]["base"]
     assert base["t"]["low"] <= base["t"]["mean"] <= base["t"]["high"] and base["holm_p"] >= base["t"]["p"]

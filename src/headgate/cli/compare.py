@@ -25,6 +25,7 @@ from headgate.experiments.evidence import Finding, findings
 from headgate.experiments.executors import make_executor
 from headgate.experiments.report import write_report
 from headgate.experiments.statistics import MINIMUM_SEEDS
+from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
 
 
 def compare(
@@ -150,5 +151,7 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"{name}:{interval} {pair['verdict']}")
     for name, arm in report["arms"].items():
         if arm["tuned"]:
-            lines.append(f"{name}: {arm['tuned']['key']} tuned to {arm['tuned']['value']:g} on validation")
+            lines.append(f"{name}: {arm['tuned']['key']} tuned to {tuned_to(arm['tuned'])} on validation")
+    if any(arm["tuned"] and on_edge(arm["tuned"]) for arm in report["arms"].values()):
+        lines.append(ADVICE)
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from headgate.evaluation import continual
+from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -57,9 +58,11 @@ def markdown(report: dict[str, Any]) -> str:
         key = next(iter(tuned.values()))["key"]
         lines.append(
             f"- `{key}` tuned on validation, alike: "
-            + ", ".join(f"{n} {t['value']:g}" for n, t in tuned.items())
+            + ", ".join(f"{n} {tuned_to(t)}" for n, t in tuned.items())
             + "."
         )
+        if any(on_edge(t) for t in tuned.values()):
+            lines.append(f"- {ADVICE[0].upper()}{ADVICE[1:]}.")
     for name, arm in report["arms"].items():
         if arm["equal_time"]:
             lines.append(
