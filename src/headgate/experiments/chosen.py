@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import headgate.serving.chooser as chooser
+from headgate.data.contamination import asked
 from headgate.data.streams import load_stream
 from headgate.evaluation.perplexity import perplexity
 from headgate.experiments.run_directory import RunDirectory
@@ -28,13 +29,6 @@ BUCKETS = 1 << 14
 SMOOTHING = 0.1
 """Added to every count: a word that a skill never had is unlikely there, not impossible."""
 TRAIN_ROWS, VALIDATION_ROWS = 2000, 64
-
-
-def asked(row: Mapping[str, Any]) -> str:
-    """The text of a row that a server sees before it answers."""
-    if row.get("messages"):
-        return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] != "assistant")
-    return str(row.get("prompt") or row.get("text"))
 
 
 def log_probabilities(texts: Sequence[Sequence[str]]) -> Tensor:

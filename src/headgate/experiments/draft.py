@@ -64,7 +64,7 @@ class Draft:
 
 
 def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name: str | None = None) -> Draft:
-    """A recipe that compares LoRA with ``methods`` (all that are installed, if none is named) on ``data``.
+    """A recipe that compares LoRA with ``methods`` (Headgate's own four, if none is named) on ``data``.
 
     Raises DataError where the file cannot be read, its columns cannot be told apart or it has too few rows, and
     ConfigError for an unknown method, each with the cure.

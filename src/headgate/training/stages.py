@@ -71,7 +71,7 @@ class Stages:
     def begin(self, max_steps: int, resumed: bool) -> None:
         """Before the trainer makes its optimizer."""
         self.curriculum = self.plan(max_steps)
-        self.curriculum.index = self.first
+        self.curriculum.index, self._ended = self.first, -1
         if len(self.curriculum.scheduled) > 1 and self._trainer.optimizer is not None:
             raise ConfigError("a run of several stages makes its own optimizers: do not pass optimizers=")
         if not resumed:  # a resumed run stands inside a stage that has begun

@@ -8,8 +8,8 @@ is worse than the base, its B is set to 0: the skill is then sent to the base. O
 ``evict`` makes room. An older expert that trains further is on trial too: where the loss on the rows of any of its
 skills rises it gets its factors back, and the rest of the segment trains nothing.
 
-The rows are a fifth of the first documents looked at, 16 at most, taken out of every batch's labels (so a segment's
-gradients shrink by their share). All of this is state in buffers and JSON: a resumed run takes the same decisions.
+The rows are a fifth of the first documents looked at, 16 at most, taken out of every batch's labels and of the tokens that
+its loss is divided by. All of this is state in buffers and JSON: a resumed run takes the same decisions.
 """
 
 from __future__ import annotations

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from headgate.errors import ConfigError, DataError, ModelError
+from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
 from headgate.methods.protocols import StepCost
 from headgate.methods.schema_bank.config import BANK, ROUTER, Routing, SchemaBankConfig
 from headgate.methods.schema_bank.layer import SchemaLayer
 from headgate.methods.schema_bank.removal import Removal
 from headgate.methods.schema_bank.reporting import document_logits, of_routing
-from headgate.methods.schema_bank.tags import (
-    TEXT_SOURCES,
-    fitted_tags,
-    kept_share,
-    permute_tags,
-    text_tags,
-)
+from headgate.methods.schema_bank.tagger import Tagger
+from headgate.methods.schema_bank.tags import kept_share
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.models.surgery import on_block_output
 from headgate.ops.gating import Gates
-from headgate.ops.randomness import derive_seed, generator
+from headgate.ops.randomness import generator
 from headgate.ops.routing_losses import (
     entropy,
     expert_load,
@@ -37,8 +32,6 @@ from headgate.ops.routing_losses import (
     tag_cross_entropy,
 )
 
-PREFIX = re.compile(r"^\[Schema: [\d,]+\] ")
-"""The released code's text prefix: an example's tags are those of its text without it."""
 LOAD_DECAY = 0.99
 
 
@@ -64,7 +57,7 @@ class SchemaBank(Method):
         self.anatomy: Anatomy | None = None
         self._records: dict[str, Gates | None] | None = None
         self._trace: dict[str, list[Tensor]] | None = None
-        self._fitted: dict[str, list[int]] = {}
+        self.tagger = Tagger(self.config)
 
     # -- installation ---------------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:
@@ -140,35 +133,11 @@ class SchemaBank(Method):
         return () if self.config.tags == "none" else ("tags",)
 
     def fit_columns(self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> None:
-        """Fit the tag sources that look at the whole training set (embeddings, permutation)."""
-        config = self.config
-        if config.tags == "none" or (config.tags in TEXT_SOURCES and not config.permuted_tags):
-            return
-        if config.tags in TEXT_SOURCES:
-            tags = [self._text_tags(text) for text in texts]
-        else:
-            tags = fitted_tags(
-                config.tags, embed(texts), config.num_schemas, config.tags_per_example, config.tag_seed
-            )
-        if config.permuted_tags:
-            tags = permute_tags(tags, config.tag_seed)
-        self._fitted = dict(zip(texts, tags, strict=True))
-
-    def _text_tags(self, text: str) -> list[int]:
-        c = self.config
-        return text_tags(c.tags, text, c.num_schemas, c.tags_per_example, c.tag_seed)
+        self.tagger.fit(embed, texts)
 
     def tags_of(self, row: Mapping[str, Any]) -> list[int]:
-        """The tags of a normalised data row. Raises DataError for a text that a fitted source has not seen."""
-        text = PREFIX.sub("", str(row.get("prompt") or row.get("text") or row.get("messages")))
-        if self.config.tags in TEXT_SOURCES and not self.config.permuted_tags:
-            return self._text_tags(text)
-        if text not in self._fitted:
-            raise DataError(
-                f"tags: {self.config.tags} were not fitted on the text {text[:60]!r}: call "
-                "fit_columns(embed, texts) with every training text first, or use tags: hash or keyword"
-            )
-        return self._fitted[text]
+        """The tags of a normalised data row; see ``Tagger``."""
+        return self.tagger.tags_of(row)
 
     def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
         return {} if self.config.tags == "none" else {"tags": self.tags_of}
@@ -177,16 +146,7 @@ class SchemaBank(Method):
         """The released code's text prefix ``[Schema: a,b] `` on the examples that keep their tag."""
         if not self.config.tag_prefix or not stage.options.get("tags"):
             return None
-
-        def prefix(row: Mapping[str, Any], index: int, share: float) -> dict[str, Any]:
-            kept = kept_share(self.config.tag_schedule, int(share * 10_000), 10_000)
-            if derive_seed(self.seed, "schema_bank.prefix", index) >= kept * 2**63:
-                return dict(row)
-            field = "prompt" if row.get("prompt") else "text"
-            tags = ",".join(map(str, self.tags_of(row)))
-            return {**row, field: f"[Schema: {tags}] {row[field]}"}
-
-        return prefix
+        return partial(self.tagger.prefixed, seed=self.seed)
 
     # -- state ------------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
