@@ -9,7 +9,14 @@ from torch import Tensor
 
 from headgate.errors import ConfigError
 from headgate.methods.base import Method
-from headgate.methods.protocols import FormsBatches, MakesColumns, NeedsReplay, RewritesRows, having
+from headgate.methods.protocols import (
+    FitsColumns,
+    FormsBatches,
+    MakesColumns,
+    NeedsReplay,
+    RewritesRows,
+    having,
+)
 from headgate.methods.stage import Stage
 
 RowChange = Callable[[Mapping[str, Any], int, float], Any]
@@ -26,8 +33,9 @@ class DataNeeds:
     ) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Fit the methods' columns to ``texts``, then give what computes each column from a row."""
         makers: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+        for fitting in having(self._methods, FitsColumns):
+            fitting.fit_columns(embed, texts)
         for method in having(self._methods, MakesColumns):
-            method.fit_columns(embed, texts)
             makers.update(method.column_makers())
         return makers
 

@@ -11,6 +11,7 @@ from headgate.errors import ConfigError
 from headgate.methods.base import Method
 from headgate.methods.protocols import (
     ExportsExperts,
+    HearsValidation,
     MeasuresEvaluation,
     NotMergeable,
     Routed,
@@ -70,7 +71,7 @@ class EvaluationVerbs:
             method.on_evaluation_start(skill, None if probe is None else probe())
 
     def end_validation(self, metrics: Mapping[str, float]) -> None:
-        for method in having(self._methods, WatchesValidation):
+        for method in having(self._methods, HearsValidation):
             method.on_evaluation(metrics)
 
     # -- figures of an evaluation ---------------------------------------------------------------------

@@ -40,11 +40,15 @@ class Restorable(Protocol):
 # -- what it needs of the data ----------------------------------------------------------------------------
 
 
-class MakesColumns(Protocol):
-    """Computes batch columns from the rows (``tags`` from the problem text)."""
+class FitsColumns(Protocol):
+    """Looks at all training texts before its columns are made."""
 
     def fit_columns(self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> None:
         """Called once before the columns are made; ``embed`` gives the base model's pooled ``[n, H]``."""
+
+
+class MakesColumns(Protocol):
+    """Computes batch columns from the rows (``tags`` from the problem text)."""
 
     def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
         """Columns by name, each a function of a normalised data row."""
@@ -226,6 +230,10 @@ class WatchesValidation(Protocol):
         ``probe`` yields the validation's own batches, all of them on every rank; None of a stream's skill.
         """
 
+
+class HearsValidation(Protocol):
+    """Is told what the validations during training measured."""
+
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:
         """After every validation, once per data set, with its ``eval_...`` figures."""
 
@@ -259,9 +267,9 @@ class NotMergeable(Protocol):
 
 
 PROTOCOLS: tuple[type, ...] = (
-    Exclusive, FitsModel, Restorable, MakesColumns, RewritesRows, FormsBatches, NeedsReplay, BringsCurriculum, StopsForward,
+    Exclusive, FitsModel, Restorable, FitsColumns, MakesColumns, RewritesRows, FormsBatches, NeedsReplay, BringsCurriculum, StopsForward,
     ObservesHead, ReadsHidden, WeighsLoss, Renormalizes, SkipsGradients, ChangesParameters, HoldsOut, EndsStages, Costed, ReadsBesides, BoundsBackward, Routed,
-    WatchesValidation, MeasuresEvaluation, ExportsExperts, NotMergeable,
+    WatchesValidation, HearsValidation, MeasuresEvaluation, ExportsExperts, NotMergeable,
 )  # fmt: skip
 P = TypeVar("P")
 

@@ -145,9 +145,6 @@ class BackwardGate(PlainLoop, Method):
         names = ("example_id",) if self.memory is not None else ()
         return (*names, TRUTH) if self.config.score == "oracle" else names
 
-    def fit_columns(self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> None:
-        """Nothing to fit: the truth is read off each row."""
-
     def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
         settings: BackwardGateConfig = self.config
         if settings.column is None:

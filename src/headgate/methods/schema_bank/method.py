@@ -255,9 +255,6 @@ class SchemaBank(Method):
         if probe is not None and self.anatomy is not None:
             self.removal.validate(self.anatomy, probe)
 
-    def on_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Nothing follows from the validation's own figures."""
-
     def summary(self) -> Mapping[str, Any]:
         """``bank_validation``: the last validation's loss ``with`` and ``without`` the bank."""
         return {"bank_validation": self.removal.losses} if self.removal.losses else {}
