@@ -19,6 +19,7 @@ from headgate.data import (
     load_stream,
     prepare,
 )
+from headgate.data.files import split_slice
 from headgate.data.tags import hash_tags, keyword_class, keyword_tags
 from headgate.errors import ConfigError, DataError
 
@@ -153,6 +154,32 @@ def test_overlap_is_found_whatever_the_punctuation(tmp_path):
         check_disjoint(train, other)
     with pytest.warns(UserWarning, match="1 of 2"):
         assert check_disjoint(train, other, overlap="warn").shared == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [("train[:12]", "train[12:20]"), ("train[8:]", "train[:8]")],
+)
+def test_slices_of_one_file_that_share_no_row_are_taken_as_written(problems, train, validation):
+    """A share of 5% held out besides would leave a fraction of the rows that were asked for."""
+
+    def source(split):
+        return SourceConfig(source="gsm8k", path=str(problems), split=split)
+
+    rows = [row["prompt"] for row in load_rows(source("train"))]
+    trained, held_out = load_data(DataConfig(train=source(train), validation=source(validation)))
+    for part, split in ((trained, train), (held_out, validation)):
+        assert [row["prompt"] for row in part] == rows[split_slice(split)]
+
+
+def test_slices_that_overlap_are_divided_by_hash(problems):
+    both = {"source": "gsm8k", "path": str(problems)}
+    config = DataConfig(
+        train=SourceConfig(**both, split="train[:20]", options={"validation_share": 0.3}),
+        validation=SourceConfig(**both, split="train[10:30]"),
+    )
+    trained, held_out = load_data(config)
+    assert not set(trained["prompt"]) & set(held_out["prompt"])
 
 
 def test_a_stream_has_steps_names_and_disjoint_validation(problems):

@@ -64,6 +64,14 @@ def split_slice(split: str) -> slice:
     return slice(*(int(part) if part else None for part in match.groups()[1:]))
 
 
+def slices_apart(split: str, other: str) -> bool:
+    """Whether both are slices of one split, and one ends where or before the other begins."""
+    if base_split(split) != base_split(other) or "[" not in split or "[" not in other:
+        return False
+    parts = (split_slice(split), split_slice(other))
+    return any(a.stop is not None and a.stop <= (b.start or 0) for a, b in (parts, parts[::-1]))
+
+
 def find_files(path: str, split: str, name: str | None = None) -> DataFiles:
     """The files of ``split`` at ``path``. Raises DataError where there are none, saying what there is."""
     place = Path(path).expanduser()

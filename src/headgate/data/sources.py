@@ -20,7 +20,7 @@ from .cache import code_version, digest, entry
 from .columns import kept, mapped
 from .config import DataConfig, SourceConfig
 from .contamination import asked, check_disjoint
-from .files import base_split, find_files, split_slice
+from .files import base_split, find_files, slices_apart, split_slice
 from .formats import Located, read_files
 from .identity import content_digest, hub_like, hub_place
 from .readers import Row, source_named
@@ -112,7 +112,8 @@ def load_data(config: DataConfig) -> tuple[datasets.Dataset, datasets.Dataset | 
     """Training and validation rows, disjoint.
 
     Where both come from the same file or the same split, a hash of each row gives 5% to validation
-    (``options.validation_share`` says how much), so that neither run nor order moves a row across.
+    (``options.validation_share`` says how much), so that neither run nor order moves a row across. Two slices of one
+    split that share no row, as ``train[:1000]`` and ``train[1000:1200]``, are taken as they are written.
     """
     train, validation = divided(config.train, config.validation)
     train_rows = load_rows(train)
@@ -159,6 +160,8 @@ def split_rows(rows: datasets.Dataset, share: float) -> tuple[datasets.Dataset, 
 
 def _same_rows(train: SourceConfig, validation: SourceConfig) -> bool:
     if train.source != validation.source or train.path != validation.path:
+        return False
+    if slices_apart(train.split, validation.split):
         return False
     if train.path is not None and (Path(train.path).is_file() or "*" in train.path):
         return True
