@@ -21,8 +21,10 @@ from headgate.cli.options import (
     executor_options,
 )
 from headgate.experiments.compare import Comparison
+from headgate.experiments.compare_map import cells, map_folder
 from headgate.experiments.evidence import Finding, findings
-from headgate.experiments.executors import make_executor
+from headgate.experiments.executors import Executor, make_executor
+from headgate.experiments.recipe import Recipe
 from headgate.experiments.report import write_report
 from headgate.experiments.statistics import MINIMUM_SEEDS
 from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
@@ -49,10 +51,13 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Run every arm at every seed (complete runs are skipped) and say what the difference is."""
+    """Run every arm at every seed (complete runs are skipped) and say what the difference is; in every cell of a map."""
     loaded = chosen_recipe(recipe, model, data, methods, overrides or [])
     parallel = executor is not None or workers is not None
     made = make_executor(executor or "local", workers, executor_options(option or [])) if parallel else None
+    if loaded.compare is not None and loaded.compare.map is not None:
+        _compare_map(loaded, made, allow_unverified)
+        return
     with live_console() as console:
         comparison = Comparison(
             loaded, say=console.say, console=console, executor=made, allow_unverified=allow_unverified
@@ -68,6 +73,23 @@ def compare(
     out.print(f"run directories: {comparison.folder.parent}")
     out.print(f"comparison: {comparison.folder / 'comparison.json'}")
     out.print(f"report: {write_report(comparison.folder).page}")
+
+
+def _compare_map(recipe: Recipe, executor: Executor | None, allow_unverified: bool) -> None:
+    """The comparison in every cell. All cells are checked before the first one runs."""
+    with live_console() as console:
+        found = [
+            Comparison(cell, console.say, console, executor, allow_unverified) for cell in list(cells(recipe))
+        ]
+        for number, comparison in enumerate(found, start=1):
+            console.say(f"cell {number} of {len(found)}: {comparison.recipe.name}")
+            report = comparison.execute()
+            write_report(comparison.folder)
+            for name, contrast in report["contrasts"].items():
+                console.say(f"{report['name']}: {name}: {contrast['verdict']}")
+    written = write_report(map_folder(recipe))
+    out.print(f"map: {map_folder(recipe)}")
+    out.print(f"report: {written.page}")
 
 
 def comparison_table(report: dict[str, Any]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from headgate.cli.console import out
 from headgate.cli.options import RecipeArgument, SetOption
 from headgate.experiments.arms import arm_recipes, check_comparison
+from headgate.experiments.compare_map import cells
 from headgate.experiments.paths import with_paths
 from headgate.experiments.preflight import check_recipe
 from headgate.experiments.recipe_file import aliases_used, load_recipe
@@ -15,10 +16,11 @@ def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     loaded = load_recipe(recipe, overrides or [])
     check_recipe(loaded)
     if loaded.compare is not None:
-        arms = arm_recipes(loaded)
-        check_comparison(loaded, arms)
-        for arm in arms.values():
-            check_recipe(arm)
+        for comparison in [loaded] if loaded.compare.map is None else cells(loaded):
+            arms = arm_recipes(comparison)
+            check_comparison(comparison, arms)
+            for arm in arms.values():
+                check_recipe(arm)
     # each check imports what it needs: a wrong key is told before the data libraries are there, wrong data before models
     from headgate.data.checks import check_data
 

@@ -62,6 +62,8 @@ class Comparison:
         self.allow_unverified = allow_unverified
         if recipe.compare is None:
             raise ConfigError("this recipe has no compare: section: list its arms and seeds there")
+        if recipe.compare.map is not None:
+            raise ConfigError("this comparison is a map of many: compare each of compare_map.cells(recipe)")
         self.config = recipe.compare
         self.arms = arm_recipes(recipe)
         check_comparison(recipe, self.arms)
@@ -70,7 +72,10 @@ class Comparison:
                 check_recipe(arm)
         self.metric, self.baseline = chosen_metric(recipe), chosen_baseline(recipe)
         identity = json.dumps(
-            [{name: arm.identity() for name, arm in self.arms.items()}, self.config.model_dump(mode="json")],
+            [
+                {name: arm.identity() for name, arm in self.arms.items()},
+                self.config.model_dump(mode="json", exclude={"map"}),
+            ],
             sort_keys=True,
         )
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]

@@ -36,12 +36,20 @@ class TuneConfig(StrictConfig):
     overrides: dict[str, Any] = Field(default_factory=dict)
 
 
+class SweepConfig(StrictConfig):
+    """A grid over dotted keys, or an explicit list of overrides."""
+
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    runs: list[dict[str, Any]] = Field(default_factory=list)
+
+
 class CompareConfig(StrictConfig):
     """Arms x seeds. An arm overrides the recipe; its ``methods`` names exactly the methods that run in it.
 
     An arm with ``equal_time: other`` trains for as many steps as fit in that other arm's measured time.
     An arm with ``replay_of: other`` is a random gate that accepts exactly as many micro-batches as that arm did at each seed.
     ``contrasts`` lists pairs of arms to set against each other, besides every arm against the baseline.
+    ``map``: the whole comparison again in every cell of a grid (or list) of overrides, drawn as one map.
     """
 
     seeds: list[Seed] = Field(default_factory=lambda: [42, 123, 456], min_length=1)
@@ -50,6 +58,7 @@ class CompareConfig(StrictConfig):
     baseline: str | None = None
     metric: str | None = None
     contrasts: list[tuple[str, str]] = Field(default_factory=list)
+    map: SweepConfig | None = None
 
     @field_validator("seeds")
     @classmethod
@@ -58,13 +67,6 @@ class CompareConfig(StrictConfig):
         if twice:
             raise ValueError(f"seed {twice[0]} stands twice: a run counts once, list distinct seeds")
         return seeds
-
-
-class SweepConfig(StrictConfig):
-    """A grid over dotted keys, or an explicit list of overrides."""
-
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
-    runs: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Recipe(StrictConfig):

@@ -21,7 +21,7 @@ from typing import Any
 from headgate.errors import CheckpointError, ConfigError, DamagedFile
 from headgate.experiments.executors import Event, Executor, Task
 from headgate.experiments.paths import with_paths
-from headgate.experiments.recipe import Recipe
+from headgate.experiments.recipe import Recipe, SweepConfig
 from headgate.experiments.recipe_file import dump_recipe, recipe_from, set_dotted
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep_table import describe, sweep_table, write_table
@@ -49,23 +49,29 @@ def expand(recipe: Recipe) -> list[SweepRun]:
 
     Raises ConfigError naming the run for a bad key, and where there is nothing to sweep.
     """
-    sweep = recipe.sweep
-    if sweep is None or not (sweep.grid or sweep.runs):
+    if recipe.sweep is None:
         raise ConfigError("this recipe sweeps nothing: give sweep.grid (key: [values]) or sweep.runs")
+    found: dict[str, SweepRun] = {}
+    for overrides in combinations(recipe.sweep, "sweep"):
+        content = recipe.written()
+        for key, value in overrides.items():
+            set_dotted(content, key, value)
+        made = with_paths(recipe_from(content, f"sweep run {describe(overrides)}"))
+        found.setdefault(made.run_id(), SweepRun(overrides, made))
+    return list(found.values())
+
+
+def combinations(sweep: SweepConfig, where: str) -> Iterator[dict[str, Any]]:
+    """Every combination of the grid, for every entry of the list. ``where`` is the section, for ConfigErrors."""
+    if not (sweep.grid or sweep.runs):
+        raise ConfigError(f"this recipe sweeps nothing: give {where}.grid (key: [values]) or {where}.runs")
     for key, values in sweep.grid.items():
         if not values:
-            raise ConfigError(f"sweep.grid.{key} is empty: give it at least one value")
+            raise ConfigError(f"{where}.grid.{key} is empty: give it at least one value")
     axes = [[(key, value) for value in values] for key, values in sweep.grid.items()]
-    found: dict[str, SweepRun] = {}
     for listed in sweep.runs or [{}]:
         for combination in itertools.product(*axes):
-            overrides = {**dict(combination), **listed}
-            content = recipe.written()
-            for key, value in overrides.items():
-                set_dotted(content, key, value)
-            made = with_paths(recipe_from(content, f"sweep run {describe(overrides)}"))
-            found.setdefault(made.run_id(), SweepRun(overrides, made))
-    return list(found.values())
+            yield {**dict(combination), **listed}
 
 
 @dataclass

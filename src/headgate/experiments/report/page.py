@@ -28,6 +28,7 @@ from headgate.experiments.report.sections import SECTIONS, figures_of
 from headgate.experiments.report.sections.abilities import abilities
 from headgate.experiments.report.sections.continual import continual
 from headgate.experiments.report.sections.evidence import shipped_evidence
+from headgate.experiments.report.sections.map import comparison_map
 from headgate.experiments.report.sections.varied import varied
 from headgate.experiments.report.study import Study
 from headgate.experiments.report.style import house_style, inline, save, shade
@@ -86,9 +87,10 @@ def build(study: Study) -> list[Section]:
     blocks: list[tuple[str, str, list[Block | None]]] = [
         (
             "arms",
-            {"comparison": "Arms", "runs": "Settings", "run": "Result"}[study.kind],
+            {"comparison": "Arms", "runs": "Settings", "run": "Result", "map": "Arms"}[study.kind],
             [arms_table(study) if study.arms else None],
         ),
+        ("map", "The map", list(comparison_map(study))),
         ("evidence", "What more seeds found", list(shipped_evidence(study))),
         ("varied", "What was varied", list(varied(study))),
         ("paired", "Seed by seed", [paired(study)]),
@@ -183,5 +185,7 @@ def _facts(study: Study) -> dict[str, Any]:
     facts = {"Model": study.model or "–", "Metric": words.metric_name(study.metric)}
     if study.seeds:
         facts["Seeds"] = ", ".join(map(str, study.seeds))
+    if study.cells:
+        return {**facts, "Comparisons": str(len(study.cells))}
     complete = sum(run.result is not None for run in study.runs)
     return {**facts, "Runs": f"{complete} complete of {len(study.runs) + len(study.missing)}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def read_study(folder: Path) -> Study:
             return _comparison(folder, json.loads((folder / file).read_text()))
     if (folder / "sweep.json").exists():
         return _sweep(folder, json.loads((folder / "sweep.json").read_text()))
+    if len(cells := _cells(folder)) > 1:
+        return _map(folder, cells)
     directories = list(find_runs(folder))
     most = max(20, ROWS_IN_ALL // max(len(directories), 1))
     runs = [Run(directory, most) for directory in directories if _readable(directory)]
@@ -38,6 +41,34 @@ def read_study(folder: Path) -> Study:
     if runs[0].directory.path == folder:
         return _single(folder, runs[0])
     return _many(folder, runs)
+
+
+def _cells(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Finished comparisons of one baseline and metric, two levels down, by name; the last written of each name."""
+    files = sorted(folder.glob("*/comparison-*/comparison.json"), key=lambda file: file.stat().st_mtime)
+    found = {content["name"]: content for file in files if (content := json.loads(file.read_text()))}
+    asked = {(content["baseline"], content["metric"]) for content in found.values()}
+    return dict(sorted(found.items(), key=lambda item: natural(item[0]))) if len(asked) == 1 else {}
+
+
+def _map(folder: Path, cells: Mapping[str, Mapping[str, Any]]) -> Study:
+    first = next(iter(cells.values()))
+    return Study(
+        kind="map",
+        name=folder.name,
+        folder=folder,
+        metric=Metric(tuple(first["metric"].split("."))),
+        arms=[],
+        seeds=sorted({seed for cell in cells.values() for seed in cell["seeds"]}),
+        baseline=first["baseline"],
+        cells=cells,
+    )
+
+
+def natural(name: str) -> list[tuple[int, float, str]]:
+    """A sorting key by which ``rows=40`` comes before ``rows=160``."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in parts if part]
 
 
 def _readable(directory: RunDirectory) -> bool:

@@ -117,7 +117,7 @@ class Arm:
 class Study:
     """What one report shows. ``summary`` is the finished comparison's own table; None for anything else."""
 
-    kind: Literal["comparison", "run", "runs"]
+    kind: Literal["comparison", "run", "runs", "map"]
     name: str
     folder: Path
     metric: Metric | None
@@ -127,6 +127,8 @@ class Study:
     summary: Mapping[str, Any] | None = None
     missing: Sequence[str] = ()
     varied: Sequence[str] = field(default=())
+    cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of a map: the finished comparisons by name, each as its ``comparison.json`` has it."""
 
     @property
     def runs(self) -> list[Run]:
@@ -142,7 +144,8 @@ class Study:
 
     @property
     def model(self) -> str:
-        names = dict.fromkeys(run.recipe.get("model", {}).get("name_or_path", "?") for run in self.runs)
+        of_runs = [run.recipe.get("model", {}).get("name_or_path", "?") for run in self.runs]
+        names = dict.fromkeys([*of_runs, *(cell["model"] for cell in self.cells.values())])
         return ", ".join(names)
 
     def arm(self, name: str) -> Arm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 from headgate.experiments.report.content import Table
@@ -46,6 +47,8 @@ def arms_table(study: Study) -> Table:
 
 def write_csv(study: Study, folder: Path) -> list[Path]:
     """``arms.csv`` (one line a run) and ``metrics.csv`` (one line a log), plain numbers."""
+    if study.cells:
+        return [_write(folder / "map.csv", [*_map_rows(study)])]
     runs, logs = [], []
     for arm in study.arms:
         for seed, run in arm.runs.items():
@@ -58,6 +61,24 @@ def write_csv(study: Study, folder: Path) -> list[Path]:
                 for row in run.rows
             ]
     return [_write(folder / "arms.csv", runs), _write(folder / "metrics.csv", logs)]
+
+
+def _map_rows(study: Study) -> Iterator[dict[str, object]]:
+    """One line a cell and arm: its mean, its difference from the baseline, the interval, Holm's p."""
+    for name, cell in study.cells.items():
+        for arm, found in cell["arms"].items():
+            contrast = cell["contrasts"].get(arm, {})
+            t = contrast.get("t") or {}
+            yield {
+                "cell": name,
+                "arm": arm,
+                "mean": found["mean"],
+                "difference": t.get("mean"),
+                "low": t.get("low"),
+                "high": t.get("high"),
+                "holm_p": contrast.get("holm_p"),
+                "verdict": contrast.get("verdict", "baseline"),
+            }
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> Path:

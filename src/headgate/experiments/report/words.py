@@ -120,6 +120,8 @@ def cost_phrase(study: Study, arm: Arm) -> str:
 
 def headline(study: Study) -> str:
     """One sentence for the whole comparison."""
+    if study.kind == "map":
+        return _of_map(study)
     if study.kind != "comparison":
         return _best(study)
     if not study.runs:
@@ -145,6 +147,20 @@ def headline(study: Study) -> str:
     if names["none"]:
         parts.append(f"{_join(names['none'])} cannot be told from it")
     return f"Against {study.baseline}: {'; '.join(parts)}"
+
+
+def _of_map(study: Study) -> str:
+    """Which arms beat the baseline in how many cells: each cell has a verdict of its own."""
+    judged: dict[str, list[str]] = {}
+    for cell in study.cells.values():
+        for arm, contrast in cell["contrasts"].items():
+            if cell["arms"][arm]["cost"]["steps"]:
+                judged.setdefault(arm, []).append(contrast["verdict"].split()[0])
+    parts = [
+        f"{arm} helps in {found.count('helps')} and hurts in {found.count('hurts')} of {len(found)}"
+        for arm, found in judged.items()
+    ]
+    return f"Against {study.baseline}, by cell: {'; '.join(parts)}"
 
 
 def _best(study: Study) -> str:

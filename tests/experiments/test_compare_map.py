@@ -1,0 +1,86 @@
+"""A map is the same comparison in every cell: what a cell finds is what it would have found alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from headgate.cli.main import command_line
+from headgate.errors import ConfigError
+from headgate.experiments.compare import Comparison
+from headgate.experiments.compare_map import cells, map_folder
+from headgate.experiments.recipe_file import dump_recipe
+from headgate.experiments.report import write_report
+from tests.experiments.test_compare import recipe
+
+ARMS = {"lora": {}, "faster": {"training": {"learning_rate": 1.0e-2}}}
+COMPARE: dict[str, Any] = {"seeds": [1, 2, 3], "baseline": "lora", "metric": "perplexity_wordmath", "arms": ARMS}  # fmt: skip
+GRID = {"grid": {"data.train.limit": [4, 40], "training.max_steps": [1, 2]}}
+
+
+def test_a_cell_is_the_comparison_with_its_overrides(tmp_path: Path) -> None:
+    found = list(cells(recipe(tmp_path, {**COMPARE, "map": GRID})))
+    assert [cell.name for cell in found] == [
+        "limit=4 max_steps=1",
+        "limit=4 max_steps=2",
+        "limit=40 max_steps=1",
+        "limit=40 max_steps=2",
+    ]
+    alone = recipe(tmp_path, COMPARE, training={"max_steps": 2, "per_device_train_batch_size": 2, "save_every": 3, "eval_every": 3})  # fmt: skip
+    last = found[-1]
+    assert last.run_id() == alone.run_id()
+    assert last.compare == alone.compare
+    assert Comparison(last).folder.name == Comparison(alone).folder.name  # the same comparison has one digest
+    assert Path(last.output_dir) == map_folder(recipe(tmp_path, COMPARE))
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"grid": {"training.max_stepz": [1]}}, "max_stepz.*max_steps"),
+        ({"grid": {"training.max_steps": []}}, "compare.map.grid.training.max_steps is empty"),
+        ({}, "give compare.map.grid"),
+        ({"runs": [{"name": "a", "seed": 1}, {"name": "a", "seed": 2}]}, "two cells are called 'a'"),
+        ({"runs": [{"model.name_or_path": "x/y"}]}, "add name"),
+    ],
+)
+def test_a_wrong_map_is_refused_before_any_run(tmp_path: Path, grid: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        list(cells(recipe(tmp_path, {**COMPARE, "map": grid})))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_with_a_map_is_not_run_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cells"):
+        Comparison(recipe(tmp_path, {**COMPARE, "map": GRID}))
+
+
+def test_the_command_runs_every_cell_and_the_page_holds_their_figures(tmp_path: Path) -> None:
+    one_axis = {"grid": {"training.max_steps": [2, 3]}}
+    file = tmp_path / "map.yaml"
+    file.write_text(dump_recipe(recipe(tmp_path / "runs", {**COMPARE, "map": one_axis})))
+    for _ in range(2):  # the second time everything is complete
+        shown = CliRunner().invoke(command_line("compare"), ["compare", str(file)])
+        assert shown.exit_code == 0, shown.output
+    folder = tmp_path / "runs" / "cmp"
+    assert f"map: {folder}" in shown.output.replace("\n", "")
+    page = (folder / "report" / "report.md").read_text()
+    for steps in (2, 3):
+        (file,) = (folder / f"max_steps={steps}").glob("comparison-*/comparison.json")
+        t = json.loads(file.read_text())["contrasts"]["faster"]["t"]
+        line = next(line for line in page.splitlines() if line.startswith(f"| max_steps={steps} | faster"))
+        assert f"{t['low']:+.4f}".replace("-", "−") in line
+    table = (folder / "report" / "map.csv").read_text().splitlines()
+    assert len(table) == 1 + 2 * len(ARMS)
+    assert (folder / "report" / "figures" / "map.svg").exists()
+
+
+def test_comparisons_of_other_baselines_are_no_map(tmp_path: Path) -> None:
+    for name, baseline in (("a", "lora"), ("b", "faster")):
+        made = recipe(tmp_path, {**COMPARE, "baseline": baseline}, name=name)
+        Comparison(made).execute()
+    assert not (write_report(tmp_path).page.parent / "map.csv").exists()
