@@ -29,11 +29,14 @@ QUICK := tests/test_floors.py tests/test_equations.py tests/ops tests/experiment
 quick: $(STAMP)
 	$(BIN)/python -m pytest $(QUICK)
 
+# A process a core, of one thread each; at most four, since each holds torch and a model. A file stays in one process.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 # Do the tests notice? 200 mutants with a fixed seed; goes on where it stopped. MUTATE="--count 60 --workers 2"
 mutate: $(STAMP)

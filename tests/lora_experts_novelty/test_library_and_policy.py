@@ -36,13 +36,12 @@ def decide(made: SkillLibrary, embeddings: torch.Tensor, tokens: torch.Tensor = 
 # -- library --------------------------------------------------------------------------------------------------
 def test_library_survives_saving_whatever_its_size() -> None:
     made = library(0, 1, 10)
-    made.track(0.4)
     made.remove(1)
     assert made.experts == [0, 10]
     again = SkillLibrary(WIDTH)
     again.restore(made.structure())
     again.load_state_dict(load(save({k: v.contiguous() for k, v in made.state_dict().items()})), strict=True)
-    assert again.experts == made.experts and again.track(0.6) == made.track(0.6)
+    assert again.experts == made.experts
     embeddings = look(10, 5)
     assert torch.equal(again.similarities(embeddings, LONG), made.similarities(embeddings, LONG))
     assert torch.equal(again.calibrated_thresholds(0.02, 48), made.calibrated_thresholds(0.02, 48))

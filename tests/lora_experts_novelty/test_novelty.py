@@ -97,10 +97,3 @@ def test_rescaled_similarity_predicts_looks_of_another_size() -> None:
     measured_large = N.paired_cosines(torch.stack(large[::2]), torch.stack(large[1::2]), torch.zeros(16))
     predicted = N.rescaled_similarity(measured_small, 16, (64, 64))
     assert float(1 - predicted.mean()) == pytest.approx(float(1 - measured_large.mean()), rel=0.15)
-
-
-def test_moving_average_is_unbiased_from_the_first_value() -> None:
-    average = torch.zeros(())
-    for updates, value in enumerate([0.7] * 5, start=1):
-        average, read = N.moving_average(average, torch.tensor(value), updates, 0.9)
-        assert float(read) == pytest.approx(0.7)

@@ -8,9 +8,7 @@ overlap; where they do not, the overlap is doubled.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -75,17 +73,6 @@ def joined(text: str, backend: Any, piece: int = PIECE, overlap: int = OVERLAP) 
             held = (new[0][right:], new[1][right:], new[2][right:])
     if held is not None:
         yield held[0]
-
-
-@contextmanager
-def _cores() -> Iterator[None]:
-    """The tokenizer's own threads: one document cannot be divided among processes."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    try:
-        yield
-    finally:
-        os.environ["TOKENIZERS_PARALLELISM"] = before or "false"
 
 
 def _junction(

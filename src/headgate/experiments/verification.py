@@ -10,40 +10,25 @@ more of it, later, in another process. On the machine that made the run every fi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-import torch
-
-from headgate.data.collation import Collator
 from headgate.errors import DamagedFile, HeadgateError
-from headgate.evaluation.config import EvalTask
 from headgate.evaluation.predictions import read_predictions
-from headgate.evaluation.tasks import run_task
 from headgate.experiments.environment import environment
 from headgate.experiments.inputs import changed_inputs, input_digests
+from headgate.experiments.measured_again import Check, check, task_again, validation_again
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.untrained import attached_untrained
 from headgate.files import digest, read_json
-from headgate.methods.compose import methods_of
-from headgate.models.anatomy import model_inputs
 from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
 from headgate.training.saved import load
-from headgate.training.validation import validation_metrics, validation_order, validation_sums
 
-SAMPLE = 8
-"""Items of a generating task that are generated again."""
-ROWS_AGAIN = 2_000
-"""Perplexity tasks of up to so many rows are measured again whole by a run's own verification."""
 ELSEWHERE = 1e-3
 """Relative difference allowed between machines, where sums are taken in another order."""
-UNCOMPARED = ("seconds",)
-
-Check = dict[str, Any]
 
 
 def verification(
@@ -62,14 +47,14 @@ def verification(
     try:
         model, tokenizer = _reload(directory, recipe)
     except (HeadgateError, OSError, RuntimeError, ValueError) as error:
-        checks.append(_check("reload", False, f"what was saved cannot be loaded: {error}"))
+        checks.append(check("reload", False, f"what was saved cannot be loaded: {error}"))
     else:
         tolerance = 0.0 if elsewhere is None else ELSEWHERE
-        checks += _validation_again(model, tokenizer, recipe, result, validation, tolerance)
+        checks += validation_again(model, tokenizer, recipe, result, validation, tolerance)
         for task in recipe.evaluation:
-            checks.append(_task_again(model, tokenizer, directory, task, result, tolerance, full))
+            checks.append(task_again(model, tokenizer, directory, task, result, tolerance, full))
     record = {
-        "verified": all(check["ok"] is not False for check in checks),
+        "verified": all(line["ok"] is not False for line in checks),
         "form": "full" if full else "short",
     }
     return record | {"machine": elsewhere or "the one that made the run", "checks": checks}
@@ -86,13 +71,13 @@ def verify_run(directory: RunDirectory) -> dict[str, Any]:
     prepared.release_model()
     record = verification(directory, result, prepared.validation, full=True)
     record["checks"] = [*checks, *record["checks"]]
-    record["verified"] = all(check["ok"] is not False for check in record["checks"])
+    record["verified"] = all(line["ok"] is not False for line in record["checks"])
     return record
 
 
 def failures(record: Mapping[str, Any]) -> list[str]:
     """What differs, a line each."""
-    return [f"{check['name']}: {check['detail']}" for check in record["checks"] if check["ok"] is False]
+    return [f"{line['name']}: {line['detail']}" for line in record["checks"] if line["ok"] is False]
 
 
 def machine_difference(directory: RunDirectory) -> str | None:
@@ -111,44 +96,40 @@ def machine_difference(directory: RunDirectory) -> str | None:
     return "; ".join(differing) or None
 
 
-def _check(name: str, ok: bool | None, detail: str) -> Check:
-    return {"name": name, "ok": ok, "detail": detail}
-
-
 def _files(directory: RunDirectory) -> Check:
     """Every file of the run's manifest is there and is what was written."""
     if not directory.manifest_file.exists():
-        return _check("files", None, "this run has no manifest (made by an earlier version)")
+        return check("files", None, "this run has no manifest (made by an earlier version)")
     try:
         files = read_json(directory.manifest_file)["files"]
     except (DamagedFile, KeyError) as error:
-        return _check("files", False, str(error))
+        return check("files", False, str(error))
     wrong = [
         f"{name} {'has changed' if (directory.path / name).exists() else 'is missing'}"
         for name, written in files.items()
         if not (directory.path / name).exists() or digest(directory.path / name) != written
     ]
-    return _check("files", not wrong, ", ".join(wrong) or f"{len(files)} files as they were written")
+    return check("files", not wrong, ", ".join(wrong) or f"{len(files)} files as they were written")
 
 
 def _saved_folder(directory: RunDirectory) -> Check:
     if not directory.checkpoint.exists():
         trained = directory.result()["training"]["steps"] > 0
-        return _check(
+        return check(
             "checkpoint", not trained, "missing" if trained else "nothing was trained, so nothing was saved"
         )
     wrong = checkpoint.damage(directory.checkpoint)
-    return _check("checkpoint", wrong is None, wrong or "whole, unharmed and finite")
+    return check("checkpoint", wrong is None, wrong or "whole, unharmed and finite")
 
 
 def _inputs(directory: RunDirectory, recipe: Recipe) -> Check:
     if not directory.inputs_file.exists():
-        return _check(
+        return check(
             "inputs", None, "this run recorded no digests of its inputs (made by an earlier version)"
         )
     before = read_json(directory.inputs_file)
     changed = changed_inputs(before, input_digests(recipe))
-    return _check(
+    return check(
         "inputs", not changed, f"changed: {', '.join(changed)}" if changed else f"{len(before)} as they were"
     )
 
@@ -173,7 +154,7 @@ def _continuity(directory: RunDirectory, recipe: Recipe, result: Mapping[str, An
         totals = [row[name] for row in trained if name in row]
         if any(later < earlier for earlier, later in pairwise(totals)):
             wrong.append(f"{name} falls")
-    yield _check("metrics", not wrong, "; ".join(wrong) or f"{len(rows)} rows, every logging step once")
+    yield check("metrics", not wrong, "; ".join(wrong) or f"{len(rows)} rows, every logging step once")
 
 
 def _predictions_add_up(directory: RunDirectory, result: Mapping[str, Any]) -> Iterator[Check]:
@@ -191,7 +172,7 @@ def _predictions_add_up(directory: RunDirectory, result: Mapping[str, Any]) -> I
         detail = f"{len(items)} predictions, accuracy {mean:.4f}" + (
             "" if same else f", reported {metrics['accuracy']:.4f}"
         )
-        yield _check(f"{key}: predictions", same, detail)
+        yield check(f"{key}: predictions", same, detail)
 
 
 def _reload(directory: RunDirectory, recipe: Recipe) -> tuple[Any, Any]:
@@ -201,104 +182,3 @@ def _reload(directory: RunDirectory, recipe: Recipe) -> tuple[Any, Any]:
     base, tokenizer = load_base(recipe.model, seed=recipe.seed)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
     return attached_untrained(recipe, model).eval(), tokenizer
-
-
-def _validation_again(
-    model: Any, tokenizer: Any, recipe: Recipe, result: Mapping[str, Any], validation: Any, tolerance: float
-) -> Iterator[Check]:
-    """Every validation loss that ``result.json`` reports for the end of the run."""
-    parts = validation if isinstance(validation, Mapping) else {None: validation}
-    for skill, rows in parts.items():
-        prefix = "eval" if skill is None else f"eval_{skill}"
-        reported = result["training"].get(f"{prefix}_loss")
-        if reported is None or rows is None:
-            continue
-        loss = validation_loss(model, tokenizer, recipe, rows, skill)
-        same = _agree(reported, loss, tolerance)
-        detail = f"{reported!r} reported, {loss!r} measured from what was saved"
-        yield _check(f"{prefix}_loss", same, detail if not same else f"{loss!r} again")
-
-
-def validation_loss(model: Any, tokenizer: Any, recipe: Recipe, rows: Any, skill: str | None) -> float:
-    """As the trainer measures it during training: same rows, order, batches and sums."""
-    collator = Collator(tokenizer.pad_token_id, ["example_id"])
-    size, device = recipe.validation_batch_size, next(model.parameters()).device
-    methods_of(model).evaluation.start_validation(skill)
-
-    def forward(batch: Mapping[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = model_inputs(batch)
-        outputs = model(
-            **inputs, num_items_in_batch=tokens, use_cache=False
-        )  # as transformers' Trainer trains and validates
-        return outputs.loss, outputs.logits
-
-    def batches() -> Iterator[Mapping[str, Any]]:
-        order = validation_order(rows)
-        for start in range(0, len(rows), size):
-            batch = collator([rows[i] for i in order[start : start + size]])
-            yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-    sums, _ = validation_sums(forward, batches())
-    methods_of(model).evaluation.start_validation(None)
-    return validation_metrics(sums, "eval")["eval_loss"]
-
-
-def _task_again(
-    model: Any,
-    tokenizer: Any,
-    directory: RunDirectory,
-    task: EvalTask,
-    result: Mapping[str, Any],
-    tolerance: float,
-    full: bool,
-) -> Check:
-    """A sample of a task's items, or all of them where the batches decide the last bits (perplexity)."""
-    stored = read_predictions(directory.predictions / f"{task.key}.jsonl")
-    reads_losses = task.task == "perplexity"
-    if reads_losses and len(stored) > ROWS_AGAIN and not full:
-        return _check(task.key, None, f"{len(stored)} rows: left to `headgate verify`")
-    sample = (
-        task if reads_losses or "sample_seed" in task.options else task.model_copy(update={"limit": SAMPLE})
-    )
-    again = run_task(model, tokenizer, sample).items
-    wrong = [
-        f"item {old.get('id')}: {difference}"
-        for old, new in zip(stored, again, strict=False)
-        if (difference := _item_difference(old, new, tolerance)) is not None
-    ]
-    if len(again) < min(len(stored), SAMPLE):
-        wrong.append(f"{len(again)} items again, {len(stored)} stored")
-    reported = result["evaluation"][task.key].get("loss")
-    shown = "" if reported is None else f", loss {reported:.6f}"
-    detail = (
-        f"{len(wrong)} of {len(again)} items differ: {wrong[0]}"
-        if wrong
-        else f"{len(again)} items again{shown}"
-    )
-    return _check(task.key, not wrong, detail)
-
-
-def _item_difference(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> str | None:
-    """The first field in which two predictions differ."""
-    for name in old:
-        if name in UNCOMPARED or name not in new:
-            continue
-        if not _agree(old[name], new[name], tolerance):
-            return f"{name} was {_short(old[name])}, is {_short(new[name])}"
-    return None
-
-
-def _agree(old: Any, new: Any, tolerance: float) -> bool:
-    if isinstance(old, float) and isinstance(new, (int, float)):
-        both_nan = math.isnan(old) and math.isnan(new)
-        return both_nan or old == new or math.isclose(old, new, rel_tol=tolerance, abs_tol=tolerance)
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return old.keys() == new.keys() and all(_agree(old[k], new[k], tolerance) for k in old)
-    if isinstance(old, Sequence) and not isinstance(old, str) and isinstance(new, Sequence):
-        return len(old) == len(new) and all(_agree(a, b, tolerance) for a, b in zip(old, new, strict=True))
-    return bool(old == new)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -37,7 +37,7 @@ class SkillLibrary(FixedPrecision):
     A skill's key is never used twice. ``names``: of labelled skills, None of others.
 
     Args:
-        width: H. decay: of the prototypes. beta: of the similarity tracker. seed: of the draws of halves.
+        width: H. decay: of the prototypes. seed: of the draws of halves.
         contrast: steps of training of the projection head at every new skill; 0: cosines of the means themselves.
     """
 
@@ -49,17 +49,13 @@ class SkillLibrary(FixedPrecision):
     usual_K: Tensor
     reference_H: Tensor
     has_reference: Tensor
-    tracked: Tensor
 
-    def __init__(
-        self, width: int, *, decay: float = 0.95, beta: float = 0.9, seed: int = 0, contrast: int = 0
-    ) -> None:
+    def __init__(self, width: int, *, decay: float = 0.95, seed: int = 0, contrast: int = 0) -> None:
         super().__init__()
-        self.width, self.decay, self.beta, self.seed = width, decay, beta, seed
+        self.width, self.decay, self.seed = width, decay, seed
         self.contrast = SkillContrast(width, contrast, seed=seed) if contrast else None
         self.register_buffer("reference_H", torch.zeros(width))
         self.register_buffer("has_reference", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("tracked", torch.zeros(2))  # average, updates
         self.names: list[str | None] = []
         self.next_key = 0
         self._allocate(0)
@@ -213,15 +209,6 @@ class SkillLibrary(FixedPrecision):
             others = [v for i, v in enumerate(between_KK[place].tolist()) if i != place]
             found.append(novelty.calibrated_threshold(within_R, others, false_spawns))
         return torch.tensor(found)
-
-    def track(self, similarity: float) -> float:
-        """Enter the similarity of a new look; its bias-corrected moving average over all looks."""
-        updates = int(self.tracked[1]) + 1
-        average, corrected = novelty.moving_average(
-            self.tracked[0], torch.tensor(similarity, device=self.tracked.device), updates, self.beta
-        )
-        self.tracked[0], self.tracked[1] = average, updates
-        return float(corrected)
 
     # -- saving -----------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:

@@ -143,12 +143,6 @@ def calibrated_threshold(within_R: Tensor, between: Sequence[float], false_spawn
     return known - min(room, (known - max(below)) / 2 if below else room)
 
 
-def moving_average(average: Tensor, value: Tensor, updates: int, beta: float) -> tuple[Tensor, Tensor]:
-    """(average, its bias-corrected reading) after ``value``; ``updates`` counts this one (Adam's correction)."""
-    average = beta * average + (1 - beta) * value
-    return average, average / (1 - beta**updates)
-
-
 def nt_xent(first_MP: Tensor, second_MP: Tensor, temperature: float = 0.1) -> Tensor:
     """Normalised temperature-scaled cross entropy of 2M unit vectors: each one's partner against all others.
 

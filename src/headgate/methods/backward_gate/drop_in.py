@@ -7,8 +7,23 @@ from typing import Any
 from torch import Tensor
 
 from headgate.errors import ConfigError
+from headgate.methods.backward_gate.config import BackwardGateConfig
 from headgate.methods.backward_gate.gate import Gate, Score
 from headgate.modules.head_sketch import Evidence
+
+
+def check_sizes(
+    config: BackwardGateConfig, d_hidden: int | None, vocab_size: int | None, total_steps: int
+) -> None:
+    """Raises ConfigError where a loop of one's own leaves out what the trainer would know."""
+    if (d_hidden is None) != (vocab_size is None):
+        raise ConfigError("BackwardGate in a loop of your own needs both d_hidden= and vocab_size=")
+    endless = total_steps == 0 and config.burn_in is None
+    if d_hidden is not None and endless and config.target_acceptance < 1:
+        raise ConfigError(
+            "BackwardGate in a loop of your own needs total_steps= (optimizer steps of the run), of which burn_in is "
+            "a tenth, or burn_in= itself: until then every batch is accepted"
+        )
 
 
 class PlainLoop:

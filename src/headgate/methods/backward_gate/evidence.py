@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headgate.errors import ModelError
+from headgate.errors import ConfigError, ModelError
 from headgate.methods.backward_gate.gate import Gate
 from headgate.methods.step import ForwardStopped, Step
 from headgate.models.anatomy import Anatomy, model_inputs
@@ -26,6 +26,25 @@ def head_weight(anatomy: Anatomy) -> Tensor:
             f"backward_gate reads the head's weight [V, H], which {type(anatomy.head).__name__} does not have"
         )
     return weight.detach()
+
+
+def of_step(gate: Gate, anatomy: Anatomy, step: Step, *, thins_tokens: bool) -> Evidence:
+    """Of this micro-batch, summed over ranks, from wherever its head was computed.
+
+    Raises ConfigError where tokens are to be drawn (``thins_tokens``) and ready-made logits leave no place for it.
+    """
+    assert step.hidden is not None
+    if step.phase == "partial":
+        seen = at_block(gate, anatomy, step.hidden, step.labels)
+    elif step.logits is None:
+        seen = gate.sketcher.end()
+    elif not thins_tokens:
+        seen = from_logits(gate, anatomy, step)
+    else:
+        raise ConfigError(
+            "score: token draws tokens inside the chunked head loss: set training.loss: chunked"
+        )
+    return Evidence.unpacked(step.sum_across_ranks(seen.packed()))
 
 
 def from_logits(gate: Gate, anatomy: Anatomy, step: Step) -> Evidence:

@@ -16,7 +16,7 @@ from headgate.methods.backward_gate.auto_off import AutoOff
 from headgate.methods.backward_gate.checks import DECISIONS, complaints
 from headgate.methods.backward_gate.config import BackwardGateConfig
 from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic, look
-from headgate.methods.backward_gate.drop_in import PlainLoop
+from headgate.methods.backward_gate.drop_in import PlainLoop, check_sizes
 from headgate.methods.backward_gate.gate import Gate, Score
 from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.saved import refuse_changed
@@ -83,18 +83,7 @@ class BackwardGate(PlainLoop, Method):
         self._milliseconds, self._epoch = 0.0, 0
         if total_steps:
             self.check_run(total_steps)
-        if (d_hidden is None) != (vocab_size is None):
-            raise ConfigError("BackwardGate in a loop of your own needs both d_hidden= and vocab_size=")
-        if (
-            d_hidden is not None
-            and total_steps == 0
-            and settings.burn_in is None
-            and settings.target_acceptance < 1
-        ):
-            raise ConfigError(
-                "BackwardGate in a loop of your own needs total_steps= (optimizer steps of the run), of which burn_in is "
-                "a tenth, or burn_in= itself: until then every batch is accepted"
-            )
+        check_sizes(settings, d_hidden, vocab_size, total_steps)
         if d_hidden is not None and vocab_size is not None:
             self._build(d_hidden, vocab_size)
             self.to(device or "cpu")
@@ -104,7 +93,6 @@ class BackwardGate(PlainLoop, Method):
         run = {"seed": self.seed, "burn_in": burn_in, "max_steps": self.max_steps}
         self.gate = Gate(self.config, hidden_size, vocab_size, **run)
 
-    # -- installation and state ---------------------------------------------------------------------
     def check_model(self, anatomy: Anatomy) -> None:
         """Raises ConfigError for a ``score_layer`` that the model does not have, or after which nothing is left."""
         layer = self.config.score_layer
@@ -222,7 +210,8 @@ class BackwardGate(PlainLoop, Method):
         if (step.phase == "partial") != (self.config.score_layer is not None):
             return None
         started = time.perf_counter()
-        seen = self._evidence(step, gate)
+        assert self.anatomy is not None
+        seen = evidence.of_step(gate, self.anatomy, step, thins_tokens=self.tokens is not None)
         if self.config.forward == "double":
             evidence.forward_again(step)
         truth = share_of_new(step) if self.config.score == "oracle" else 0.0
@@ -230,20 +219,6 @@ class BackwardGate(PlainLoop, Method):
         self._accepts = gate.accept(self._score, optimizer_step=step.global_step)
         self._milliseconds += 1e3 * (time.perf_counter() - started)
         return torch.tensor(self._accepts)
-
-    def _evidence(self, step: Step, gate: Gate) -> Evidence:
-        assert self.anatomy is not None and step.hidden is not None
-        if step.phase == "partial":
-            seen = evidence.at_block(gate, self.anatomy, step.hidden, step.labels)
-        elif step.logits is None:
-            seen = gate.sketcher.end()
-        elif self.tokens is None:
-            seen = evidence.from_logits(gate, self.anatomy, step)
-        else:
-            raise ConfigError(
-                "score: token draws tokens inside the chunked head loss: set training.loss: chunked"
-            )
-        return Evidence.unpacked(step.sum_across_ranks(seen.packed()))
 
     def _evidence_of_sequences(self, batch: Mapping[str, Any]) -> Evidence:
         if self.anatomy is None:
@@ -316,7 +291,6 @@ class BackwardGate(PlainLoop, Method):
     def summary(self) -> Mapping[str, Any]:
         return reporting.summary(self._core(), self.diagnostic, bool(self.auto_off and self.auto_off.off))
 
-    # -- after the decision -------------------------------------------------------------------------
     def _check_once(self, gate: Gate) -> None:
         if self._checked or self._burning or int(gate.window.decisions) < DECISIONS:
             return

@@ -145,7 +145,6 @@ class SkillStream(nn.Module):
             seen, samples = len(look.tokens), 2 * samples
         if self.library.experts:
             self.similarities = self.library.similarities(*look)
-            self.library.track(float(self.similarities.max()))
             self.likeness = {}
             for expert, similarity in zip(self.library.experts, self.similarities.tolist(), strict=True):
                 self.likeness[expert] = max(similarity, self.likeness.get(expert, -1.0))
