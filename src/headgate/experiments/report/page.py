@@ -126,22 +126,26 @@ def _save_figures(sections: Sequence[Section], folder: Path) -> list[Path]:
     return [path for panel in panels for path in save(panel.drawing, folder, panel.key)]
 
 
-def _render(template: str, study: Study, sections: Sequence[Section], out: Path) -> str:
-    environment = Environment(
+def environment() -> Environment:
+    """What the templates of all pages have in common: escaping, strict names, code in backticks."""
+    made = Environment(
         loader=PackageLoader("headgate.experiments.report"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shade"] = shade
-    environment.filters["code"] = lambda text: Markup(
-        re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    )
-    environment.filters["svg"] = lambda panel: Markup(
+    made.filters["shade"] = shade
+    made.filters["code"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return made
+
+
+def _render(template: str, study: Study, sections: Sequence[Section], out: Path) -> str:
+    templates = environment()
+    templates.filters["svg"] = lambda panel: Markup(
         inline((out / "figures" / f"{panel.key}.svg").read_text(), panel.key)
     )
-    return environment.get_template(template).render(
+    return templates.get_template(template).render(
         study=study,
         sections=sections,
         headline=words.headline(study),
