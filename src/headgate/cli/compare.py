@@ -12,6 +12,7 @@ from headgate.cli.console import live_console, out
 from headgate.cli.options import (
     DataOption,
     ExecutorOption,
+    LiveOption,
     MethodsOption,
     ModelOption,
     OptionalRecipe,
@@ -23,7 +24,7 @@ from headgate.cli.options import (
 from headgate.experiments.compare import Comparison
 from headgate.experiments.evidence import Finding, findings
 from headgate.experiments.executors import make_executor
-from headgate.experiments.report import write_report
+from headgate.experiments.report.live import followed
 from headgate.experiments.statistics import MINIMUM_SEEDS
 from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
 
@@ -42,6 +43,7 @@ def compare(
     ] = None,
     workers: WorkersOption = None,
     option: ExecutorOption = None,
+    live: LiveOption = False,
     allow_unverified: Annotated[
         bool,
         typer.Option(
@@ -57,7 +59,13 @@ def compare(
         comparison = Comparison(
             loaded, say=console.say, console=console, executor=made, allow_unverified=allow_unverified
         )
-        report = comparison.execute()
+        with followed(comparison.folder, live) as page:
+            report = comparison.execute()
+            _show(comparison, report)
+            out.print(f"report: {page()}")
+
+
+def _show(comparison: Comparison, report: dict[str, Any]) -> None:
     out.print(comparison_table(report))
     for line in verdict_lines(report):
         out.print(line)
@@ -67,7 +75,6 @@ def compare(
             out.print(evidence_table(shipped))
     out.print(f"run directories: {comparison.folder.parent}")
     out.print(f"comparison: {comparison.folder / 'comparison.json'}")
-    out.print(f"report: {write_report(comparison.folder).page}")
 
 
 def comparison_table(report: dict[str, Any]) -> Table:

@@ -62,9 +62,9 @@ def write_overview(
     out.mkdir(parents=True, exist_ok=True)
     entries = []
     for name, folder in folders.items():
-        page = write_report(folder).page
+        own = write_report(folder).page
         study = read_study(folder)
-        entries.append(Entry(name, questions.get(name, ""), study, os.path.relpath(page, out)))
+        entries.append(Entry(name, questions.get(name, ""), study, os.path.relpath(own, out)))
     with house_style():
         panel = overview([entry.study for entry in entries])
         picture = None

@@ -23,6 +23,7 @@ from headgate.experiments.report.figures.curves import learning_curves, training
 from headgate.experiments.report.figures.paired import paired
 from headgate.experiments.report.figures.pareto import pareto
 from headgate.experiments.report.flips import flip_blocks
+from headgate.experiments.report.progress import progress_table
 from headgate.experiments.report.reading import read_study
 from headgate.experiments.report.sections import SECTIONS, figures_of
 from headgate.experiments.report.sections.abilities import abilities
@@ -45,9 +46,10 @@ class Written:
     tables: Sequence[Path]
 
 
-def write_report(folder: str | Path) -> Written:
+def write_report(folder: str | Path, refresh: int | None = None) -> Written:
     """Write ``folder/report/``: index.html, report.md, figures/ (PNG and SVG), arms.csv, metrics.csv.
 
+    ``refresh``: the page asks for itself again after so many seconds, for runs that still go on.
     Raises CheckpointError where ``folder`` holds nothing to report.
     """
     folder = Path(folder)
@@ -59,7 +61,7 @@ def write_report(folder: str | Path) -> Written:
         figures = _save_figures(sections, out / "figures")
         tables = write_csv(study, out)
         for template, name in (("page.html", "index.html"), ("page.md", "report.md")):
-            write_atomically(out / name, _render(template, study, sections, out))
+            write_atomically(out / name, _render(template, study, sections, out, refresh))
     return Written(out / "index.html", out / "report.md", figures, tables)
 
 
@@ -84,6 +86,7 @@ def write_figures(folder: str | Path, method: str) -> list[Path]:
 def build(study: Study) -> list[Section]:
     """Sections in reading order; one without content is left out."""
     blocks: list[tuple[str, str, list[Block | None]]] = [
+        ("progress", "How far it is", [progress_table(study)]),
         (
             "arms",
             {"comparison": "Arms", "runs": "Settings", "run": "Result"}[study.kind],
@@ -140,7 +143,7 @@ def environment() -> Environment:
     return made
 
 
-def _render(template: str, study: Study, sections: Sequence[Section], out: Path) -> str:
+def _render(template: str, study: Study, sections: Sequence[Section], out: Path, refresh: int | None) -> str:
     templates = environment()
     templates.filters["svg"] = lambda panel: Markup(
         inline((out / "figures" / f"{panel.key}.svg").read_text(), panel.key)
@@ -152,7 +155,8 @@ def _render(template: str, study: Study, sections: Sequence[Section], out: Path)
         verdicts=words.verdicts(study),
         scale=_scale(study),
         ticks=_ticks(study),
-        warnings=words.warnings(study),
+        warnings=words.warnings(study, live=refresh is not None),
+        refresh=refresh,
         metric=words.metric_name(study.metric),
         seeds=words.seeds_phrase(study),
         facts=_facts(study),
