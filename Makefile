@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt examples/headgate-lisa/pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/headgate compare recipes/demo.yaml --workers 2
+	$(BIN)/headgate demo
 
 # Under a minute: floors, equations, mathematics, settings; nothing that trains.
 QUICK := tests/test_floors.py tests/test_equations.py tests/ops tests/experiments/test_statistics.py tests/evaluation/test_scorers.py \

@@ -135,20 +135,20 @@ def test_init_writes_once(questions: str, tmp_path: Path) -> None:
 
 def test_every_recipe_of_the_package_goes_by_its_name() -> None:
     names = shipped_names()
-    assert "demo" in names and "lora_experts/quickstart" in names and len(names) > 40
+    assert "demo/experts" in names and "lora_experts/quickstart" in names and len(names) > 40
     for name in names:
         path = shipped(name)
         assert path is not None and shipped(f"recipes/{name}.yaml") == path
         content = yaml.safe_load(path.read_text())
         assert "name" in content or "base" in content, name
-    assert load_recipe("demo") == load_recipe(shipped("demo") or "")
+    assert load_recipe("demo/bank") == load_recipe(shipped("demo/bank") or "")
     assert shipped("../pyproject") is None
 
 
 def test_recipes_prints_one_or_lists_all() -> None:
     listed = CliRunner().invoke(command_line("recipes"), ["recipes"], env={"COLUMNS": "200"}).output
     assert all(name in listed for name in shipped_names())
-    shown = CliRunner().invoke(command_line("recipes"), ["recipes", "show", "demo"]).output
-    assert shown == (shipped("demo") or Path()).read_text()
-    wrong = CliRunner().invoke(command_line("recipes"), ["recipes", "demoo"]).exception
-    assert isinstance(wrong, ConfigError) and "did you mean demo?" in str(wrong)
+    shown = CliRunner().invoke(command_line("recipes"), ["recipes", "show", "demo/bank"]).output
+    assert shown == (shipped("demo/bank") or Path()).read_text()
+    wrong = CliRunner().invoke(command_line("recipes"), ["recipes", "demo/bnak"]).exception
+    assert isinstance(wrong, ConfigError) and "did you mean demo/bank?" in str(wrong)

@@ -12,6 +12,7 @@ from headgate.cli.console import live_console, out
 from headgate.cli.options import (
     DataOption,
     ExecutorOption,
+    LiveOption,
     MethodsOption,
     ModelOption,
     OptionalRecipe,
@@ -26,6 +27,7 @@ from headgate.experiments.evidence import Finding, findings
 from headgate.experiments.executors import Executor, make_executor
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.report import write_report
+from headgate.experiments.report.live import followed
 from headgate.experiments.statistics import MINIMUM_SEEDS
 from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
 
@@ -44,6 +46,7 @@ def compare(
     ] = None,
     workers: WorkersOption = None,
     option: ExecutorOption = None,
+    live: LiveOption = False,
     allow_unverified: Annotated[
         bool,
         typer.Option(
@@ -56,13 +59,19 @@ def compare(
     parallel = executor is not None or workers is not None
     made = make_executor(executor or "local", workers, executor_options(option or [])) if parallel else None
     if loaded.compare is not None and loaded.compare.map is not None:
-        _compare_map(loaded, made, allow_unverified)
+        _compare_map(loaded, made, live, allow_unverified)
         return
     with live_console() as console:
         comparison = Comparison(
             loaded, say=console.say, console=console, executor=made, allow_unverified=allow_unverified
         )
-        report = comparison.execute()
+        with followed(comparison.folder, live) as page:
+            report = comparison.execute()
+            _show(comparison, report)
+            out.print(f"report: {page()}")
+
+
+def _show(comparison: Comparison, report: dict[str, Any]) -> None:
     out.print(comparison_table(report))
     for line in verdict_lines(report):
         out.print(line)
@@ -72,10 +81,9 @@ def compare(
             out.print(evidence_table(shipped))
     out.print(f"run directories: {comparison.folder.parent}")
     out.print(f"comparison: {comparison.folder / 'comparison.json'}")
-    out.print(f"report: {write_report(comparison.folder).page}")
 
 
-def _compare_map(recipe: Recipe, executor: Executor | None, allow_unverified: bool) -> None:
+def _compare_map(recipe: Recipe, executor: Executor | None, live: bool, allow_unverified: bool) -> None:
     """The comparison in every cell. All cells are checked before the first one runs."""
     with live_console() as console:
         found = [
@@ -83,8 +91,9 @@ def _compare_map(recipe: Recipe, executor: Executor | None, allow_unverified: bo
         ]
         for number, comparison in enumerate(found, start=1):
             console.say(f"cell {number} of {len(found)}: {comparison.recipe.name}")
-            report = comparison.execute()
-            write_report(comparison.folder)
+            with followed(comparison.folder, live) as page:
+                report = comparison.execute()
+                page()
             for name, contrast in report["contrasts"].items():
                 console.say(f"{report['name']}: {name}: {contrast['verdict']}")
     written = write_report(map_folder(recipe))

@@ -23,6 +23,10 @@ import headgate
 from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError
 
 VERBS: dict[str, tuple[str, str]] = {
+    "demo": (
+        "demo:demo",
+        "Each method at what it is for, beside its honest baseline: four small comparisons, one page.",
+    ),
     "train": (
         "train:train",
         "Train, evaluate, and write a run directory. A partial run resumes where it stopped.",

@@ -48,6 +48,10 @@ ExecutorOption = Annotated[
     list[str] | None,
     typer.Option("--option", help="Of the executor: --option slurm_partition=gpu (repeatable)."),
 ]
+LiveOption = Annotated[
+    bool,
+    typer.Option("--live", help="Rewrite the page while it runs, and serve it on 127.0.0.1; it says where."),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")
 ]

@@ -13,10 +13,18 @@ from rich.live import Live
 from rich.table import Table
 
 from headgate.cli.console import out
-from headgate.cli.options import ExecutorOption, RecipeArgument, SetOption, WorkersOption, executor_options
+from headgate.cli.options import (
+    ExecutorOption,
+    LiveOption,
+    RecipeArgument,
+    SetOption,
+    WorkersOption,
+    executor_options,
+)
 from headgate.experiments.executors import make_executor
 from headgate.experiments.recipe_file import load_recipe
 from headgate.experiments.report import write_report
+from headgate.experiments.report.live import followed
 from headgate.experiments.sweep import Progress, Sweep
 from headgate.experiments.sweep_table import cell, headline
 
@@ -33,6 +41,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and their state; run nothing.")
     ] = False,
+    live: LiveOption = False,
 ) -> None:
     """Run every combination of the recipe's sweep: section. Complete runs are skipped, partial ones resume."""
     planned = Sweep(load_recipe(recipe, overrides or []), say=out.print)
@@ -41,15 +50,18 @@ def sweep(
             out.print(f"{run.directory.status:9} {run.label}  {run.directory.path}")
         return
     chosen = make_executor(executor, workers, executor_options(option or []))
-    with _live(planned) as show:
-        table = planned.execute(chosen, retries=retries, show=show)
-    out.print(groups_table(table))
-    failed = [row for row in table["runs"] if row["status"] != "complete"]
-    for row in failed:
-        out.print(f"{row['status']}: {row['label']}" + (f": {row['error']}" if "error" in row else ""))
-    out.print(f"table: {planned.folder / 'sweep.json'} (also .csv and .md)")
-    out.print(f"report: {write_report(planned.folder).page}")
+    with followed(planned.folder, live) as page:
+        with _live(planned) as show:
+            table = planned.execute(chosen, retries=retries, show=show)
+        out.print(groups_table(table))
+        failed = [row for row in table["runs"] if row["status"] != "complete"]
+        for row in failed:
+            out.print(f"{row['status']}: {row['label']}" + (f": {row['error']}" if "error" in row else ""))
+        out.print(f"table: {planned.folder / 'sweep.json'} (also .csv and .md)")
+        if not failed:  # the follower waits for those that another command will make
+            out.print(f"report: {page()}")
     if failed:
+        out.print(f"report: {write_report(planned.folder).page}")
         out.print(
             f"{len(failed)} of {len(table['runs'])} runs are not complete: run the same command to try them again"
         )

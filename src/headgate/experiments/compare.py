@@ -136,6 +136,7 @@ class Comparison:
         runs: dict[str, dict[int, RunDirectory]] = {name: {} for name in self.arms}
         self._note(runs)
         self._tune()
+        self._note(runs)  # tuned arms are other runs
         tied = {**self._equal_time_arms, **self._replay_arms}
         self._run_arms([name for name in self.arms if name not in tied], runs)
         self._calibrate()
@@ -190,12 +191,26 @@ class Comparison:
             "baseline": self.baseline,
             "seeds": self.config.seeds,
             "arms": {
-                name: {"runs": {str(seed): str(directory.path) for seed, directory in by_seed.items()}}
+                name: {
+                    "runs": {str(seed): str(directory.path) for seed, directory in by_seed.items()},
+                    "planned": self._planned(name),
+                }
                 for name, by_seed in runs.items()
             },
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "progress.json", json.dumps(outline, indent=1))
+
+    def _planned(self, name: str) -> dict[str, str]:
+        """Where the arm's run at each seed will lie, as soon as that is known: a tied arm waits for the other's runs."""
+        if name in self._replay_arms or (
+            name in self._equal_time_arms and name not in self.state["equal_time"]
+        ):
+            return {}
+        seeds = self.config.seeds
+        return {
+            str(seed): str(RunDirectory.of(seeded(self.arms[name], seed, seeds[0])).path) for seed in seeds
+        }
 
     @property
     def _equal_time_arms(self) -> dict[str, str]:

@@ -27,6 +27,9 @@ from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep_table import describe, sweep_table, write_table
 from headgate.files import read_json, write_atomically
 
+TABLE_SECONDS = 10.0
+"""How often the table is written while runs end, for a report that is read meanwhile."""
+
 
 @dataclass(frozen=True)
 class SweepRun:
@@ -130,6 +133,7 @@ class Sweep:
             f"{len(self.runs)} runs: {len(self.runs) - len(todo)} complete (skipped), "
             f"{self.count('partial')} partial (resumed), {self.count('failed')} failed (tried again)"
         )
+        self.write_table()  # the report of a sweep that goes on reads it
         try:
             with _sigterm_as_interrupt():
                 for _ in range(1 + retries):
@@ -157,7 +161,7 @@ class Sweep:
         """Each of ``keys`` once; the keys of those that were lost."""
         progress, lost, seconds = Progress(self.runs), [], []
         left = len(keys)
-        began = time.monotonic()
+        began = noted = time.monotonic()
         for event in executor.run([self._task(key) for key in keys]):
             if event.task is not None:
                 key, label = event.task.key, self.by_key[event.task.key].label
@@ -172,6 +176,9 @@ class Sweep:
                     self.say(
                         f"{len(keys) - left}/{len(keys)}  {label}: {self._outcome(key)}  eta {progress.eta:.0f}s"
                     )
+                    if time.monotonic() - noted > TABLE_SECONDS:
+                        self.write_table()
+                        noted = time.monotonic()
             show(progress)
         return lost
 

@@ -5,6 +5,7 @@ A page shows what the runs hold: no statistics are computed here that a comparis
 is drawn that was not measured.
 """
 
+from headgate.experiments.report.overview import write_overview
 from headgate.experiments.report.page import write_figures, write_report
 
-__all__ = ["write_figures", "write_report"]
+__all__ = ["write_figures", "write_overview", "write_report"]

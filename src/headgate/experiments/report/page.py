@@ -23,6 +23,7 @@ from headgate.experiments.report.figures.curves import learning_curves, training
 from headgate.experiments.report.figures.paired import paired
 from headgate.experiments.report.figures.pareto import pareto
 from headgate.experiments.report.flips import flip_blocks
+from headgate.experiments.report.progress import progress_table
 from headgate.experiments.report.reading import read_study
 from headgate.experiments.report.sections import SECTIONS, figures_of
 from headgate.experiments.report.sections.abilities import abilities
@@ -46,9 +47,10 @@ class Written:
     tables: Sequence[Path]
 
 
-def write_report(folder: str | Path) -> Written:
+def write_report(folder: str | Path, refresh: int | None = None) -> Written:
     """Write ``folder/report/``: index.html, report.md, figures/ (PNG and SVG), arms.csv, metrics.csv.
 
+    ``refresh``: the page asks for itself again after so many seconds, for runs that still go on.
     Raises CheckpointError where ``folder`` holds nothing to report.
     """
     folder = Path(folder)
@@ -60,7 +62,7 @@ def write_report(folder: str | Path) -> Written:
         figures = _save_figures(sections, out / "figures")
         tables = write_csv(study, out)
         for template, name in (("page.html", "index.html"), ("page.md", "report.md")):
-            write_atomically(out / name, _render(template, study, sections, out))
+            write_atomically(out / name, _render(template, study, sections, out, refresh))
     return Written(out / "index.html", out / "report.md", figures, tables)
 
 
@@ -85,6 +87,7 @@ def write_figures(folder: str | Path, method: str) -> list[Path]:
 def build(study: Study) -> list[Section]:
     """Sections in reading order; one without content is left out."""
     blocks: list[tuple[str, str, list[Block | None]]] = [
+        ("progress", "How far it is", [progress_table(study)]),
         (
             "arms",
             {"comparison": "Arms", "runs": "Settings", "run": "Result", "map": "Arms"}[study.kind],
@@ -128,29 +131,34 @@ def _save_figures(sections: Sequence[Section], folder: Path) -> list[Path]:
     return [path for panel in panels for path in save(panel.drawing, folder, panel.key)]
 
 
-def _render(template: str, study: Study, sections: Sequence[Section], out: Path) -> str:
-    environment = Environment(
+def environment() -> Environment:
+    """What the templates of all pages have in common: escaping, strict names, code in backticks."""
+    made = Environment(
         loader=PackageLoader("headgate.experiments.report"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shade"] = shade
-    environment.filters["code"] = lambda text: Markup(
-        re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    )
-    environment.filters["svg"] = lambda panel: Markup(
+    made.filters["shade"] = shade
+    made.filters["code"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return made
+
+
+def _render(template: str, study: Study, sections: Sequence[Section], out: Path, refresh: int | None) -> str:
+    templates = environment()
+    templates.filters["svg"] = lambda panel: Markup(
         inline((out / "figures" / f"{panel.key}.svg").read_text(), panel.key)
     )
-    return environment.get_template(template).render(
+    return templates.get_template(template).render(
         study=study,
         sections=sections,
         headline=words.headline(study),
         verdicts=words.verdicts(study),
         scale=_scale(study),
         ticks=_ticks(study),
-        warnings=words.warnings(study),
+        warnings=words.warnings(study, live=refresh is not None),
+        refresh=refresh,
         metric=words.metric_name(study.metric),
         seeds=words.seeds_phrase(study),
         facts=_facts(study),

@@ -85,10 +85,11 @@ def _comparison(folder: Path, content: Mapping[str, Any]) -> Study:
     for name, arm in content["arms"].items():
         runs = {}
         for seed in content["seeds"]:
-            path = arm["runs"].get(str(seed))
+            path = arm["runs"].get(str(seed)) or arm.get("planned", {}).get(str(seed))
             directory = _find(folder, path) if path is not None else None
             if directory is None:
-                missing.append(f"{name}, seed {seed}" + ("" if path is None else f" ({path} is gone)"))
+                gone = str(seed) in arm["runs"]
+                missing.append(f"{name}, seed {seed}" + (f" ({path} is gone)" if gone else ""))
             else:
                 runs[int(seed)] = Run(directory)
         arms.append(Arm(name, runs))

@@ -90,6 +90,12 @@ def new_panel(size: tuple[float, float] = PANEL) -> tuple[Figure, Any]:
     return drawing, drawing.subplots()
 
 
+def new_grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    """A drawing with ``rows x columns`` axes, in reading order."""
+    drawing = Figure(figsize=size)
+    return drawing, list(drawing.subplots(rows, columns, squeeze=False).flat)
+
+
 def short_name(name: str) -> str:
     """An arm's name where it is drawn: on two lines at most, so that a sweep's long names leave room for data."""
     return "\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder="…"))

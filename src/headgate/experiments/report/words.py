@@ -180,18 +180,18 @@ def _best(study: Study) -> str:
     )
 
 
-def warnings(study: Study) -> list[str]:
-    """What a reader must know before believing the page."""
+def warnings(study: Study, *, live: bool = False) -> list[str]:
+    """What a reader must know before believing the page. ``live``: runs still go on, and a table says how far they are."""
     found = []
     if study.kind == "comparison" and study.runs and len(study.seeds) < 3:
         found.append(
             f"Fewer than three seeds ({len(study.seeds)}): no interval and no verdict is given. Differences below are "
             "single observations; the multi-seed evidence is kept in EXPERIMENTS.md."
         )
-    if study.missing:
+    if study.missing and not live:
         found.append(f"Missing: {'; '.join(study.missing)}.")
     unfinished = [run for run in study.runs if run.result is None]
-    if unfinished:
+    if unfinished and not live:
         told = ", ".join(f"{run.directory.path.name} ({run.directory.status})" for run in unfinished)
         found.append(f"Not complete, and shown only as far as they came: {told}.")
     if study.metric is not None:

@@ -42,29 +42,9 @@ def paired(study: Study) -> Figure | None:
     _scale(axes, {n: list(values[n].values()) for n in names}, trained, places, lambda x: number(metric, x))
     metric_axis(axes.xaxis, metric)
 
-    drawn: dict[str, list[float]] = {}
-    others = [name for name in names if name != study.baseline]
     right, axes = new_panel(size)
-    axes.axvline(0, color=INK, linewidth=0.8)
-    for name in others:
-        y, found = places[name], study.contrasts.get(name)
-        base = values[study.baseline]
-        deltas = [value - base[seed] for seed, value in values[name].items() if seed in base]
-        axes.plot(
-            deltas, [y] * len(deltas), shape[name], color=colour[name], markerfacecolor="white", alpha=0.9
-        )
-        drawn[name] = deltas
-        if found is not None and found["t"] is not None:
-            t = found["t"]
-            drawn[name] = [*deltas, t["low"], t["high"], 0.0]
-            axes.plot([t["low"], t["high"]], [y - 0.22] * 2, color=colour[name], linewidth=2.2)
-            axes.plot([t["mean"]], [y - 0.22], "|", color=colour[name], markersize=9, markeredgewidth=2)
-    axes.set_yticks([places[n] for n in others], [short_name(n) for n in others], color=INK)
-    axes.set_xlabel(f"difference from {study.baseline} ({_directions(metric.higher_is_better)})")
-    axes.set_title(f"Difference from {study.baseline}, seed by seed")
-    _rows(axes, names)
-    _scale(axes, drawn, trained, places, lambda x: number(metric, x, signed=True))
-    metric_axis(axes.xaxis, metric, signed=True)
+    draw_differences(axes, study, names)
+    others = [name for name in names if name != study.baseline]
 
     told = "; ".join(
         f"{name}: {', '.join(number(metric, v) for v in values[name].values())}" for name in names
@@ -91,7 +71,43 @@ def paired(study: Study) -> Figure | None:
     )
 
 
-def _rows(axes: Any, names: list[str]) -> None:
+def draw_differences(axes: Any, study: Study, names: Sequence[str]) -> None:
+    """Each seed's difference from the baseline on ``axes``, a row an arm of ``names``, with the 95% t interval below it.
+
+    ``names`` are the arms that have values, the baseline among them, whose row stays empty.
+    """
+    metric = study.metric
+    assert metric is not None and study.baseline is not None
+    values = {name: study.arm(name).values(metric) for name in names}
+    arms = [arm.name for arm in study.arms]
+    colour, shape = colours(arms, study.baseline), markers(arms)
+    places = {name: -row for row, name in enumerate(names)}
+    trained = {name for name in names if study.arm(name).trained}
+    drawn: dict[str, list[float]] = {}
+    others = [name for name in names if name != study.baseline]
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for name in others:
+        y, found = places[name], study.contrasts.get(name)
+        base = values[study.baseline]
+        deltas = [value - base[seed] for seed, value in values[name].items() if seed in base]
+        axes.plot(
+            deltas, [y] * len(deltas), shape[name], color=colour[name], markerfacecolor="white", alpha=0.9
+        )
+        drawn[name] = [*deltas, 0.0]  # no difference is always in sight
+        if found is not None and found["t"] is not None:
+            t = found["t"]
+            drawn[name] = [*deltas, t["low"], t["high"], 0.0]
+            axes.plot([t["low"], t["high"]], [y - 0.22] * 2, color=colour[name], linewidth=2.2)
+            axes.plot([t["mean"]], [y - 0.22], "|", color=colour[name], markersize=9, markeredgewidth=2)
+    axes.set_yticks([places[n] for n in others], [short_name(n) for n in others], color=INK)
+    axes.set_xlabel(f"difference from {study.baseline} ({_directions(metric.higher_is_better)})")
+    axes.set_title(f"Difference from {study.baseline}, seed by seed")
+    _rows(axes, names)
+    _scale(axes, drawn, trained, places, lambda x: number(metric, x, signed=True))
+    metric_axis(axes.xaxis, metric, signed=True)
+
+
+def _rows(axes: Any, names: Sequence[str]) -> None:
     axes.set_ylim(0.4 - len(names), 0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
