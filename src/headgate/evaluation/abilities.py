@@ -26,6 +26,7 @@ from headgate.evaluation.likelihood import BARE, option_scores
 from headgate.evaluation.perplexity import sequence_losses
 from headgate.evaluation.predictions import prompt_hash
 from headgate.models.anatomy import unwrap
+from headgate.models.sharding import whole
 
 PROBLEMS = 24
 BEFORE = "headgate_abilities"
@@ -136,8 +137,7 @@ def weights_digest(model: Any) -> str:
     """Names, shapes and sums of a model's parameters: enough to know a base by, in one pass over memory."""
     content = hashlib.sha256()
     for name, parameter in unwrap(model).named_parameters():
-        total = (
-            float(parameter.double().sum()) if parameter.numel() < 1 << 24 else float(parameter.float().sum())
-        )
+        values = whole(parameter)
+        total = float(values.double().sum()) if values.numel() < 1 << 24 else float(values.float().sum())
         content.update(f"{name}{tuple(parameter.shape)}{total!r}".encode())
     return content.hexdigest()

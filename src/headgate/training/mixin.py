@@ -21,6 +21,7 @@ from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models import private
 from headgate.models.anatomy import describe
+from headgate.models.sharding import is_sharded, keep_in_step
 from headgate.ops.randomness import derive_seed, seed_device
 from headgate.training import processes, replicas
 from headgate.training.accounting import Stopwatch
@@ -72,6 +73,8 @@ class MethodsMixin(SavingOverrides):
         self.base_is_frozen = self.anatomy.model is model and self.methods.brings_adapter
         if self.base_is_frozen:
             model.requires_grad_(False)
+        if is_sharded(model):
+            keep_in_step(model)
         adapter = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.methods.set_seed(_seed_of(args, kwargs))
         self.methods.attach(self.anatomy)
