@@ -142,6 +142,14 @@ def forward_was_stopped(model: nn.Module) -> None:
         model.reset_iter_state()
 
 
+def at_rest(model: nn.Module) -> None:
+    """Every weight in shares again. On all ranks, before one of them asks for a state dict, which puts its own to rest:
+    who still held the embeddings whole would not gather them with the others the next time."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def resident(model: nn.Module) -> tuple[int, int]:
     """(elements of the parameters held by this rank, of the whole model)."""
     parameters = list(model.parameters())

@@ -25,7 +25,7 @@ from headgate.models.sharding import is_sharded, keep_in_step
 from headgate.ops.randomness import derive_seed, seed_device
 from headgate.training import processes, replicas
 from headgate.training.accounting import Stopwatch
-from headgate.training.checks import FiniteWatch
+from headgate.training.checks import FiniteWatch, check_compile
 from headgate.training.config import LossChoice, ScheduleClock
 from headgate.training.counted import count_readings
 from headgate.training.loss import trained_tokens
@@ -82,6 +82,7 @@ class MethodsMixin(SavingOverrides):
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise ConfigError("use HeadgateTrainer(label_smoothing=...) instead of label_smoothing_factor")
+        check_compile(self.args, is_sharded(model))
         check_rows(self.train_dataset, str(getattr(self.args, "train_sampling_strategy", "")))
         self.methods.to(self.args.device)
         self.task_objective = Objective(self, MethodsMixin, loss, label_smoothing)
