@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from pretrain_embedded import CONTEXT, MIXTURE, PROMPT, batch, language_loss, model_config, restore
+from pretrain_embedded import CONTEXT, MIXTURE, PROMPT, batch, language_loss, model_config, restore, size_of
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from headgate.data import prompt_ids, wordmath
@@ -106,13 +106,13 @@ def main() -> None:
     work, out = Path(args.work), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    model = LlamaForCausalLM(model_config())
+    model = LlamaForCausalLM(model_config(size_of(work)))
     steps = restore(work, model, None)
     model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False
     )
-    model.save_pretrained(out)
+    model.save_pretrained(out, max_shard_size="16MB")  # what a repository takes without large-file storage
     for file in (work / "tokenizer").iterdir():
         shutil.copy(file, out / file.name)
     model.float().eval()
@@ -150,7 +150,7 @@ def main() -> None:
     }
     config = model.config
     card = CARD.format(
-        parameters=sum(p.numel() for p in model.parameters()), size=(out / "model.safetensors").stat().st_size / 1e6,
+        parameters=sum(p.numel() for p in model.parameters()), size=sum(f.stat().st_size for f in out.glob("*.safetensors")) / 1e6,
         hidden=config.hidden_size, layers=config.num_hidden_layers, heads=config.num_attention_heads,
         kv=config.num_key_value_heads, mlp=config.intermediate_size, context=CONTEXT, vocabulary=config.vocab_size,
         mixture=", ".join(f"{share:.0%} {kind}" for kind, share in MIXTURE.items()) + " documents", steps=steps,

@@ -3,6 +3,14 @@
     python scripts/pretrain_embedded.py --work build/embedded --tokens 18000000
     python scripts/export_embedded.py --work build/embedded
 
+A larger one, of real capacity for a laboratory, takes minutes on a GPU (``--device auto`` finds it):
+
+    python scripts/pretrain_embedded.py --work build/30m --size 30m --tokens 300000000 --batch-tokens 65536 --lr 1.5e-3
+    python scripts/export_embedded.py --work build/30m --out models/30m
+
+A run keeps its size in ``--work/size.json``; its batches are the same on every device. Batches are made by ``--workers``
+processes ahead of the device, which would wait for them otherwise.
+
 It continues from the last complete checkpoint in ``--work``. The batch of step ``n`` is a pure function of
 (seed, n), the schedule is warm-up, stable, decay (WSD), so a longer or shorter ``--tokens`` may be given when
 continuing before the decay began. glibc's allocator returns large blocks to the kernel after every operation,
@@ -13,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -96,12 +105,34 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def model_config() -> LlamaConfig:
+SIZES: dict[str, dict[str, int]] = {
+    "1.5m": dict(hidden_size=128, intermediate_size=320, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2),
+    "8m": dict(hidden_size=320, intermediate_size=864, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5),
+    "30m": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=10, num_attention_heads=8, num_key_value_heads=4),
+    "100m": dict(hidden_size=768, intermediate_size=2112, num_hidden_layers=16, num_attention_heads=12, num_key_value_heads=4),
+}  # fmt: skip
+"""Parameters, roughly; 1.5m is the one that Headgate ships."""
+
+
+def model_config(size: str = "1.5m") -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=320, num_hidden_layers=8, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        **SIZES[size], vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
         initializer_range=0.03, pad_token_id=0, bos_token_id=1, eos_token_id=2, attention_bias=False,
     )  # fmt: skip
+
+
+def size_of(work: Path, wanted: str | None = None) -> str:
+    """The size that a folder was begun with; a fresh one is begun with ``wanted``. Exits where they differ."""
+    path = work / "size.json"
+    begun = json.loads(path.read_text()) if path.exists() else None
+    if begun is None and (work / "checkpoint.safetensors").exists():
+        begun = "1.5m"  # there was no other once
+    if begun is not None and wanted not in (None, begun):
+        raise SystemExit(f"{work} was begun with --size {begun}, not {wanted}: give another --work")
+    size = begun or wanted or "1.5m"
+    if begun is None and wanted is not None:
+        path.write_text(json.dumps(size))
+    return size
 
 
 def batch(step: int, seed: int, count: int, width: int, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
@@ -121,10 +152,10 @@ def learning_rate(seen: int, total: int, peak: float, warmup: int = 200_000, dec
 
 def save(work: Path, step: int, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> None:
     """One file, written beside and renamed: a checkpoint is complete or absent."""
-    tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+    tensors = {f"model.{n}": p.detach().cpu() for n, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value.detach().clone()
+            tensors[f"{key}.{name}"] = value.detach().cpu().clone()
     save_file(tensors, work / "checkpoint.tmp", metadata={"step": str(step)})
     os.replace(work / "checkpoint.tmp", work / "checkpoint.safetensors")
 
@@ -139,8 +170,8 @@ def restore(work: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimize
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
             if optimizer is not None:
-                optimizer.state[parameter] = {
-                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                optimizer.state[parameter] = {"step": tensors[f"step.{name}"]} | {
+                    key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")
                 }
     from safetensors import safe_open
 
@@ -156,27 +187,34 @@ def train(args: argparse.Namespace) -> None:
     if not (work / "tokenizer" / "tokenizer.json").exists():
         build_tokenizer(args.seed).save_pretrained(work / "tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    model = LlamaForCausalLM(model_config())
-    model.set_attn_implementation("eager")  # in bf16 on a CPU twice as fast as the flash kernel at this size
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    )
+    model = LlamaForCausalLM(
+        model_config(size_of(work, args.size))
+    )  # drawn on the host: the same on every device
+    # in bf16 on a CPU eager is twice as fast as the flash kernel at the smallest size
+    model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
+    model.to(device)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
     step = restore(work, model, optimizer)
-    held_out = batch(0, args.seed + 1, 8192, 256, tokenizer)
+    held_out = batch(0, args.seed + 1, 8192, 256, tokenizer).to(device)
     tokens_per_step = args.batch_tokens
     total_steps = args.tokens // tokens_per_step
     print(
         f"{sum(p.numel() for p in model.parameters())} parameters, step {step} of {total_steps}", flush=True
     )
     clock = time.perf_counter()
+    upcoming = batches(args, step, total_steps, tokenizer)
     while step < total_steps:
         rate = learning_rate(step * tokens_per_step, args.tokens, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        width = SHORT if step < LONG_FROM * total_steps else CONTEXT
-        ids = batch(step + 1, args.seed, tokens_per_step, width, tokenizer)
-        with torch.autocast("cpu", torch.bfloat16):
+        ids = next(upcoming).to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16):
             loss = language_loss(model, ids)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -198,6 +236,27 @@ def train(args: argparse.Namespace) -> None:
             print(entry, flush=True)
 
 
+def batches(
+    args: argparse.Namespace, done: int, total: int, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[torch.Tensor]:
+    """The batches after step ``done``, in order, whoever makes them."""
+
+    def wanted(step: int) -> tuple[int, int, int, int, PreTrainedTokenizerFast]:
+        width = SHORT if step < LONG_FROM * total else CONTEXT
+        return step + 1, args.seed, args.batch_tokens, width, tokenizer
+
+    if args.workers == 0:
+        yield from (batch(*wanted(step)) for step in range(done, total))
+        return
+    ahead = 4 * args.workers
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        pending = [pool.apply_async(batch, wanted(step)) for step in range(done, min(done + ahead, total))]
+        for step in range(done, total):
+            if step + ahead < total:
+                pending.append(pool.apply_async(batch, wanted(step + ahead)))
+            yield pending.pop(0).get()
+
+
 def language_loss(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -208,6 +267,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", default="build/embedded")
+    parser.add_argument("--size", choices=sorted(SIZES), help="of a fresh folder; 1.5m by default")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that make batches; 0: the trainer itself"
+    )
     parser.add_argument("--tokens", type=int, default=18_000_000)
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--lr", type=float, default=4e-3)

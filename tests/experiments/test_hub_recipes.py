@@ -24,6 +24,10 @@ FAMILIES = {
     "google/gemma-3-270m": "random:gemma3",
     "google/gemma-3-1b-pt": "random:gemma3",
     "google/gemma-2-9b": "random:gemma2",
+    "Qwen/Qwen2.5-1.5B": "random:qwen2",
+    "Qwen/Qwen2.5-3B": "random:qwen2",
+    "mistralai/Mistral-7B-v0.3": "random:mistral",
+    "meta-llama/Llama-3.1-70B": "random:llama",
 }
 
 
@@ -71,7 +75,7 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
     content = recipe.model_dump(mode="json")
     content["output_dir"] = str(folder / "runs")
     content["model"] |= {"name_or_path": FAMILIES[recipe.model.name_or_path], "dtype": "float32", "device": "cpu"}  # fmt: skip
-    content["model"]["load_in_4bit"] = False
+    content["model"] |= {"load_in_4bit": False, "parallel": None}  # on two ranks: tests/ranks/test_sharded.py
     content["report_to"] = ["jsonl"]
     data, training = content["data"], content["training"]
     for split in ("train", "validation"):
@@ -87,6 +91,7 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
         "max_steps": None if data["stream"] else steps,
         "epochs": None,
         "gradient_accumulation_steps": 1,
+        "precision": "auto" if training["precision"] == "bf16" else training["precision"],
     }
     training |= {"per_device_train_batch_size": 2, "eval_every": 2, "save_every": 1.0}
     if recipe.steps_given == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PretrainedConfig, Trainer
+from transformers import PretrainedConfig, PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import headgate
@@ -23,6 +23,7 @@ CLASSES = {
     "Accelerator": Accelerator,
     "PretrainedConfig": PretrainedConfig,
     "BaseTunerLayer": BaseTunerLayer,
+    "PreTrainedModel": PreTrainedModel,
     "GradientCheckpointingLayer": GradientCheckpointingLayer,
 }
 ELSEWHERE = {name for names in private.READ.values() for name in names}

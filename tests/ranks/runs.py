@@ -6,6 +6,7 @@ a run of two ranks takes seconds. ``test_launch`` starts them as users do.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -31,6 +32,10 @@ from tests.faults.runs import recipe_of
 TIMES = ("seconds", "per_second", "runtime", "milliseconds", "memory_peak", "elapsed_seconds")
 APART = ("run_id", "hardware", "versions", "verification")
 """Of results: what differs between recipes of unlike accumulation, or tells where and how it was run."""
+
+
+PATIENCE = 540
+"""Seconds after which a run hangs: a machine that does much else needs minutes for what takes one alone."""
 
 
 @dataclass
@@ -84,6 +89,7 @@ def _rank(
 ) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(PATIENCE - 10, file=open(f"{folder}/hangs-{rank}.txt", "w"))  # noqa: SIM115
     if world > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -133,12 +139,14 @@ def train(
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(240)
+        process.join(PATIENCE)
         if process.exitcode is None:
             process.kill()
     exits = [process.exitcode for process in ranks]
     texts = [(folder / f"rank-{rank}.txt").read_text() for rank in range(world)]
-    assert None not in exits, f"hangs: {exits}\n" + "\n".join(texts)
+    hanging = [(folder / f"hangs-{rank}.txt").read_text() for rank in range(world)]
+    assert -signal.SIGKILL not in exits or at, f"hangs: {exits}\n" + "\n".join(hanging + texts)
+    assert None not in exits, f"hangs: {exits}\n" + "\n".join(hanging + texts)
     made = sorted((folder / "runs" / "fault").glob("*/recipe.yaml"))
     ends = [json.loads(path.read_text()) for path in sorted(folder.glob("digest-*.json"))]
     directory = RunDirectory(made[0].parent) if made else None

@@ -72,6 +72,22 @@ def test_lora_on_two_ranks_is_lora_in_one_process(tmp_path: Path) -> None:
             id="packing",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "lora",
+            ("model.activation_checkpointing=true", "training.loss=chunked"),
+            ACCUMULATED,
+            CLOSE,
+            id="checkpointing, chunked loss",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "lora",
+            ("lora=null", "training.learning_rate=1e-3"),
+            ACCUMULATED,
+            1e-5,
+            id="full",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("early_stopping", (), ACCUMULATED, CLOSE, id="early_stopping", marks=pytest.mark.slow),
     ],
 )

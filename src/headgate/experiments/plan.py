@@ -59,6 +59,7 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
     training = recipe.training
     lines = [f"{recipe.name}  (seed {recipe.seed})"]
     model = model_shape(recipe)
+    trainable = None
     if model is None:
         lines.append(f"  model      {recipe.model.name_or_path} (its shape is not known from here)")
     else:
@@ -70,6 +71,11 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
         lines.append(f"  method     {name}")
     ranks = processes.world_size()
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks
+    if recipe.model.parallel is not None:
+        parallel = recipe.model.parallel
+        lines.append(
+            f"  sharded    {parallel.told}: the base in {parallel.fsdp} shares, on {parallel.ranks} ranks (--nproc {parallel.ranks})"
+        )
     if ranks > 1:
         lines.append(f"  ranks      {ranks}, {batch // ranks} examples a step on each")
     steps = recipe.steps_given
@@ -95,7 +101,7 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
             )
         methods.check_run(steps)
     if model is not None and steps != 0:
-        lines.append(f"  memory     {_memory_line(recipe, model)}")
+        lines.append(f"  memory     {_memory_line(recipe, model, trainable or 0)}")
     for task in recipe.evaluation:
         lines.append(
             f"  evaluate   {task.key} on {task.path or task.source}/{task.split}"
@@ -111,9 +117,9 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def _memory_line(recipe: Recipe, model: Any) -> str:
+def _memory_line(recipe: Recipe, model: Any, trainable: int) -> str:
     """The estimate, and what to lower where this machine has less."""
-    needed = _memory(recipe, model)
+    needed = _memory(recipe, model, trainable)
     on_gpu = torch.cuda.is_available() and recipe.model.device in ("auto", "cuda")
     here = (
         torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().total
@@ -126,17 +132,21 @@ def _memory_line(recipe: Recipe, model: Any) -> str:
     )
 
 
-def _memory(recipe: Recipe, model: Any) -> float:
-    """GiB: weights, adapter with AdamW's two moments and gradient, activations of one micro-batch."""
+def _memory(recipe: Recipe, model: Any, trainable: int) -> float:
+    """GiB on a rank: weights, adapter with AdamW's two moments and gradient, activations of one micro-batch.
+
+    Of a base in N shares a rank holds one, and whole what runs: two blocks (one is gathered ahead), embeddings, head.
+    """
     config = model.config.get_text_config()
     weights = sum(p.numel() for p in model.parameters())
     bytes_each = {"float32": 4, "auto": 2 if torch.cuda.is_available() else 4}.get(recipe.model.dtype, 2)
     base = weights * (0.55 if recipe.model.load_in_4bit else bytes_each)
-    trainable = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if recipe.lora is None
-        else weights * 0.005
-    )
+    shares = recipe.model.parallel.fsdp if recipe.model.parallel is not None else 1
+    if shares > 1:
+        anatomy = describe(model)
+        ends = sum(p.numel() for m in {anatomy.embedding, anatomy.head} for p in m.parameters())
+        running = 2 * sum(p.numel() for p in anatomy.blocks[0].parameters()) + ends
+        base = base / shares + running * bytes_each
     tokens = recipe.training.per_device_train_batch_size * min(
         recipe.data.max_length, getattr(config, "max_position_embeddings", None) or recipe.data.max_length
     )

@@ -33,6 +33,7 @@ def check_recipe(recipe: Recipe) -> None:
     check_packages(recipe)
     check_early_stopping(recipe)
     check_routing(recipe)
+    check_parallel(recipe)
     if recipe.model.adapter is not None:
         from headgate.models.adapters import check_adapter
 
@@ -96,6 +97,29 @@ def check_routing(recipe: Recipe) -> None:
             raise ConfigError(
                 f"evaluation.{index}.routing={task.routing}: this recipe has no method to route: leave it out"
             )
+
+
+def check_parallel(recipe: Recipe) -> None:
+    """A base spread over ranks is frozen, and what is on it reads no weight of its own. Raises ConfigError."""
+    parallel, lora = recipe.model.parallel, recipe.lora
+    if parallel is None or parallel.ranks == 1:
+        return
+    where = f"model.parallel={parallel.told}"
+    if lora is None and recipe.model.adapter is None:
+        from headgate.methods.registry import build_stack
+
+        if not build_stack(recipe.methods, recipe.seed).brings_adapter:
+            raise ConfigError(
+                f"{where} spreads a frozen base, and lora: null trains the base itself: set lora, use lora_experts, or "
+                "leave model.parallel out (every rank then holds all weights)"
+            )
+    kind = None if lora is None or recipe.model.adapter is not None else lora.peft_type
+    if kind not in (None, "lora") or (lora is not None and lora.use_dora):
+        key = "lora.use_dora=true" if lora is not None and lora.use_dora else f"lora.peft_type={kind}"
+        raise ConfigError(
+            f"{where} and {key}: only plain LoRA is known not to read the weights it adapts, which are spread over ranks: "
+            "use plain LoRA, or leave model.parallel out"
+        )
 
 
 def check_device(recipe: Recipe) -> None:

@@ -173,7 +173,8 @@ class Recipe(StrictConfig):
             exclude={"base", "name", "output_dir", "report_to", "logging_every", "compare", "sweep"},
             exclude_defaults=True,  # a key that a later version adds, at its default, names the same work
         )
-        content.get("model", {}).pop("device", None)
+        for place in ("device", "parallel"):
+            content.get("model", {}).pop(place, None)
         content["model"] = content.get("model", {})
         content["methods"] = {
             name: build_config(method_class(name).Config, options).model_dump(

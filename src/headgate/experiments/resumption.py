@@ -13,6 +13,16 @@ from headgate.training import processes
 from headgate.training.checkpoint import STRUCTURE_FILE
 
 
+def check_ranks(recipe: Recipe) -> None:
+    """As many ranks run as ``model.parallel`` shares the base among. Raises ConfigError."""
+    parallel, ranks = recipe.model.parallel, processes.world_size()
+    if parallel is not None and parallel.ranks not in (1, ranks):
+        raise ConfigError(
+            f"model.parallel={parallel.told} is for {parallel.ranks} ranks, and this is {_processes(ranks)}: headgate train "
+            f"--nproc {parallel.ranks} (or torchrun), or change model.parallel (null: whole on every rank)"
+        )
+
+
 def micro_batches(recipe: Recipe, newest: Path | None) -> int:
     """Micro-batches of an optimizer step over all ranks: the recipe's on every rank, or those the run began with.
 

@@ -20,12 +20,13 @@ from headgate.experiments.model_card import model_card
 from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
-from headgate.experiments.resumption import changed_ranks, micro_batches
+from headgate.experiments.resumption import changed_ranks, check_ranks, micro_batches
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.trainers import make_trainer, quiet
 from headgate.experiments.untrained import attached_untrained
 from headgate.experiments.verification import failures, verification
 from headgate.files import write_atomically
+from headgate.models.sharding import is_sharded
 from headgate.training import checkpoint, processes
 from headgate.training.trainer import HeadgateTrainer
 
@@ -44,6 +45,7 @@ def run(
     """
     recipe = with_paths(recipe)
     processes.join(recipe.model.device)
+    check_ranks(recipe)
     processes.begin_run()
     console = (console if processes.is_writer() else None) or Console()
     directory = RunDirectory.of(recipe)
@@ -110,6 +112,11 @@ def _train_and_evaluate(
     else:
         result["training"] = {"steps": 0, "trained_tokens": 0, "flops": 0, "seconds": 0.0}
         history = attach_untrained(prepared, directory)
+    if is_sharded(
+        prepared.model
+    ):  # every forward needs every rank's share: all evaluate the same, one writes
+        _conclude(prepared, directory, console, result, history, started, together=True)
+        return
     if not processes.is_writer():
         prepared.release_model()  # the writer alone evaluates and verifies
     processes.on_writer(lambda: _conclude(prepared, directory, console, result, history, started))
@@ -122,24 +129,31 @@ def _conclude(
     result: dict[str, Any],
     history: list[dict[str, Any]],
     started: float,
+    *,
+    together: bool = False,
 ) -> None:
-    """What the writer does when training has ended: evaluate, verify, write the result."""
+    """What the writer does when training has ended: evaluate, verify, write the result. ``together``: all ranks do."""
     recipe = prepared.recipe
     if prepared.segments and result["training"]["steps"] in (0, prepared.segments[-1][1]):
         result["continual"] = continual(recipe, history, prepared.segments)
     result["evaluation"] = evaluate(prepared.model, prepared.tokenizer, recipe, directory, console)
     env = directory.environment()
     result["versions"], result["hardware"] = env["versions"], env["hardware"]
-    if recipe.steps_given != 0:
+    if recipe.steps_given != 0 and processes.is_writer():
         write_atomically(directory.checkpoint / "README.md", model_card(recipe, result))
         checkpoint.seal(directory.checkpoint)
+    if together:
+        processes.barrier()  # what is verified has been written
     prepared.release_model()  # what was saved is loaded beside nothing: one model in memory at a time
     console.say("verifying: what was saved is loaded again and compared with what is reported")
-    result["verification"] = verification(directory, result, prepared.validation)
+    result["verification"] = verification(
+        directory, result, prepared.validation, parallel=recipe.model.parallel if together else None
+    )
     for line in failures(result["verification"]):
         console.say(f"NOT VERIFIED: {line}")
     result["elapsed_seconds"] = time.time() - started
-    directory.finish(result)
+    if processes.is_writer():
+        directory.finish(result)
 
 
 def _train(
@@ -228,5 +242,6 @@ def evaluate(
             partial(console.progress, f"evaluate {task.key}"),
         )
         metrics[task.key] = {**result.metrics, "seconds": time.perf_counter() - start}
-        write_predictions(directory.predictions / f"{task.key}.jsonl", result.items)
+        if processes.is_writer():
+            write_predictions(directory.predictions / f"{task.key}.jsonl", result.items)
     return metrics

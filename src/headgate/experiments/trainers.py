@@ -92,7 +92,7 @@ def make_trainer(
         replay=Replay(**recipe.data.replay.model_dump()) if recipe.data.replay else None,
         callbacks=[JsonlCallback(directory.metrics_file), *callbacks],
     )
-    trainer.base_model = recipe.model.model_dump(mode="json", exclude={"device", "adapter"})
+    trainer.base_model = recipe.model.model_dump(mode="json", exclude={"device", "adapter", "parallel"})
     if stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(stopping.patience))
     if prepared.segments:

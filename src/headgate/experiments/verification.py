@@ -23,6 +23,7 @@ from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.untrained import attached_untrained
 from headgate.files import digest, read_json
+from headgate.models.config import ParallelConfig
 from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint
 from headgate.training.saved import load
@@ -32,7 +33,12 @@ ELSEWHERE = 1e-3
 
 
 def verification(
-    directory: RunDirectory, result: Mapping[str, Any], validation: Any, *, full: bool = False
+    directory: RunDirectory,
+    result: Mapping[str, Any],
+    validation: Any,
+    *,
+    full: bool = False,
+    parallel: ParallelConfig | None = None,
 ) -> dict[str, Any]:
     """The record of a run: ``{"verified": ..., "form": "short" | "full", "checks": [{name, ok, detail}]}``.
 
@@ -40,12 +46,13 @@ def verification(
         result: what is, or is to be, in ``result.json``.
         validation: the prepared validation rows, or a mapping from skills to them; None where there are none.
         full: every perplexity row is measured again, however many there are.
+        parallel: over which ranks the base is spread while they verify together; None holds it whole.
     """
     recipe = directory.recipe()
     checks = [*_continuity(directory, recipe, result), *_predictions_add_up(directory, result)]
     elsewhere = machine_difference(directory)
     try:
-        model, tokenizer = _reload(directory, recipe)
+        model, tokenizer = _reload(directory, recipe, parallel)
     except (HeadgateError, OSError, RuntimeError, ValueError) as error:
         checks.append(check("reload", False, f"what was saved cannot be loaded: {error}"))
     else:
@@ -175,10 +182,10 @@ def _predictions_add_up(directory: RunDirectory, result: Mapping[str, Any]) -> I
         yield check(f"{key}: predictions", same, detail)
 
 
-def _reload(directory: RunDirectory, recipe: Recipe) -> tuple[Any, Any]:
+def _reload(directory: RunDirectory, recipe: Recipe, parallel: ParallelConfig | None) -> tuple[Any, Any]:
     """What anybody gets who loads the run; where nothing was trained, the model as its recipe makes it."""
     if directory.checkpoint.exists():
-        return load(directory.path, device=recipe.model.device)
-    base, tokenizer = load_base(recipe.model, seed=recipe.seed)
+        return load(directory.path, device=recipe.model.device, parallel=parallel)
+    base, tokenizer = load_base(recipe.model.model_copy(update={"parallel": parallel}), seed=recipe.seed)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
     return attached_untrained(recipe, model).eval(), tokenizer

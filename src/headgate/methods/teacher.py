@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy
+from headgate.models.sharding import whole
 from headgate.ops.distillation import distillation_loss
 from headgate.ops.head_loss import shifted_rows
 
@@ -25,7 +26,7 @@ def distilled(
     return distillation_loss(
         student_NH,
         teacher_NH,
-        head.weight,
+        whole(head.weight),
         getattr(head, "bias", None),
         temperature=temperature,
         softcap=anatomy.softcap,

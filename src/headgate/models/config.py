@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from headgate.config import StrictConfig
 
@@ -18,6 +18,46 @@ ATTENTION = (
     "flash_attention_4",
     "flex_attention",
 )
+
+
+class ParallelConfig(StrictConfig):
+    """Over how many ranks a frozen base is spread: ``fsdp`` shares of it, ``replicate`` times.
+
+    ``fsdp: 8, replicate: 2`` is sixteen ranks: each eight hold one copy, so that weights travel inside a machine and only
+    the small gradients of the adapters between them. Tensor parallelism is refused: a rank would see a part of every
+    hidden state where adapters, routers and gates read all of it.
+    """
+
+    fsdp: int = Field(default=1, ge=1)
+    replicate: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1)
+
+    @property
+    def ranks(self) -> int:
+        return self.fsdp * self.replicate
+
+    @property
+    def told(self) -> str:
+        return (
+            "{"
+            + f"fsdp: {self.fsdp}"
+            + (f", replicate: {self.replicate}" if self.replicate > 1 else "")
+            + "}"
+        )
+
+    @model_validator(mode="after")
+    def _offered(self) -> ParallelConfig:
+        if self.tensor > 1:
+            raise ValueError(
+                f"tensor={self.tensor}: tensor parallelism is not offered (adapters, routers and gates read whole hidden "
+                f"states): shard with fsdp: {self.tensor * self.fsdp}"
+            )
+        if self.replicate > 1 and self.fsdp == 1:
+            raise ValueError(
+                f"replicate={self.replicate} repeats a base that is spread over fsdp ranks, and fsdp is 1: without "
+                "model.parallel every rank holds the base whole"
+            )
+        return self
 
 
 class ModelConfig(StrictConfig):
@@ -33,6 +73,17 @@ class ModelConfig(StrictConfig):
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     activation_checkpointing: bool = False
+    parallel: ParallelConfig | None = None
+
+    @model_validator(mode="after")
+    def _sharded_as_it_is(self) -> ModelConfig:
+        key = "load_in_4bit" if self.load_in_4bit else "load_in_8bit" if self.load_in_8bit else None
+        if self.parallel is not None and self.parallel.ranks > 1 and key is not None:
+            raise ValueError(
+                f"parallel={self.parallel.told} and {key}: packed weights cannot be spread over ranks: drop one of them "
+                "(a 4-bit base is whole on every rank)"
+            )
+        return self
 
     @field_validator("attn_implementation")
     @classmethod

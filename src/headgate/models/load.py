@@ -26,6 +26,7 @@ from headgate.models.anatomy import describe
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.models.devices import choose_device, choose_dtype
 from headgate.models.shapes import SHAPES
+from headgate.models.sharding import distributed, keep_in_step, shard, sharding_of
 
 Config = TypeVar("Config", bound=StrictConfig)
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -40,8 +41,9 @@ WEIGHT_FILES = (
 def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
     """The frozen-or-not base model on its device, in its dtype, and its tokenizer.
 
-    Raises ModelError for an unknown name, a folder without weights, an architecture without a description,
-    or 4/8-bit loading where it cannot work.
+    With ``parallel`` and as many ranks as it names, every rank holds (and of a saved model reads) its share; a process
+    alone holds all of it. Raises ModelError for an unknown name, a folder without weights, an architecture without a
+    description, 4/8-bit loading where it cannot work, or another number of ranks.
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -51,6 +53,7 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
     if config.load_in_4bit or config.load_in_8bit:
         extra["quantization_config"] = _quantization(config, device, dtype)
     name = config.name_or_path
+    parallel = sharding_of(config, device)
     if name.startswith("random:"):
         if config.load_in_4bit or config.load_in_8bit:
             raise ModelError("a random: model cannot be loaded in 4 or 8 bits: load real weights")
@@ -64,6 +67,9 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
         path = str(EMBEDDED) if name == "embedded" else name
         _check_folder(path)
         try:
+            if parallel is not None:
+                shape = AutoConfig.from_pretrained(path, revision=config.revision)
+                extra["distributed_config"] = distributed(parallel, shape)
             model = AutoModelForCausalLM.from_pretrained(path, revision=config.revision, dtype=dtype, **extra)
             tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision)
         except (OSError, ValueError) as error:
@@ -79,6 +85,11 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
     model.config.use_cache = True
     if "quantization_config" not in extra:
         model.to(device)
+    if parallel is not None:
+        model.requires_grad_(False)
+        if name.startswith("random:"):
+            shard(model, parallel)
+        keep_in_step(model)
     align(model)
     model.eval()
     return model, tokenizer

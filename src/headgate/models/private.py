@@ -32,6 +32,7 @@ READ = {
     "PretrainedConfig": ("_attn_implementation", "_name_or_path"),
     "GradientCheckpointingLayer": ("_gradient_checkpointing_func",),
     "BaseTunerLayer": ("_disable_adapters",),
+    "PreTrainedModel": ("_is_distributed_loading_by_transformers", "_tp_size", "_device_mesh"),
 }  # fmt: skip
 """What the functions below read or write, by the class that has it."""
 
@@ -66,6 +67,25 @@ def own_scheduler(trainer: Any) -> None:
 def forget_optimizers(accelerator: Any) -> None:
     """Before another optimizer is prepared: the old one would be stepped, scaled and saved as well."""
     accelerator._optimizers.clear()
+
+
+# -- a base spread over ranks (transformers.distributed, torch's FSDP2) ------------------------------------------
+def distribute(model: Any, config: Any) -> None:
+    """Spread a model in memory as ``from_pretrained(distributed_config=config)`` spreads one that it loads."""
+    config, _, mesh = type(model).prepare_distribute_model(config)
+    type(model).maybe_distribute_model(model, config, mesh)
+
+
+def own_sharded(model: Any) -> Any:
+    """The transformers model, no longer marked as spread by transformers.
+
+    With the mark its Trainer refuses checkpoints and hooks an all-reduce to every trained parameter, which deadlocks
+    where ranks use different ones; with a tensor-parallel size (even 1) PEFT gathers the base to save an adapter,
+    and with a mesh it may spread the adapter. What is trained here is whole on every rank, reduced once a window and saved by one.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base._is_distributed_loading_by_transformers, base._tp_size, base._device_mesh = False, None, None
+    return base
 
 
 # -- models, configurations and PEFT layers -----------------------------------------------------------------------

@@ -9,8 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headgate.errors import TrainingError
+from headgate.errors import ConfigError, TrainingError
 from headgate.files import write_json
+from headgate.training.processes import world_size
+
+
+def check_compile(args: Any, sharded: bool) -> None:
+    """``torch_compile`` runs in one process on a whole base. Raises ConfigError where it would run elsewhere.
+
+    A compiled graph may leave a collective out on one rank that another rank runs, and nothing here has shown that it does not.
+    """
+    if getattr(args, "torch_compile", False) and (world_size() > 1 or sharded):
+        where = "a base sharded by model.parallel" if sharded else f"{world_size()} ranks"
+        raise ConfigError(f"torch_compile on {where} is not offered: leave it out, or run in one process")
 
 
 def require_gradients(named: Mapping[str, nn.Parameter], stage: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from headgate.errors import ConfigError
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy
+from headgate.models.sharding import whole
 from headgate.models.surgery import head_bypassed, head_input_captured
 from headgate.modules.fused_head import chunked_head_loss
 
@@ -84,7 +85,7 @@ def chunked_loss(
     head: Any = anatomy.head
     loss = chunked_head_loss(
         captured[-1],
-        head.weight,
+        whole(head.weight),
         labels,
         bias=head.bias,
         softcap=anatomy.softcap,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headgate.methods.step import ForwardStopped, Step
+from headgate.models.sharding import forward_was_stopped
 from headgate.models.surgery import on_block_output
 from headgate.training import processes, replicas
 from headgate.training.counted import executed_flops, reached_share
@@ -63,6 +64,7 @@ class MicroBatch:
             with trainer.compute_loss_context_manager():
                 task: TaskLoss = trainer.task_objective.task_loss(step)
         except ForwardStopped:
+            forward_was_stopped(trainer.anatomy.model)
             step.accepted = False
             return None
         finally:

@@ -21,10 +21,11 @@ from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models import private
 from headgate.models.anatomy import describe
+from headgate.models.sharding import is_sharded, keep_in_step
 from headgate.ops.randomness import derive_seed, seed_device
 from headgate.training import processes, replicas
 from headgate.training.accounting import Stopwatch
-from headgate.training.checks import FiniteWatch
+from headgate.training.checks import FiniteWatch, check_compile
 from headgate.training.config import LossChoice, ScheduleClock
 from headgate.training.counted import count_readings
 from headgate.training.loss import trained_tokens
@@ -72,6 +73,8 @@ class MethodsMixin(SavingOverrides):
         self.base_is_frozen = self.anatomy.model is model and self.methods.brings_adapter
         if self.base_is_frozen:
             model.requires_grad_(False)
+        if is_sharded(model):
+            keep_in_step(model)
         adapter = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.methods.set_seed(_seed_of(args, kwargs))
         self.methods.attach(self.anatomy)
@@ -79,6 +82,7 @@ class MethodsMixin(SavingOverrides):
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise ConfigError("use HeadgateTrainer(label_smoothing=...) instead of label_smoothing_factor")
+        check_compile(self.args, is_sharded(model))
         check_rows(self.train_dataset, str(getattr(self.args, "train_sampling_strategy", "")))
         self.methods.to(self.args.device)
         self.task_objective = Objective(self, MethodsMixin, loss, label_smoothing)

@@ -43,8 +43,26 @@ def is_writer() -> bool:
     return rank() == 0
 
 
+ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps its optimizer inside backward, so micro-batches cannot be gated",
+    "ACCELERATE_USE_FSDP": "accelerate's FSDP shards the adapters too, and reduces them where ranks may skip different blocks",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM brings a model and a loop of its own",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism config spreads what Headgate replicates",
+}
+"""What ``accelerate launch`` says of an engine that would take the loop over, and why it may not."""
+PLAIN = "launch with headgate train --nproc, torchrun or accelerate launch --multi_gpu; model.parallel: {fsdp: N} shards the base"
+
+
+def refuse_other_engines() -> None:
+    """Raises ConfigError where the launcher asks for an engine that would break gating or routing."""
+    for variable, why in ENGINES.items():
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
+            raise ConfigError(f"{variable}: {why}: {PLAIN}")
+
+
 def join(device: str) -> None:
     """Meet the other processes that torchrun, accelerate or ``--nproc`` started; one process alone stays alone."""
+    refuse_other_engines()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     missing = [

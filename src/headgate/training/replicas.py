@@ -16,17 +16,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from headgate.errors import ConfigError, TrainingError
-from headgate.training.processes import control_group, exchange, gather, world_size
+from headgate.training.processes import ENGINES, PLAIN, control_group, exchange, gather, world_size
 
 
 def take_over_reduction(accelerator: Any) -> None:
     """Keep accelerate from wrapping the model in DistributedDataParallel; refuse engines that step by themselves."""
     kind = str(accelerator.distributed_type)
     if kind.endswith("DEEPSPEED"):
-        raise ConfigError(
-            "DeepSpeed steps its optimizer inside backward, so micro-batches cannot be gated: "
-            "launch with DDP (accelerate launch --multi_gpu)"
-        )
+        raise ConfigError(f"{ENGINES['ACCELERATE_USE_DEEPSPEED']}: {PLAIN}")
+    if kind.endswith("FSDP"):
+        raise ConfigError(f"{ENGINES['ACCELERATE_USE_FSDP']}: {PLAIN}")
+    if kind.endswith("MEGATRON_LM"):
+        raise ConfigError(f"{ENGINES['ACCELERATE_USE_MEGATRON_LM']}: {PLAIN}")
     if kind.endswith(("MULTI_GPU", "MULTI_CPU")):
         accelerator.prepare_model = functools.partial(accelerator.prepare_model, evaluation_mode=True)
 

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from headgate.errors import TrainingError
 from headgate.models import private
+from headgate.models.sharding import at_rest
 from headgate.training import checkpoint, processes, replicas
 from headgate.training.accounting import peak_memory_bytes
 from headgate.training.figures import over_ranks
@@ -61,6 +62,7 @@ class SavingOverrides(TrainerParts):
         probe = functools.partial(self._validation_batches, dataset) if alone else None
         self.methods.evaluation.start_validation(skill, probe)
         metrics = super().evaluate(*args, **kwargs)
+        at_rest(self.anatomy.model)
         if not several:
             self.methods.evaluation.end_validation(metrics)
         return metrics
@@ -76,6 +78,7 @@ class SavingOverrides(TrainerParts):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         description = self.saver.description()  # of all ranks, so all take part
+        at_rest(self.anatomy.model)
         if not self.args.should_save:
             return
         if self.base_is_frozen:  # its weights lie where they were loaded from

@@ -8,11 +8,13 @@ spread over the ranks. Only where fewer rows than ranks are left do some ranks r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
 from accelerate.data_loader import BatchSamplerShard
+
+from headgate.errors import TrainingError
 
 
 class TrainingShare(BatchSamplerShard):
@@ -49,13 +51,40 @@ def deal_training(loader: Any) -> None:
         loader.batch_sampler.__class__ = TrainingShare  # torch lets no loader change its sampler
 
 
-def deal_validation(loader: Any, *, whole: bool) -> None:
-    """Every rank reads its share of a validation, no row twice; or all of it, for methods that watch it."""
+def deal_validation(loader: Any, *, whole: bool) -> bool:
+    """Every rank reads its share of a validation, no row twice; or all of it: for methods that watch it, and where
+    there are fewer batches than ranks. Returns whether every rank reads all."""
     share = loader.batch_sampler
-    if isinstance(share, BatchSamplerShard):
-        share.even_batches = False
-        if whole:
-            share.num_processes, share.process_index = 1, 0
+    if not isinstance(share, BatchSamplerShard):
+        return whole
+    share.even_batches = False
+    whole = whole or len(share.batch_sampler) < int(share.num_processes)
+    if whole:
+        share.num_processes, share.process_index = 1, 0
+    return whole
+
+
+def dealt(loader: Any) -> tuple[int, int]:
+    """(batches that this rank reads of a dealt validation, the most that any rank reads)."""
+    share = loader.batch_sampler
+    if not isinstance(share, BatchSamplerShard):
+        return len(loader), len(loader)
+    return len(share), -(-len(share.batch_sampler) // int(share.num_processes))
+
+
+def in_step(batches: Iterable[Any], rounds: int) -> Iterator[Any]:
+    """``batches``, the last of them again until there were ``rounds``: ranks that share a model's weights run their
+    forwards together. Raises TrainingError where there is none to repeat."""
+    batch, count = None, 0
+    for batch in batches:
+        yield batch
+        count += 1
+    if batch is None and rounds:
+        raise TrainingError(
+            "a rank was dealt no validation rows, and its forwards are needed: use fewer ranks"
+        )
+    for _ in range(count, rounds):
+        yield batch
 
 
 def in_reading_order(parts: list[list[Any]]) -> list[Any]:

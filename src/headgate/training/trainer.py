@@ -12,10 +12,11 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from headgate.methods.stage import ScheduledStage
 from headgate.models import private
+from headgate.models.sharding import is_sharded
 from headgate.training import processes
 from headgate.training.mixin import MethodsMixin
 from headgate.training.order import LengthGroupedOrder, Replay, StreamOrder
-from headgate.training.shares import deal_validation, in_reading_order
+from headgate.training.shares import deal_validation, dealt, in_reading_order, in_step
 from headgate.training.validation import added, validation_metrics, validation_order, validation_terms
 
 
@@ -98,7 +99,9 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        deal_validation(dataloader, whole=self.watches_validation)
+        whole = deal_validation(dataloader, whole=self.watches_validation)
+        own, most = dealt(dataloader)
+        rounds = most if is_sharded(self.anatomy.model) else own
         model = private.wrapped_for_evaluation(self, dataloader)
         model.eval()
         self.methods.eval()
@@ -109,12 +112,11 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
 
         over_ranks, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
         try:  # a batch's tokens are its own here, not a share of all ranks'
-            terms = list(
-                validation_terms(forward, (private.inputs_on_device(self, batch) for batch in dataloader))
-            )
+            batches = in_step((private.inputs_on_device(self, batch) for batch in dataloader), rounds)
+            terms = list(validation_terms(forward, batches))[:own]
         finally:
             self.args.average_tokens_across_devices = over_ranks
-        if not self.watches_validation:
+        if not whole:
             terms = in_reading_order(processes.gather(terms))
         sums, rows = added(terms)
         metrics = validation_metrics(sums, metric_key_prefix)

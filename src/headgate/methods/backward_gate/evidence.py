@@ -13,6 +13,7 @@ from headgate.methods.backward_gate.gate import Gate
 from headgate.methods.step import ForwardStopped, Step
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
+from headgate.models.sharding import forward_was_stopped, whole
 from headgate.models.surgery import head_bypassed, on_block_output
 from headgate.modules.fused_head import chunked_head_loss
 from headgate.modules.head_sketch import Evidence
@@ -25,7 +26,7 @@ def head_weight(anatomy: Anatomy) -> Tensor:
         raise ModelError(
             f"backward_gate reads the head's weight [V, H], which {type(anatomy.head).__name__} does not have"
         )
-    return weight.detach()
+    return whole(weight.detach())
 
 
 def of_step(gate: Gate, anatomy: Anatomy, step: Step, *, thins_tokens: bool) -> Evidence:
@@ -68,7 +69,8 @@ def of_sequences(
 
     With ``layer`` the forward stops after that block, whose output goes through the final norm and the head.
     """
-    model, device = anatomy.model, head_weight(anatomy).device
+    model = anatomy.model
+    device = next(model.parameters()).device
     inputs = {name: value.to(device) for name, value in model_inputs(batch, labels=False).items()}
     with look_aside(model):
         hidden = _whole(anatomy, inputs) if layer is None else _up_to(anatomy, inputs, layer)
@@ -93,7 +95,7 @@ def _up_to(anatomy: Anatomy, inputs: Mapping[str, Tensor], layer: int) -> Tensor
     try:
         anatomy.model(**inputs)
     except ForwardStopped:
-        pass
+        forward_was_stopped(anatomy.model)
     finally:
         handle.remove()
     return anatomy.final_norm(reached[-1])

@@ -13,6 +13,7 @@ from headgate.methods.lora_experts.forward import Pass, RoutedForward
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
 from headgate.models.anatomy import model_inputs
+from headgate.models.sharding import is_sharded
 from headgate.models.surgery import head_bypassed
 from headgate.ops.routing_losses import load_balance, router_z_loss, routing_entropy
 
@@ -77,13 +78,26 @@ def backward_distillation(routed: RoutedForward, step: Step, skill: str | None) 
     teachers = set(experts.mature()) - {experts.current}
     left_out = tuple(info.number for info in experts.roster if info.number not in teachers)
     rows = distilled_rows(routed.config.kd_on, step.batch, skill)
-    if not teachers or step.hidden is None or not len(rows):
+    if not teachers or step.hidden is None:
         return None
+    mine = len(rows) > 0
+    if not (_anywhere(step, mine) if is_sharded(anatomy.model) else mine):
+        return None
+    if (
+        not mine
+    ):  # the ranks of a sharded base run every forward together: this one lends its share of the weights
+        rows = torch.zeros(1, dtype=torch.long, device=step.labels.device)
     inputs = {name: value[rows] for name, value in model_inputs(step.batch, labels=False).items()}
     with routed.aside(left_out), head_bypassed(anatomy.head) as captured:
         anatomy.model(**inputs, use_cache=False)
     temperature = routed.config.kd_temperature
-    return distilled(anatomy, step.hidden[rows], captured[-1], step.labels[rows], temperature)
+    pull = distilled(anatomy, step.hidden[rows], captured[-1], step.labels[rows], temperature)
+    return pull if mine else None
+
+
+def _anywhere(step: Step, here: bool) -> bool:
+    """Whether so on any rank. Collective."""
+    return float(step.sum_across_ranks(torch.tensor(float(here)))) > 0
 
 
 def distilled_rows(kd_on: str, batch: Mapping[str, Any], skill: str | None) -> Tensor:

@@ -19,6 +19,7 @@ from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
+from headgate.models.sharding import whole
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fused_head import chunked_head_loss
 from headgate.ops.randomness import generator
@@ -114,7 +115,7 @@ def _summed_loss(anatomy: Anatomy, batch: Mapping[str, Any]) -> Tensor:
         anatomy.model(**model_inputs(batch, labels=False), use_cache=False)
         return chunked_head_loss(
             captured[-1],
-            head.weight,
+            whole(head.weight),
             batch["labels"],
             bias=getattr(head, "bias", None),
             softcap=anatomy.softcap,
