@@ -51,6 +51,17 @@ def test_caches_of_either_kind(family: str, kind: str, tmp_path: Path) -> None:
             assert torch.equal(one.generate(**batch, **GREEDY, **cache), wanted), cache
 
 
+@pytest.mark.parametrize("kind", ["token", "sample", "experts"])
+def test_a_static_cache_without_padding(kind: str) -> None:
+    """transformers hands a prompt without padding no mask, whatever room the cache has left behind it."""
+    model, _, _ = kinds(kind, "llama")
+    batch = batch_of(rows=2, padded=False)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    wanted = by_recomputing(model, batch, 14)
+    for cache in ({}, {"cache_implementation": "static"}):
+        assert torch.equal(model.generate(**batch, **GREEDY, **cache), wanted), cache
+
+
 def test_a_text_longer_than_the_window(tmp_path: Path) -> None:
     model, tokenizer, _ = routed("gemma3")
     window = 6
