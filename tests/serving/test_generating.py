@@ -179,6 +179,25 @@ def test_lossless_depth_says_what_full_depth_says(
     assert torch.equal(live, wanted[-1])
 
 
+@pytest.mark.slow
+def test_two_hundred_prompts_are_full_depths() -> None:
+    """Drafts by token, kept and refused in every mixture; one differing token would fail."""
+    from headgate.serving.lossless import Drafting, lossless_decoding
+
+    model, _, method = routed()
+    options = {**GREEDY, "max_new_tokens": 12}
+    stream, drafting = torch.Generator().manual_seed(11), Drafting()
+    for number in range(200):
+        ids = torch.randint(3, 1000, (1, 1 + number % 12), generator=stream)
+        method.set_routing("removed")
+        full = model.generate(ids, **options)
+        method.set_routing("on")
+        decode = partial(lossless_decoding, routing=method.execution, drafting=drafting)
+        assert torch.equal(model.generate(ids, **options, custom_generate=decode), full), number
+        drafting.acceptance = max(drafting.acceptance, 0.8)  # keep drafting, however it fares
+    assert 0 < drafting.accepted < drafting.drafted, "both ends are tried"
+
+
 def test_sampled_texts_of_the_whole_loop_have_full_depths_distribution() -> None:
     """Two tokens over a vocabulary of four: all sixteen texts, against their exact probabilities at full depth."""
     from scipy.stats import chisquare
