@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from headgate.methods.context import Context
+from headgate.methods.context import Context, Places
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.kv import without_closed
 from headgate.methods.layer_routing.policies import Route, _spread, route_losses
@@ -31,7 +31,8 @@ def test_documents_of_different_rows_never_share_a_number() -> None:
 
 def test_the_prefix_runs_at_full_depth_and_is_not_the_routes_to_decide() -> None:
     valid = torch.tensor([[True, True, True, False]])
-    context = Context(valid, torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None], None, 1, None)
+    places = Places(valid, torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None])
+    context = Context(places, None, 1, 1, None)
     weight, free = _spread(torch.tensor([[0.0, 0.25]]), context, 2)
     assert weight.tolist() == [[[1.0, 1.0], [1.0, 1.0], [0.0, 0.25], [0.0, 0.25]]]
     assert free.tolist() == [[False, False, True, False]]

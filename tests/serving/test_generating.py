@@ -51,6 +51,17 @@ def test_caches_of_either_kind(family: str, kind: str, tmp_path: Path) -> None:
             assert torch.equal(one.generate(**batch, **GREEDY, **cache), wanted), cache
 
 
+@pytest.mark.parametrize("kind", ["token", "sample", "experts"])
+def test_a_static_cache_without_padding(kind: str) -> None:
+    """transformers hands a prompt without padding no mask, whatever room the cache has left behind it."""
+    model, _, _ = kinds(kind, "llama")
+    batch = batch_of(rows=2, padded=False)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    wanted = by_recomputing(model, batch, 14)
+    for cache in ({}, {"cache_implementation": "static"}):
+        assert torch.equal(model.generate(**batch, **GREEDY, **cache), wanted), cache
+
+
 def test_a_text_longer_than_the_window(tmp_path: Path) -> None:
     model, tokenizer, _ = routed("gemma3")
     window = 6
@@ -166,6 +177,25 @@ def test_lossless_depth_says_what_full_depth_says(
         custom_generate=partial(lossless_decoding, routing=method.execution),
     )  # fmt: skip
     assert torch.equal(live, wanted[-1])
+
+
+@pytest.mark.slow
+def test_two_hundred_prompts_are_full_depths() -> None:
+    """Drafts by token, kept and refused in every mixture; one differing token would fail."""
+    from headgate.serving.lossless import Drafting, lossless_decoding
+
+    model, _, method = routed()
+    options = {**GREEDY, "max_new_tokens": 12}
+    stream, drafting = torch.Generator().manual_seed(11), Drafting()
+    for number in range(200):
+        ids = torch.randint(3, 1000, (1, 1 + number % 12), generator=stream)
+        method.set_routing("removed")
+        full = model.generate(ids, **options)
+        method.set_routing("on")
+        decode = partial(lossless_decoding, routing=method.execution, drafting=drafting)
+        assert torch.equal(model.generate(ids, **options, custom_generate=decode), full), number
+        drafting.acceptance = max(drafting.acceptance, 0.8)  # keep drafting, however it fares
+    assert 0 < drafting.accepted < drafting.drafted, "both ends are tried"
 
 
 def test_sampled_texts_of_the_whole_loop_have_full_depths_distribution() -> None:

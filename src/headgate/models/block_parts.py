@@ -209,8 +209,8 @@ class BlockParts:
         if mask is None:
             if length == 1:
                 return None
-            position_M1 = (tokens.col_M + (keys - length)).unsqueeze(1)
-            rows_MK = torch.arange(keys, device=key.device).unsqueeze(0) <= position_M1
+            # as transformers' attention reads a missing mask: from the first key on, whatever room a static cache has left
+            rows_MK = torch.arange(keys, device=key.device).unsqueeze(0) <= tokens.col_M.unsqueeze(1)
         else:
             rows_MK = tokens.take(mask[:, 0])
         if rows_MK.dtype == torch.bool and self.implementation == "eager":

@@ -68,7 +68,7 @@ class ServedRouting(nn.Module):
             temperature=1.0,
             threshold=self.threshold,
             salt=self.salt,
-            streams=torch.Generator(),
+            streams=torch.Generator,
             share=self.share,
             fixed=self.fixed,
         )

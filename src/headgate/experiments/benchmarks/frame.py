@@ -80,7 +80,11 @@ def synchronize() -> None:
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
+    arms: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every arm in every round, the arms' order alternating so that drift hits all alike."""
     for _ in range(warmup):
@@ -93,10 +97,10 @@ def interleaved(
         for turn in range(rounds):
             for name in list(arms) if turn % 2 == 0 else reversed(list(arms)):
                 synchronize()
-                start = time.perf_counter()
+                start = clock()
                 arms[name]()
                 synchronize()
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
             gc.collect(0)
     finally:
         if enabled:

@@ -2,12 +2,14 @@
 
 Router, bookkeeping and the loop of ``generate`` are all in the time. Tokens a second and (on a GPU) peak memory, by batch
 and length of the prompt. Ideal = full time times the share of FLOPs that the routes of this very text executed. The text
-is made by a fixed rule, so that a few dozen steps teach the router something; half of the depth is calibrated.
+is made by a fixed rule, so that a few dozen steps teach the router something; half of the depth is calibrated. On a CPU
+with one thread (OMP_NUM_THREADS=1) seconds are those of the processor, which neighbours on a shared machine do not take.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -128,7 +130,9 @@ def _measure(
         "static": generate("static", "on", mask.to(ids.device)),
         "open": generate("open", "on", torch.ones_like(mask).to(ids.device)),
     }
-    seconds = interleaved(arms, rounds=rounds, warmup=1)
+    alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    seconds = interleaved(arms, rounds=rounds, warmup=1, clock=clock)
     name = f"{granularity}, batch {batch}, prompt {prompt}"
     for arm, found in seconds.items():
         told: dict[str, Any] = {**spread(found)}

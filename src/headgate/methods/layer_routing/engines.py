@@ -38,7 +38,7 @@ class RoutedBlock:
         gate: asked at every call: the gates of U units (1 block, or 2: attention, MLP), or None to run the block
             untouched.
         engine: asked at every call: ``masked`` or ``sparse``.
-        keys: what ``kv`` makes of the call: the attention mask or the cache replaced, or nothing changed.
+        keys: what ``kv`` makes of the call: the attention mask or the cache replaced; None changes nothing.
         drops: ``kv: drop``, closed tokens leave no keys and values.
         patches: one a unit, or none.
     """
@@ -50,7 +50,7 @@ class RoutedBlock:
         parts: BlockParts | None,
         gate: Callable[[], BlockGates | None],
         engine: Callable[[], str],
-        keys: Callable[[dict[str, Any], Tensor], dict[str, Any]] = lambda call, _hidden: call,
+        keys: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None,
         drops: bool = False,
         patches: Sequence[nn.Module] = (),
     ) -> None:
@@ -60,19 +60,21 @@ class RoutedBlock:
         self.names = list(inspect.signature(type(block).forward).parameters)[1:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        gates = self.gate()
+        if gates is None or (gates.kind == "open" and not gates.learns and self.keys is None):
+            return self.original(*args, **kwargs)
         call = {**dict(zip(self.names, args, strict=False)), **kwargs}
         hidden = call.pop("hidden_states")
-        gates = self.gate()
-        if gates is None:
-            return self.original(hidden, **call)
-        weight, kind = gates.weight, gates.kind
-        call = self.keys(call, hidden)
-        if kind == "open" and not weight.requires_grad:
-            return self.original(hidden, **call)
-        weight = weight.to(hidden.dtype)
-        if weight.shape[-1] == 2 and not (
-            kind == "closed" and self.engine() == "sparse" and not self.patches
-        ):
+        if self.keys is not None:
+            call = self.keys(call, hidden)
+            if gates.kind == "open" and not gates.learns:
+                return self.original(hidden, **call)
+        if gates.kind == "closed" and not self.patches and self.engine() == "sparse":
+            assert self.parts is not None
+            self.parts.write_cache(hidden, call, self._left(hidden, call))
+            return hidden
+        weight = gates.weight.to(hidden.dtype)
+        if weight.shape[-1] == 2:
             return self._checkpointed(partial(self._by_unit, gates), hidden, weight, call)
         output = self._whole(gates, hidden, weight[..., 0], call)
         return with_hidden(output, self._patched(gates, 0, hidden_of(output), hidden, weight[..., :1]))
@@ -115,9 +117,11 @@ class RoutedBlock:
 
     def _sparse(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Tensor:
         assert self.parts is not None
-        opened, hard = gates.open_tokens(0, *hidden.shape[:2]), gates.hard
+        hard = gates.hard
         if call.get("past_key_values") is not None:
-            return self._checkpointed(partial(self._tokens, opened, hard), hidden, weight, call)
+            tokens = gates.tokens(0, hidden.shape[0], hidden.shape[1], hidden.device)
+            return self._checkpointed(partial(self._tokens, tokens, hard), hidden, weight, call)
+        opened = gates.open_tokens(0, *hidden.shape[:2])
         whole = opened.all(1)
         output = hidden
         if bool(whole.any()):
@@ -129,18 +133,17 @@ class RoutedBlock:
             end = int(opened[partly].any(0).nonzero().max()) + 1
             (rest,) = uploaded([partly], hidden.device)
             inside = crop(select(call, rest, hidden.shape[0]), end)
-            run = partial(self._tokens, opened[partly, :end], hard)
+            run = partial(self._tokens, OpenTokens(opened[partly, :end], hidden.device), hard)
             ran = self._checkpointed(run, hidden[rest, :end], weight[rest, :end], inside)
             ran = torch.cat([ran, hidden[rest, end:]], 1)
             output = output.index_copy(0, rest, ran)
         return output
 
     def _tokens(
-        self, opened: Tensor, hard: bool, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]
+        self, tokens: OpenTokens, hard: bool, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]
     ) -> Tensor:
         """The open tokens of every row run; keys, values and the cache are those of all tokens."""
         assert self.parts is not None
-        tokens = OpenTokens(opened, hidden.device)
         if not len(tokens):
             self.parts.write_cache(hidden, call, self._left(hidden, call))
             return hidden
@@ -160,15 +163,16 @@ class RoutedBlock:
             middle = hidden + attention * self.parts.attention_branch(hidden, call)
             middle = self._patched(gates, 0, middle, hidden, attention)
             return self._patched(gates, 1, middle + mlp * self.parts.mlp_branch(middle), middle, mlp)
-        opened = [gates.open_tokens(unit, *hidden.shape[:2]) for unit in (0, 1)]
-        tokens, middle = OpenTokens(opened[0], hidden.device), hidden
+        rows, length = hidden.shape[:2]
+        opened = [gates.tokens(unit, rows, length, hidden.device) for unit in (0, 1)]
+        tokens, middle = opened[0], hidden
         if len(tokens):
             added = self.parts.open_attention(hidden, tokens, call, self._left(hidden, call))
             middle = tokens.put(hidden, tokens.take(hidden) + tokens.take(attention) * added)
         else:
             self.parts.write_cache(hidden, call, self._left(hidden, call))
         middle = self._patched(gates, 0, middle, hidden, attention)
-        tokens, output = OpenTokens(opened[1], hidden.device), middle
+        tokens, output = opened[1], middle
         if len(tokens):
             before = tokens.take(middle)
             output = tokens.put(middle, before + tokens.take(mlp) * self.parts.mlp_branch(before))

@@ -6,7 +6,6 @@ cache carry what the next decoding step needs: a document's prefix, the gates of
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,18 +14,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headgate.errors import ModelError
 from headgate.methods.context import PREPARED_MASKS, Context, padding_mask_alone, remember
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.engines import RoutedBlock
-from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, opened_so_far, without_closed
+from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, check_kv, opened_so_far, without_closed
 from headgate.methods.layer_routing.opened import BlockGates, all_open
-from headgate.methods.layer_routing.policies import Route, fixed_route, refuse_shuffled_decoding
+from headgate.methods.layer_routing.policies import (
+    Route,
+    fixed_route,
+    refuse_shuffled_decoding,
+    settled_route,
+)
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
-from headgate.models.block_parts import ATTENTION_KINDS, BlockParts
+from headgate.models.block_parts import BlockParts
 from headgate.models.private import attention_implementation
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
 
@@ -86,7 +89,7 @@ class RoutedForward:
             return
         sparse = "sparse" in (self.engine, config.train_engine_for()) or units == 2
         parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in blocks] if sparse else None
-        self._check_kv(anatomy)
+        check_kv(config.kv, anatomy)
         yield override_forward(anatomy.backbone, self._around_backbone)
         yield override_attribute(anatomy.model, PREPARED_MASKS, padding_mask_alone)
         if config.features != "prepass":
@@ -104,7 +107,7 @@ class RoutedForward:
                     parts[place] if parts and place >= 0 else None,
                     lambda: self._gate(place),
                     self._engine_now,
-                    lambda call, hidden: self._keys(place, call, hidden),
+                    None if config.kv == "full" else lambda call, hidden: self._keys(place, call, hidden),
                     drops=config.kv == "drop",
                     patches=patches[place * units : (place + 1) * units] if place >= 0 else (),
                 )
@@ -121,21 +124,6 @@ class RoutedForward:
     def forget(self) -> None:
         """What the last forward left."""
         self.now = Pass()
-
-    def _check_kv(self, anatomy: Anatomy) -> None:
-        model: Any = anatomy.model
-        kind, attention = (
-            model.config.get_text_config().model_type,
-            attention_implementation(model.config),
-        )
-        if self.config.kv == "drop" and attention not in ATTENTION_KINDS:
-            raise ModelError(
-                f"kv: drop is an attention mask, which attn_implementation {attention!r} does not take: set "
-                "model.attn_implementation: sdpa"
-            )
-        names = inspect.signature(type(anatomy.blocks[0]).forward).parameters
-        if self.config.kv == "reuse" and "past_key_values" not in names:
-            raise ModelError(f"no kv: reuse for architecture {kind!r}: use kv: drop or full")
 
     # -- the backbone ---------------------------------------------------------------------------------
     @property
@@ -231,10 +219,12 @@ class RoutedForward:
         context = self.now.context
         if self._idle or context is None:
             return
-        if self.mask is not None and not self.in_training:
+        training = self.in_training
+        if self.mask is not None and not training:
             self.now.route = fixed_route(self.mask.to(hidden.device), context)
-        else:
-            self.now.route = self.decide(hidden, context, self.in_training)
+            return
+        kept = None if training else settled_route(context)
+        self.now.route = kept if kept is not None else self.decide(hidden, context, training)
 
     def _after(self, cache: Any, first: PrepassCache | None) -> None:
         """What the next decoding step needs goes onto the cache; what only a backward needs goes."""
@@ -261,15 +251,13 @@ class RoutedForward:
         if self.now.route is None:
             return None
         route, units = self.now.route, self.config.gates_per_block
-        return route.on_host.of_block(route.weight, place * units, (place + 1) * units)
+        return route.on_host.of_block(place * units, (place + 1) * units)
 
     def _keys(self, place: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         """A block's call with the keys and values that ``kv`` leaves it; attention's gate decides."""
         if self.config.kv == "drop":
             return self._dropped(place * self.config.gates_per_block, call, hidden)
-        if self.config.kv == "reuse":
-            return {**call, "past_key_values": self._reuse(place, call.get("past_key_values"), hidden)}
-        return call
+        return {**call, "past_key_values": self._reuse(place, call.get("past_key_values"), hidden)}
 
     def _dropped(self, gate: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         assert self.now.route is not None and self.now.context is not None and self.anatomy is not None

@@ -13,6 +13,7 @@ Legend: B batch, T tokens of this forward, K keys (cached ones first), N key-val
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,28 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ModelError
+from headgate.models.anatomy import Anatomy
+from headgate.models.block_parts import ATTENTION_KINDS
+from headgate.models.private import attention_implementation
 
 OPENED = "headgate_routing_open"
+
+
+def check_kv(kv: str, anatomy: Anatomy) -> None:
+    """Raises ModelError for a model that has no place for what ``kv`` leaves."""
+    model: Any = anatomy.model
+    attention = attention_implementation(model.config)
+    if kv == "drop" and attention not in ATTENTION_KINDS:
+        raise ModelError(
+            f"kv: drop is an attention mask, which attn_implementation {attention!r} does not take: set "
+            "model.attn_implementation: sdpa"
+        )
+    if (
+        kv == "reuse"
+        and "past_key_values" not in inspect.signature(type(anatomy.blocks[0]).forward).parameters
+    ):
+        kind = model.config.get_text_config().model_type
+        raise ModelError(f"no kv: reuse for architecture {kind!r}: use kv: drop or full")
 
 
 @dataclass

@@ -151,7 +151,7 @@ class LayerRouting(Method):
             temperature=self.budget.temperature(step),
             threshold=self.budget.threshold,
             salt=derive_seed(self.seed, step.micro_step if step else 0, PURPOSE),
-            streams=step.generator(PURPOSE) if step else generator(self.seed, 0, PURPOSE),
+            streams=partial(step.generator, PURPOSE) if step else partial(generator, self.seed, 0, PURPOSE),
             shuffled=self.execution.routing == "shuffled",
             share=self.shares.of_gates(self.config.target_utilization),
             fixed=self.fixed,

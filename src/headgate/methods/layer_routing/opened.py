@@ -1,66 +1,93 @@
 """What is open, as the host must know it to leave blocks and tokens out: one copy a forward, for all blocks.
 
 A block that asks the device whether a gate is open waits for it. The gates of all blocks are known before the first of
-them runs, so they are copied once, and every index is made from that copy.
+them runs, so they are copied once, and every index is made from that copy. A route that a document keeps is copied once
+for all of its tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from headgate.models.block_parts import OpenTokens
 
 NAMES = {(True, True, True): "open", (False, True, True): "full", (False, False, False): "closed"}
 
 
-@dataclass(frozen=True)
-class BlockGates:
-    """The gates of one block's units, ``[B|1, T|1, U]``: ``weight`` where the block is, the others on the host.
+class HostGates:
+    """The host's copy of gates ``[B|1, T|1, G]``, and the gates of every block, made when first asked for."""
 
-    ``kind``: ``open`` (all 1), ``full`` (none 0), ``closed`` (all 0) or ``mixed``. ``opened``: not 0. ``ones``: exactly 1.
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        weight = weight.detach()
+        self.opened, self.ones = torch.stack([weight != 0, weight == 1]).cpu()
+        self._kinds = [NAMES.get(row, "mixed") for row in self._asked()]
+        self._blocks: dict[int, BlockGates] = {}
+
+    def _asked(self) -> list[tuple[bool, bool, bool]]:
+        """Of every gate: are all of them 1, some not 0, all not 0?"""
+        if (
+            self.opened.shape[0] * self.opened.shape[1] == 1
+        ):  # one token: a decoding step counts every operation
+            opened, ones = self.opened.flatten().tolist(), self.ones.flatten().tolist()
+            return list(zip(ones, opened, opened, strict=True))
+        every, some = self.opened.flatten(0, 1).all(0), self.opened.flatten(0, 1).any(0)
+        asked = torch.stack([self.ones.flatten(0, 1).all(0), some, every], 1).tolist()
+        return [(row[0], row[1], row[2]) for row in asked]
+
+    def kind(self, first: int, last: int) -> str:
+        """Of gates ``[first, last)`` together; see ``BlockGates``."""
+        kind = self._kinds[first]
+        return kind if all(other == kind for other in self._kinds[first + 1 : last]) else "mixed"
+
+    def of_block(self, first: int, last: int) -> BlockGates:
+        """Gates ``[first, last)``; the same object every time."""
+        found = self._blocks.get(first)
+        if found is None:
+            found = self._blocks[first] = BlockGates(self, first, last)
+        return found
+
+
+class BlockGates:
+    """The gates of one block's units: ``kind`` is ``open`` (all 1), ``full`` (none 0), ``closed`` (all 0) or ``mixed``.
+
+    ``learns``: whether the gates have a gradient to give.
     """
 
-    weight: Tensor
-    kind: str
-    opened: Tensor
-    ones: Tensor
+    def __init__(self, gates: HostGates, first: int, last: int) -> None:
+        self.gates, self.inside = gates, slice(first, last)
+        self.kind = gates.kind(first, last)
+        self.learns = gates.weight.requires_grad
+        self._tokens: dict[tuple[int, int, int], OpenTokens] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """``[B|1, T|1, U]``, where the block is."""
+        return self.gates.weight[..., self.inside]
+
+    @property
+    def ones(self) -> Tensor:
+        """Exactly 1; on the host."""
+        return self.gates.ones[..., self.inside]
 
     @property
     def hard(self) -> bool:
         """Whether every open gate is 1."""
-        return bool((self.opened == self.ones).all())
+        return bool((self.gates.opened[..., self.inside] == self.ones).all())
 
     def open_tokens(self, unit: int, rows: int, length: int) -> Tensor:
         """``[B, T]`` on the host."""
-        return self.opened[..., unit].expand(rows, length)
+        return self.gates.opened[..., self.inside][..., unit].expand(rows, length)
 
-
-class HostGates:
-    """The host's copy of a forward's gates ``[B|1, T|1, G]``."""
-
-    def __init__(self, weight: Tensor) -> None:
-        weight = weight.detach()
-        self.opened, self.ones = torch.stack([weight != 0, weight == 1]).cpu()
-        every, some = self.opened.flatten(0, 1).all(0), self.opened.flatten(0, 1).any(0)
-        one = self.ones.flatten(0, 1).all(0)
-        asked = torch.stack([one, some, every], 1).tolist()
-        self._kinds = [NAMES.get((row[0], row[1], row[2]), "mixed") for row in asked]
-
-    def kind(self, first: int, last: int) -> str:
-        """Of gates ``[first, last)`` together; see ``BlockGates``."""
-        found = set(self._kinds[first:last])
-        return found.pop() if len(found) == 1 else "mixed"
-
-    def of_block(self, weight: Tensor, first: int, last: int) -> BlockGates:
-        """Gates ``[first, last)`` of ``weight``, from which this copy was made."""
-        inside = slice(first, last)
-        return BlockGates(
-            weight[..., inside], self.kind(first, last), self.opened[..., inside], self.ones[..., inside]
-        )
+    def tokens(self, unit: int, rows: int, length: int, device: torch.device) -> OpenTokens:
+        """Where those are; made once, and used at every step of a route that is kept."""
+        key = (unit, rows, length)
+        if key not in self._tokens:
+            self._tokens[key] = OpenTokens(self.open_tokens(unit, rows, length), device)
+        return self._tokens[key]
 
 
 def all_open() -> BlockGates:
     """The gates of a block that everybody takes."""
-    one = torch.ones(1, 1, 1)
-    return BlockGates(one, "open", one.bool(), one.bool())
+    return HostGates(torch.ones(1, 1, 1)).of_block(0, 1)

@@ -28,7 +28,8 @@ class Route:
     """Gates of one forward.
 
     ``weight`` ``[B|1, T|1, G]``; ``logits`` ``[B, T, G]``, ``[1, D, G]`` or ``[1, 1, G]`` as the router gave them;
-    ``free`` ``[B, T]``: real tokens whose gates the route decides (not a prefix at full depth).
+    ``free`` ``[B, T]``: real tokens whose gates the route decides (not a prefix at full depth); None where every gate was
+    decided in an earlier forward.
     """
 
     weight: Tensor
@@ -56,7 +57,7 @@ class Situation:
     temperature: float
     threshold: Tensor
     salt: int
-    streams: torch.Generator
+    streams: Callable[[], torch.Generator]
     shuffled: bool = False
     share: float = 1.0
     """P(open) of the random control, or the capacity of topk."""
@@ -78,7 +79,7 @@ def decide(
     assert router is not None
     if policy == "reinforce" and now.training:
         pooled = flat_mean(hidden, context.valid).view(1, 1, -1)
-        gates, log_prob = bernoulli_gates(router(pooled), now.streams)
+        gates, log_prob = bernoulli_gates(router(pooled), now.streams())
         return Route(gates.weight, context, gates.logits, log_prob)
     if config.routes_per == "token":
         logits = router(hidden)
@@ -109,7 +110,7 @@ def fixed_gates(config: LayerRoutingConfig, num_blocks: int) -> Tensor:
 def _stochastic_depth(now: Situation, scaling: bool) -> Tensor:
     """A Bernoulli draw per block and batch; at inference x + (1 - p)(F(x) - x), or full depth unscaled."""
     if now.training:
-        drawn = torch.rand(now.fixed.shape, generator=now.streams) >= now.fixed.cpu()
+        drawn = torch.rand(now.fixed.shape, generator=now.streams()) >= now.fixed.cpu()
         return drawn.float().view(1, 1, -1)
     return (1 - now.fixed if scaling else torch.ones_like(now.fixed)).view(1, 1, -1)
 
@@ -124,7 +125,7 @@ def _token_gates(
             return scale * member, member
         return scale * (logits > now.threshold), None
     if now.training:
-        weight = gumbel_gates(logits, now.temperature, now.streams).weight
+        weight = gumbel_gates(logits, now.temperature, now.streams()).weight
     else:
         weight = threshold_gates(logits, now.threshold).weight
     if config.policy == "exit":
@@ -142,11 +143,36 @@ def _prefix(context: Context, length: int) -> Tensor:
     return context.valid & (context.offset < length)
 
 
+@dataclass
+class Settled(Memory):
+    """A document's mean is complete, so its route is too: ``gates`` ``[B, 1, G]`` of every token from here on."""
+
+    gates: HostGates
+
+    def reordered(self, rows: Tensor) -> Settled:
+        return Settled(self.total[rows], self.count[rows], HostGates(self.gates.weight[rows]))
+
+
+def settled_route(context: Context) -> Route | None:
+    """The route of texts whose prefixes lie in the cache: as it was decided, no router asked; None before that."""
+    memory = context.memory
+    if not isinstance(memory, Settled):
+        return None
+    return Route(memory.gates.weight, context, memory=memory, _host=memory.gates)
+
+
 def _with_memory(total: Tensor, count: Tensor, context: Context) -> Memory:
     context.needs_memory("a route per document")
     if context.memory is not None:
         return Memory(context.memory.total + total, context.memory.count + count)
     return Memory(total, count)
+
+
+def _kept(memory: Memory, gates: Tensor, context: Context, length: int, *, training: bool) -> Memory:
+    """``memory``, with the gates ``[B, G]`` where no later token can change them: every row has its whole prefix."""
+    if training or context.packed or not bool((memory.count >= length).all()):
+        return memory
+    return Settled(memory.total, memory.count, HostGates(gates.unsqueeze(1)))
 
 
 def _spread(per_document: Tensor, context: Context, length: int) -> tuple[Tensor, Tensor]:
@@ -167,11 +193,12 @@ def _per_document(
     pooled = memory.total / memory.count.clamp(min=1).unsqueeze(-1)
     logits = router(pooled.unsqueeze(0))
     if now.training:
-        weight = gumbel_gates(logits, now.temperature, now.streams).weight[0]
+        weight = gumbel_gates(logits, now.temperature, now.streams()).weight[0]
     else:
         weight = threshold_gates(logits, now.threshold).weight[0]
     weight = _shuffle(weight, memory.count > 0, now)
     spread, free = _spread(weight, context, length)
+    memory = _kept(memory, weight, context, length, training=now.training)
     return Route(spread, context, logits, free=free, memory=memory)
 
 
@@ -187,8 +214,9 @@ def _random(config: LayerRoutingConfig, context: Context, now: Situation) -> Rou
     marks = hashed_uniform(key, 1, now.salt).double()
     total, seen = prefix_sums(marks, context.document, prefix, context.num_documents)
     memory = _with_memory(total, seen, context)
-    drawn = hashed_uniform((memory.total[:, 0] * (1 << 24)).long(), count, now.salt) < now.share
-    spread, free = _spread(drawn.float(), context, config.prefix_tokens)
+    drawn = (hashed_uniform((memory.total[:, 0] * (1 << 24)).long(), count, now.salt) < now.share).float()
+    spread, free = _spread(drawn, context, config.prefix_tokens)
+    memory = _kept(memory, drawn, context, config.prefix_tokens, training=now.training)
     return Route(spread, context, free=free, memory=memory)
 
 
@@ -197,7 +225,7 @@ def _shuffle(gates: Tensor, real: Tensor, now: Situation) -> Tensor:
     if not now.shuffled or now.training:
         return gates
     ours = gates[real]
-    order = torch.randperm(len(ours), generator=now.streams).to(ours.device)
+    order = torch.randperm(len(ours), generator=now.streams()).to(ours.device)
     shuffled = gates.clone()
     shuffled[real] = ours[order]
     return shuffled

@@ -1,0 +1,101 @@
+"""A decoding step pays for what it runs: a route that a document keeps is decided once, and then costs no operation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import StaticCache
+
+from headgate.experiments.served import load_written
+
+from ..layer_routing.conftest import batch_of
+from .conftest import exported, routed
+from .test_generating import GREEDY, by_recomputing
+
+
+class Operations(TorchDispatchMode):
+    """How many torch operations run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def asked(router: nn.Module) -> list[int]:
+    """Receives the number of rows of every call of a router."""
+    calls: list[int] = []
+    router.register_forward_hook(lambda _module, args, _output: calls.append(args[0].shape[-2]))
+    return calls
+
+
+@pytest.mark.parametrize("prefix", [4, 7])
+def test_a_document_is_routed_once(prefix: int, tmp_path: Path) -> None:
+    """Texts of 9, 7 and 5 tokens: with a prefix of 7, the last text's route is complete two steps after the prompt."""
+    model, tokenizer, method = routed(granularity="sample", prefix_tokens=prefix)
+    again = load_written(exported(model, tokenizer, tmp_path / "out"))
+    batch = batch_of(left=True)
+    assert method.router is not None
+    wanted = by_recomputing(model, batch, 14)
+    for one, router in ((model, method.router), (again, again.methods["layer_routing"].router)):
+        calls = asked(router)
+        assert torch.equal(one.generate(**batch, **GREEDY), wanted)
+        assert len(calls) == 1 + max(0, prefix - 5)
+
+
+@pytest.mark.parametrize("policy", ["gumbel", "random"])
+def test_beams_take_their_routes_along(policy: str) -> None:
+    """Texts with routes of their own: a beam that moves to another row keeps its text's."""
+    model, _, method = routed(policy=policy, granularity="sample", prefix_tokens=7)
+    batch = batch_of(left=True)
+    beams = {**GREEDY, "num_beams": 3}
+    found = model.generate(**batch, **beams)
+    assert method.route is not None and len({str(row) for row in method.route.weight.tolist()}) > 1
+    assert torch.equal(found, model.generate(**batch, **beams, use_cache=False))
+
+
+@pytest.mark.parametrize("granularity", ["sample", "token"])
+def test_an_emptied_cache_forgets_the_last_text(granularity: str) -> None:
+    model, _, _ = routed(granularity=granularity, prefix_tokens=4)
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    first, second = (batch_of(rows=1, length=length, padded=False) for length in (9, 11))
+    logits = {}
+    with torch.no_grad():
+        for name, text in (("first", first), ("second", second)):
+            cache.reset()
+            logits[name] = model(**text, past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(logits["second"], model(**second).logits)
+    assert not torch.allclose(logits["first"][0, -1], logits["second"][0, -1])
+
+
+def test_operations_of_a_step() -> None:
+    """All gates open, so that what is left is bookkeeping: none for a route that is kept, eight for a mask."""
+    model, _, method = routed(granularity="sample", prefix_tokens=4)
+    method.budget.set_threshold(torch.tensor(-1e9))
+    ids = torch.randint(3, 1000, (1, 9), generator=torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def step() -> int:
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        with Operations() as operations:
+            model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        return operations.count
+
+    kept = step()
+    with method.execution.under(torch.ones(len(method.blocks))):
+        mask = step()
+    method.set_routing("removed")
+    full = step()
+    assert kept == full and mask <= full + 8
+    method.set_routing("on")
+    method.budget.set_threshold(torch.tensor(1e9))
+    closed = (full - step()) / len(method.blocks)
+    assert closed > 30, "of a closed block only keys and values are made"
