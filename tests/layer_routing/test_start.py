@@ -20,8 +20,9 @@ from headgate.modules.layer_router import LayerRouter
 from headgate.ops.randomness import generator
 from headgate.training.trainer import HeadgateTrainer
 
+from ..training.arguments import arguments_in
 from ..training.conftest import make_rows
-from .conftest import batch_of
+from .conftest import batch_of, model_of
 from .test_training import method_of, trainer_of
 
 TOKEN: dict[str, Any] = {
@@ -154,28 +155,38 @@ class Useless(LayerRouting):
 def test_a_useless_router_ends_at_the_masks_loss(tmp_path: Path) -> None:
     """The run settles on its mask and trains it: what it serves is the mask, and no worse than the mask run beside it."""
     few = make_rows(4).select([0, 1, 2, 3] * 16)  # something to learn
-    long = {"max_steps": 40, "learning_rate": 3e-2, "logging_steps": 40, "save_strategy": "no"}
-    options = {**TOKEN, "adapt_share": 0.35, "search_share": 0.1, "trial_share": 0.1}
-    plain = held_out(tmp_path / "a", {**STATIC, "search_share": 0.1}, **long)
-    routed = held_out(tmp_path / "b", {}, **long)
-    routed.methods.detach()
-    useless = Useless(**{**options, "keep": 1})
-    trainer = HeadgateTrainer(
-        model=routed.model, args=routed.args, data_collator=Collator(0), methods=[useless]
+    static = LayerRouting(**{**STATIC, "keep": 1, "search_share": 0.1})
+    useless = Useless(**{**TOKEN, "keep": 1, "adapt_share": 0.35, "search_share": 0.1, "trial_share": 0.1})
+    plain, trainer = (
+        HeadgateTrainer(
+            model=model_of()[0],  # of blocks that matter
+            args=arguments_in(
+                tmp_path / name,
+                max_steps=40,
+                per_device_train_batch_size=4,
+                learning_rate=1e-2,
+                save_strategy="no",
+                seed=3,
+            ),
+            train_dataset=few,
+            eval_dataset=few.select(range(4)),
+            data_collator=Collator(0),
+            methods=[method],
+        )
+        for name, method in (("a", static), ("b", useless))
     )
     for run in (plain, trainer):
         quiet(run)
-        run.train_dataset = run.eval_dataset = few
         run.train()
     assert useless.choosing.settled and useless.fallback is not None
-    assert torch.equal(useless.fallback.mask, method_of(plain).fixed), "the same search finds the same mask"
+    assert torch.equal(useless.fallback.mask, static.fixed), "the same search finds the same mask"
     router, mask = useless.fallback.losses.tolist()
-    assert router > mask + 0.05
+    assert router > mask
     ours, theirs = trainer.evaluate()["eval_loss"], plain.evaluate()["eval_loss"]
     batches = list(trainer.get_eval_dataloader())
     assert ours == pytest.approx(useless.execution.loss(batches, useless.fallback.mask), rel=1e-5)
     assert useless.summary()["routing_in_use"] == "mask"
-    assert ours < mask - 0.05, "it went on training"
+    assert ours < mask, "it went on training"
     assert ours <= theirs + 0.05, (ours, theirs)
     trainer.model.train()
     trainer.model(**batch_of())
