@@ -22,7 +22,8 @@ LISTED = {
     "backward_gate": {"step 1", "step 2", "step 3", "step 4", "profitability"},
     "layer_routing": {
         "function", "patch", "gumbel", "exit", "stochastic depth", "topk", "reinforce", "KD", "utilization",
-        "budget lagrangian", "budget penalty", "budget target", "threshold", "adaptivity", "kv drop", "kv reuse",
+        "budget lagrangian", "budget penalty", "budget target", "budget exact", "bounded logits", "threshold", "adaptivity",
+        "kv drop", "kv reuse",
     },
     "lora_experts": {
         "bank", "temperature", "gates", "balance", "z-loss", "entropies", "capacity", "KD", "projection", "orthogonality",

@@ -181,7 +181,7 @@ def test_static_finds_the_block_that_costs_least(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, {"policy": "static", "target_utilization": 0.75}, max_steps=1)
     method, batch = method_of(trainer), batch_of(4, 12)
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    chosen = method.best_mask([batch]).tolist()
+    chosen = method.choosing.zero_shot([batch]).tolist()
     losses = {}
     trainer.model.eval()
     for place in range(3):

@@ -103,7 +103,8 @@ class Method(nn.Module):
         """Raise ConfigError for settings that cannot work in a run of this many optimizer steps."""
 
     def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
-        """Grow, freeze. ``probe`` yields a few batches of the stage's data (an iterable), or None."""
+        """Grow, freeze. ``probe`` yields a few batches of the stage's data (an iterable), or None; the trainer's has
+        ``validation`` besides: the validation's batches, or None."""
 
     def on_step_start(self, step: Step) -> None:
         """Temperatures, warm-ups; before the forward of every micro-batch."""

@@ -187,12 +187,13 @@ class Costed(Protocol):
 class Reading:
     """Forwards without a graph on rows that are no step's. ``pairs``: sum over documents of length (length + 1) / 2.
 
-    ``heads``: passes through the language-model head.
+    ``heads``: passes through the language-model head. ``share``: of the blocks' FLOPs that ran.
     """
 
     tokens: float
     pairs: float
     heads: float = 1.0
+    share: float = 1.0
 
 
 class ReadsBesides(Protocol):

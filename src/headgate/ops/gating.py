@@ -127,13 +127,24 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard.detach() + (soft - soft.detach())
 
 
+def with_logistic_noise(logits_BTN: Tensor, generator: torch.Generator, scale: float = 1.0) -> Tensor:
+    """z + scale l, l ~ Logistic: above 0 with probability sigmoid(z / scale)."""
+    uniform_BTN = torch.rand(logits_BTN.shape, generator=generator, device=generator.device)
+    uniform_BTN = uniform_BTN.to(logits_BTN.device, non_blocking=True).clamp(1e-7, 1 - 1e-7)
+    return logits_BTN + scale * uniform_BTN.logit()
+
+
 def gumbel_gates(
-    logits_BTN: Tensor, temperature: float, generator: torch.Generator | None, hard: bool = True
+    logits_BTN: Tensor,
+    temperature: float,
+    generator: torch.Generator | None,
+    hard: bool = True,
+    scale: float = 1.0,
 ) -> Gates:
     """s = sigmoid((z + l) / t), l ~ Logistic; hard gates are 1[s > 1/2] with the gradient of s.
 
     The binary concrete distribution: P(gate open) = sigmoid(z) at every temperature (Maddison et al. 2017,
-    appendix B). Without a generator the noise is left out: the deterministic form.
+    appendix B). Without a generator the noise is left out: the deterministic form. ``scale`` multiplies the noise.
 
     Equation: layer_routing (gumbel): s = sigmoid((z + l) / t), l ~ Logistic; g = 1[s > 1/2], gradient of s
     Proved by: tests/ops/test_gating.py::test_gumbel_opens_with_probability_sigmoid_at_every_temperature
@@ -142,9 +153,7 @@ def gumbel_gates(
     logits_BTN = at_least_fp32(logits_BTN)
     noisy_BTN = logits_BTN
     if generator is not None:
-        uniform_BTN = torch.rand(logits_BTN.shape, generator=generator, device=generator.device)
-        uniform_BTN = uniform_BTN.to(logits_BTN.device, non_blocking=True).clamp(1e-7, 1 - 1e-7)
-        noisy_BTN = logits_BTN + uniform_BTN.logit()
+        noisy_BTN = with_logistic_noise(logits_BTN, generator, scale)
     soft_BTN = torch.sigmoid(noisy_BTN / temperature)
     if not hard:
         return Gates(soft_BTN, logits_BTN)

@@ -24,7 +24,7 @@ def reached_share(step: Step, methods: MethodStack, anatomy: Anatomy) -> float:
 def count_readings(trainer: Any) -> None:
     """What methods read outside the steps, at a boundary, enters the account."""
     for read in trainer.methods.take_readings():
-        flops = forward_flops(trainer.anatomy, read.tokens, read.pairs, heads=read.heads)
+        flops = forward_flops(trainer.anatomy, read.tokens, read.pairs, read.share, heads=read.heads)
         trainer.run_state.flops = trainer.run_state.flops + flops
 
 

@@ -59,7 +59,7 @@ class SavingOverrides(TrainerParts):
         several = isinstance(self.eval_dataset if dataset is None else dataset, dict)
         alone = skill is None and not several
         replicas.broadcast(list(self.methods.buffers()))
-        probe = functools.partial(self._validation_batches, dataset) if alone else None
+        probe = functools.partial(self.validation_batches, dataset) if alone else None
         self.methods.evaluation.start_validation(skill, probe)
         metrics = super().evaluate(*args, **kwargs)
         at_rest(self.anatomy.model)
@@ -67,7 +67,7 @@ class SavingOverrides(TrainerParts):
             self.methods.evaluation.end_validation(metrics)
         return metrics
 
-    def _validation_batches(self, dataset: Any) -> Iterator[Any]:
+    def validation_batches(self, dataset: Any) -> Iterator[Any]:
         """The batches that a validation of ``dataset`` reads, on the device; all of them on every rank."""
         loader = self.get_eval_dataloader(dataset)
         deal_validation(loader, whole=True)

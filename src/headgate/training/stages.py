@@ -187,10 +187,22 @@ class Stages:
 
 
 class Probe:
-    """Iterates over collated batches of the current stage's data without moving the training order."""
+    """Iterates over collated batches of the current stage's data without moving the training order.
+
+    ``validation``: the batches that a validation of the whole run reads, anew every time it is asked for; None where there
+    is no such one (no validation rows, or one set for each skill).
+    """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+
+    @property
+    def validation(self) -> Iterator[Any] | None:
+        held = self._trainer.eval_dataset
+        batches: Iterator[Any] | None = (
+            None if held is None or isinstance(held, dict) else self._trainer.validation_batches(held)
+        )
+        return batches
 
     def __iter__(self) -> Iterator[Any]:
         trainer = self._trainer

@@ -47,7 +47,7 @@ def run(*, quick: bool, say: Say) -> Report:
         method = LayerRouting(policy="static", target_utilization=depth, keep=1)
         method.attach(anatomy)
         method.eval()
-        method.fixed.copy_(method.best_mask([searched]))
+        method.fixed.copy_(method.choosing.zero_shot([searched]))
         _measure(report, model, method, asked, options, depth, say)
         method.detach()
     return report

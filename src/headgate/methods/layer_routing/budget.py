@@ -3,6 +3,7 @@
     lagrangian   lambda (u - t) + rho / 2 (u - t)^2,   lambda <- lambda + eta (u - t)
     penalty      lambda sum_l w_l mean g_l
     target       kappa (u - t)^2
+    exact        none: gates open as far as the budget goes (ops.exact_budget)
     REINFORCE    -(baseline - cost) log p(g), cost = CE + price; the price of ``penalty`` is lambda per open block
 
 All of it moves once an optimizer step, by the mean over the accumulation window's accepted micro-batches and over
@@ -55,14 +56,16 @@ class Budget(nn.Module):
 
     # -- losses -----------------------------------------------------------------------------------------
     def losses(self, route: Route, step: Step, shares: Shares) -> dict[str, Tensor]:
-        """``routing_policy`` of REINFORCE, or ``routing_budget``; topk has its capacity and pays nothing."""
+        """``routing_policy`` of REINFORCE, or ``routing_budget``; topk has its capacity and pays nothing, nor does an exact
+        budget."""
         config = self.config
         if config.policy == "reinforce":
             assert route.log_prob is not None
             cost = self._cost(step, shares.used(route).detach(), shares)
             baseline = torch.where(self.updates == 0, cost, self.baseline)
             return {"routing_policy": reinforce_loss(route.log_prob, baseline - cost)}
-        if config.policy not in LEARNED or config.policy == "topk" or config.budget == "none":
+        free = config.policy == "topk" or config.budget in ("exact", "none")
+        if config.policy not in LEARNED or free or route.logits is None:  # a mask that is held has no price
             return {}
         return {"routing_budget": self._price(route, shares, self.temperature(step))}
 
@@ -96,7 +99,7 @@ class Budget(nn.Module):
     def observe(self, route: Route, step: Step, shares: Shares) -> None:
         """Add an accepted micro-batch to the window's sums."""
         config, used = self.config, shares.used(route)
-        figures = [torch.ones_like(used), used, torch.zeros_like(used), torch.zeros_like(used)]
+        figures = [torch.ones_like(used), used, self.threshold.to(used), torch.zeros_like(used)]
         target = config.calibration_target
         if target is not None and route.free is not None and route.logits is not None:
             logit, worth, counted, always = entries(route, config, shares.per_gate)

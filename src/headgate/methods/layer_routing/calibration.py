@@ -1,8 +1,8 @@
-"""What is set from data: the threshold at which a router holds a depth, and the mask that costs least."""
+"""What is set from data: the threshold at which a router holds a depth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from headgate.methods.step import real_tokens
 from headgate.ops.depth import threshold_for
 
 CALIBRATION_TOKENS = 16_384
-SEARCH_BATCHES = 2
 
 
 def first_tokens(batches: Iterable[Mapping[str, Any]], tokens: int) -> Iterator[Mapping[str, Any]]:
@@ -43,18 +42,3 @@ def threshold_at(
         return None
     every = torch.cat(logits)
     return threshold_for(every, torch.cat(worths), wanted.to(every), torch.ones_like(every, dtype=torch.bool))
-
-
-def cheapest_mask(loss: Callable[[Tensor], float], places: int, closed: int, units: int) -> Tensor:
-    """Gates ``[places * units]`` with ``closed`` blocks shut, one after the other where it costs least loss."""
-
-    def mask(shut: list[int]) -> Tensor:
-        gates = torch.ones(places, units)
-        gates[shut] = 0.0
-        return gates.flatten()
-
-    shut: list[int] = []
-    for _ in range(closed):
-        free = [place for place in range(places) if place not in shut]
-        shut.append(min(free, key=lambda place: loss(mask([*shut, place]))))
-    return mask(shut)

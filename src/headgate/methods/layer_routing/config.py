@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +14,8 @@ Policy = Literal[
     "dense", "stochastic_depth", "truncate", "static", "random", "gumbel", "exit", "reinforce", "topk"
 ]
 LEARNED = ("gumbel", "exit", "reinforce", "topk")
+MASK_LOGIT = 2.0
+"""Size of the logits that gates start at under ``start: mask``: P(open) = .88 in the mask, .12 outside."""
 BUDGETED = ("truncate", "static", "random", "gumbel", "exit", "topk")
 """Policies that cannot work below what the always-run blocks cost."""
 WHOLE_BLOCKS = ("dense", "stochastic_depth", "truncate", "static")
@@ -32,6 +35,8 @@ class PatchConfig(StrictConfig):
     rank: int = Field(default=16, ge=1)
 
 
+AT_MASK: dict[str, Any] = {"budget": "exact", "fallback": "mask", "logit_bound": 4.0}
+"""What ``start: mask`` sets unless it is given."""
 SEED: dict[str, dict[str, Any]] = {
     "dense": {},
     "truncate": {},
@@ -75,11 +80,18 @@ class LayerRoutingConfig(StrictConfig):
         init_keep: P(open) of every gate before training. trunk_gradient: see LayerRouter.
         router_lr: peak learning rate of the router.
         target_utilization: share of all blocks, on real tokens.
-        budget: ``lagrangian`` holds the target; ``penalty`` (weight lambda) and ``target`` (weight kappa) are the
-            seed's; ``none``. budget_weight is lambda or kappa; under reinforce lambda is paid per open block.
+        budget: ``lagrangian`` holds the target by a price that rises and falls; ``exact`` (gumbel) opens just so many
+            gates of every training batch and needs none; ``penalty`` (weight lambda) and ``target`` (weight kappa) are
+            the seed's; ``none``. budget_weight is lambda or kappa; under reinforce lambda is paid per open block.
             dual_step, damping: of the Lagrangian.
         calibrate_to: the utilization that the inference threshold is set to hold; None: the target under
-            ``lagrangian``. Under the other budgets a gate is open where p > .5, and depth is what the price made it.
+            ``lagrangian`` and ``exact``. Under the others a gate is open where p > .5: depth is what the price made it.
+        start: ``open``: every gate at ``init_keep``. ``mask`` (gumbel): the run first trains under random masks of its
+            depth, starts its gates at the one that validation then likes best, and goes on with the mask alone where
+            routing does not beat it; sets budget exact, fallback mask and logit_bound 4 unless they are given.
+        search_share, adapt_share, trial_share: of the run's steps: a trained search (none where ``skip`` names the mask:
+            its steps then go to the next phase), training under the mask, and the routing held against that mask.
+        logit_bound: logits are bound tanh(z / bound); None: as they are.
         fallback: ``mask``: at every validation the best fixed mask of the depth that is held is searched, and served at
             inference wherever routing does not beat it; the result names which. Costs a forward per block and closed
             block over two batches.
@@ -92,7 +104,10 @@ class LayerRoutingConfig(StrictConfig):
         temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch, continuously.
         entropy_bonus: weight of the gates' entropy (reinforce, gumbel, exit).
         drop_rate, schedule, scaling: stochastic depth; ``scaling: false`` shows the inference mismatch.
-        skip: static: the blocks to skip; None finds them greedily on the first training batches.
+        noise: scale of the logistic noise of Gumbel gates; under ``start: mask`` it falls to 0 over the trial.
+        skip: of static and ``start: mask``: the blocks to skip; None has them found by ``search``: ``zero_shot`` (block by block on the first
+            training batches, before any training) or ``trained`` (after ``search_share`` of the run under random masks,
+            on validation rows).
         train_engine: ``auto`` is sparse where gates have no gradient to lose, masked elsewhere.
         engine: at inference.
         eval_routing: ``on``, ``removed`` (full depth) or ``shuffled`` (gates permuted over tokens: the control).
@@ -112,13 +127,18 @@ class LayerRoutingConfig(StrictConfig):
     trunk_gradient: bool = False
     router_lr: float = Field(default=1e-3, gt=0)
     target_utilization: float = Field(default=0.75, gt=0, le=1)
-    budget: Literal["lagrangian", "penalty", "target", "none"] = "lagrangian"
+    budget: Literal["lagrangian", "exact", "penalty", "target", "none"] = "lagrangian"
     budget_weight: float = Field(default=0.1, ge=0)
     dual_step: float = Field(default=0.01, ge=0)
     damping: float = Field(default=2.0, ge=0)
     calibrate_to: float | None = Field(default=None, gt=0, le=1)
     calibrate_on: Literal["validation", "training"] = "validation"
     fallback: Literal["none", "mask"] = "none"
+    start: Literal["open", "mask"] = "open"
+    search_share: float = Field(default=0.15, gt=0, lt=1)
+    adapt_share: float = Field(default=0.3, ge=0, lt=1)
+    trial_share: float = Field(default=0.3, gt=0, lt=1)
+    logit_bound: float | None = Field(default=None, gt=0)
     kd: bool = True
     teacher: str = "base"
     kd_weight: float = Field(default=0.5, gt=0, le=1)
@@ -127,11 +147,13 @@ class LayerRoutingConfig(StrictConfig):
     temperature: float = Field(default=1.0, gt=0)
     temperature_decay: float = Field(default=0.95, gt=0, le=1)
     temperature_floor: float = Field(default=0.5, gt=0)
+    noise: float = Field(default=1.0, ge=0)
     entropy_bonus: float = Field(default=0.0, ge=0)
     drop_rate: float = Field(default=0.5, ge=0, lt=1)
     schedule: Literal["uniform", "linear"] = "uniform"
     scaling: bool = True
     skip: list[int] | None = None
+    search: Literal["zero_shot", "trained"] = "zero_shot"
     train_engine: Literal["auto", "masked", "sparse"] = "auto"
     engine: Literal["sparse", "masked"] = "sparse"
     eval_routing: Literal["on", "removed", "shuffled"] = "on"
@@ -144,6 +166,8 @@ class LayerRoutingConfig(StrictConfig):
             return given
         policy = given.get("policy", "gumbel")
         filled = {"kd": False, **given} if policy not in LEARNED else given
+        if given.get("start") == "mask":
+            filled = {**AT_MASK, **filled}
         if given.get("preset") != "seed":
             return filled
         if policy not in SEED:
@@ -160,9 +184,9 @@ class LayerRoutingConfig(StrictConfig):
                 f"policy {self.policy!r} routes per {' or '.join(allowed)}, not per {self.granularity}: "
                 "change granularity or leave it out"
             )
-        if self.skip is not None and self.policy != "static":
+        if self.skip is not None and self.policy != "static" and self.start != "mask":
             raise ValueError(
-                f"skip lists the blocks of policy static; policy {self.policy!r} has no use for it"
+                f"skip lists the blocks of policy static, or of start: mask; policy {self.policy!r} has no use for it"
             )
         if self.kv != "full" and self.policy in WHOLE_BLOCKS:
             raise ValueError(
@@ -176,8 +200,9 @@ class LayerRoutingConfig(StrictConfig):
         if self.fallback == "mask" and (self.policy not in LEARNED or self.calibration_target is None):
             raise ValueError(
                 "fallback: mask compares a router with a mask at the depth that its threshold holds: it needs a learned "
-                "policy, and budget: lagrangian or calibrate_to"
+                "policy, and budget: lagrangian, exact or calibrate_to"
             )
+        self._check_start()
         if self.features == "prepass" and self.policy not in LEARNED:
             raise ValueError(
                 f"features: prepass is read by a router; policy {self.policy!r} has none: leave it out"
@@ -194,10 +219,42 @@ class LayerRoutingConfig(StrictConfig):
             )
         return self
 
+    def _check_start(self) -> None:
+        if self.budget == "exact" and self.policy != "gumbel":
+            raise ValueError(
+                f"budget: exact opens the highest logits of policy gumbel; policy {self.policy!r} has its own way: leave "
+                "it out"
+            )
+        if self.start == "mask" and (self.budget != "exact" or self.fallback != "mask"):
+            raise ValueError(
+                f"start: mask needs policy gumbel, budget: exact and fallback: mask (policy {self.policy!r}, budget "
+                f"{self.budget}, fallback {self.fallback}): leave budget and fallback out"
+            )
+        shares = self.search_share + self.adapt_share + self.trial_share
+        if self.start == "mask" and shares >= 1 - 1e-9:
+            raise ValueError(
+                f"search_share, adapt_share and trial_share leave no step to settle in: their sum {shares:g} must be below 1"
+            )
+        if self.search == "trained" and (self.policy != "static" or self.skip is not None):
+            raise ValueError(
+                "search: trained finds the mask of policy static where skip names none: leave search or skip out"
+            )
+        first = abs(math.log(self.init_keep / (1 - self.init_keep)))
+        lowest = max(first, MASK_LOGIT) if self.start == "mask" else first
+        if self.logit_bound is not None and self.logit_bound <= lowest:
+            raise ValueError(
+                f"logit_bound={self.logit_bound:g} is not above {lowest:.3g}, the logit that gates start at: raise it"
+            )
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether the run has stages of its own: a trained search, a start at a mask."""
+        return self.start == "mask" or self.search == "trained"
+
     @property
     def calibration_target(self) -> float | None:
         """The utilization that the threshold holds at inference, or None where a gate is open at p > .5."""
-        if self.calibrate_to is not None or self.budget != "lagrangian":
+        if self.calibrate_to is not None or self.budget not in ("lagrangian", "exact"):
             return self.calibrate_to
         return self.target_utilization
 

@@ -9,17 +9,37 @@ from torch import Tensor, nn
 
 
 class Fallback(nn.Module):
-    """Buffers: the best ``mask`` ``[G]``, ``losses`` of router and mask, and whether the mask is in use (``active``)."""
+    """Buffers: the best ``mask`` ``[G]``, ``losses`` of router and mask, and whether the mask is in use (``active``).
+
+    ``settled``: for good, training included; the router then decides nothing any more.
+    """
 
     mask: Tensor
     losses: Tensor
     active: Tensor
+    settled: Tensor
 
     def __init__(self, num_gates: int) -> None:
         super().__init__()
         self.register_buffer("mask", torch.ones(num_gates))
         self.register_buffer("losses", torch.full((2,), torch.nan))
         self.register_buffer("active", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
+
+    def serves(self, training: bool) -> bool:
+        """Whether the mask decides, in training or at inference."""
+        return bool(self.settled if training else self.active)
+
+    def hold(self, mask: Tensor) -> None:
+        """``mask`` is the one to beat, and served until a router is held against it."""
+        self.mask.copy_(mask)
+        self.losses.fill_(torch.nan)
+        self.active.fill_(True)
+        self.settled.fill_(False)
+
+    def settle(self) -> None:
+        """For good: the mask where it is served now, the router's choices where they are not."""
+        self.settled.copy_(self.active)
 
     def choose(self, mask: Tensor, loss: Callable[[Tensor | None], float]) -> None:
         """Hold ``mask`` against the router: ``loss`` under a mask, or as the router decides (None)."""

@@ -72,10 +72,8 @@ class RoutedForward:
         self.engine: str = config.engine
         self.routing: str = config.eval_routing
         self.anatomy: Anatomy | None = None
-        self.suspended = False
-        self.mask: Tensor | None = (
-            None  # gates [G] that a search tries at inference, instead of what is decided
-        )
+        self._has_sparse = self.suspended = False
+        self.mask: Tensor | None = None  # gates [G] that a search tries instead of what is decided
         self.forget()
 
     # -- installation ---------------------------------------------------------------------------------
@@ -87,8 +85,8 @@ class RoutedForward:
         config, self.anatomy, units = self.config, anatomy, self.config.gates_per_block
         if config.policy == "dense":
             return
-        sparse = "sparse" in (self.engine, config.train_engine_for()) or units == 2
-        parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in blocks] if sparse else None
+        self._has_sparse = "sparse" in (self.engine, config.train_engine_for()) or units == 2
+        parts = [BlockParts(anatomy, anatomy.blocks[b]) for b in blocks] if self._has_sparse else None
         check_kv(config.kv, anatomy)
         yield override_forward(anatomy.backbone, self._around_backbone)
         yield override_attribute(anatomy.model, PREPARED_MASKS, padding_mask_alone)
@@ -138,7 +136,12 @@ class RoutedForward:
     def _engine_now(self) -> str:
         if self.now.context is not None and self.now.context.paged:
             return "masked"  # keys and values are written inside attention: a block that does not run leaves none
-        return self.config.train_engine_for() if self.in_training else self.engine
+        return self.training_engine() if self.in_training else self.engine
+
+    def training_engine(self) -> str:
+        """Of the running forward: a mask that is held has no gate to learn, so what it closes need not run."""
+        held = self.now.route is not None and self.now.route.logits is None and self._has_sparse
+        return "sparse" if held and self.config.train_engine == "auto" else self.config.train_engine_for()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

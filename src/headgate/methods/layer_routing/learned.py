@@ -23,6 +23,7 @@ def build_router(config: LayerRoutingConfig, hidden_size: int, gates: int, seed:
         gates,
         init_keep=config.init_keep,
         trunk_gradient=config.trunk_gradient,
+        bound=config.logit_bound,
         generator=generator(seed, 0, "layer_routing.init"),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method, build_config
 from headgate.methods.context import Context
-from headgate.methods.layer_routing import calibration, learned
+from headgate.methods.layer_routing import calibration, learned, phases
 from headgate.methods.layer_routing.budget import Budget
+from headgate.methods.layer_routing.choosing import Choosing
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.fallback import Fallback
 from headgate.methods.layer_routing.figures import DepthRecord, telemetry
@@ -29,7 +29,8 @@ from headgate.methods.layer_routing.policies import (
 )
 from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.methods.layer_routing.teacher import Teacher
-from headgate.methods.protocols import StepCost
+from headgate.methods.protocols import Reading, StepCost
+from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.modules.layer_router import LayerRouter
@@ -69,9 +70,11 @@ class LayerRouting(Method):
         self.teacher = Teacher(self.config)
         self.record = DepthRecord(self.config)
         self.execution = RoutedForward(self.config, self.decide, self.record.add)
+        self.choosing = Choosing(self.config, self.execution, self.budget)
         self.hidden_size = self.num_blocks = 0
         self.blocks = range(0)
         self._step: Step | None = None
+        self._phase: str | None = None
 
     @property
     def reads_hidden(self) -> bool:
@@ -104,6 +107,7 @@ class LayerRouting(Method):
                 f"{anatomy.num_blocks} of width {anatomy.hidden_size}: load it with its own base model"
             )
         self.shares = Shares.of(self.config, anatomy, self.blocks)
+        self.choosing.attach(self.shares, len(self.blocks), self.fixed, self.fallback)
         for handle in self.execution.install(anatomy, self.blocks, list(self.patches)):
             self.handles.append(handle)
 
@@ -143,9 +147,9 @@ class LayerRouting(Method):
     # -- the decision -----------------------------------------------------------------------------------
     def decide(self, hidden: Tensor, context: Context, training: bool) -> Route | None:
         """The route of a forward, from what the router reads."""
-        if self.fallback is not None and not training and bool(self.fallback.active):
-            return fixed_route(self.fallback.mask, context)
         step = self._step if training else None
+        if (held := self.choosing.held(step)) is not None:
+            return fixed_route(held.to(hidden.device), context)
         now = Situation(
             training=training,
             temperature=self.budget.temperature(step),
@@ -155,6 +159,9 @@ class LayerRouting(Method):
             shuffled=self.execution.routing == "shuffled",
             share=self.shares.of_gates(self.config.target_utilization),
             fixed=self.fixed,
+            noise=phases.noise_in(self.config, step),
+            per_gate=self.shares.per_gate,
+            routed=self.config.target_utilization - self.shares.always,
         )
         return decide(self.config, self.router, hidden, context, now)
 
@@ -166,25 +173,11 @@ class LayerRouting(Method):
     ) -> None:
         """Set the inference threshold so that utilization is ``target`` on the first ``tokens`` real ones.
 
-        Nothing happens where no threshold decides: a policy without a router, routing removed, no token that is free.
+        Nothing happens where no threshold decides: a policy without a router, a run that settled on its mask, routing
+        removed, no token that is free.
         """
-        if self.router is None or self.execution.routing == "removed":
-            return
-        if self.fallback is not None:
-            self.fallback.withdraw()  # a served mask has no logits to set a threshold by
-        target = target or self.config.calibration_target or self.config.target_utilization
-        routes = self.execution.routes(calibration.first_tokens(batches, tokens))
-        threshold = calibration.threshold_at(target, routes, self.config, self.shares)
-        if threshold is not None:
-            self.budget.set_threshold(threshold)
-
-    def best_mask(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
-        """Gates ``[G]`` of the mask at this depth that costs least loss on the first batches, found block by block."""
-        first, config = list(islice(batches, calibration.SEARCH_BATCHES)), self.config
-        closed = config.num_skipped(self.num_blocks)
-        return calibration.cheapest_mask(
-            lambda mask: self.execution.loss(first, mask), len(self.blocks), closed, config.gates_per_block
-        )
+        if self.router is not None:
+            self.choosing.calibrate(batches, target, tokens)
 
     # -- training ---------------------------------------------------------------------------------------
     def check_model(self, anatomy: Anatomy) -> None:
@@ -197,13 +190,18 @@ class LayerRouting(Method):
             self.config.routable(anatomy.num_blocks)
             self.teacher.prepare(anatomy)
 
+    def stages(self, learning_rate: float) -> Sequence[Stage]:
+        """The phases of a run that trains its search; none otherwise."""
+        return phases.stages_of(self.config, learning_rate, self.group_learning_rates(learning_rate))
+
     def on_stage_start(self, scheduled: Any, probe: Any) -> None:
-        searches = self.config.policy == "static" and self.config.skip is None
-        if searches and not self.budget.updates and probe is not None:
-            self.fixed.copy_(self.best_mask(probe))
+        self.choosing.begin(scheduled.stage, probe, self.router)
+
+    def take_readings(self) -> Sequence[Reading]:
+        return self.choosing.take_readings()
 
     def on_step_start(self, step: Step) -> None:
-        self._step = step
+        self._step, self._phase = step, phases.phase_of(step.stage)
         self.execution.forget()
 
     def loss_weight(self, step: Step) -> float:
@@ -225,7 +223,7 @@ class LayerRouting(Method):
         """What this forward ran of the blocks' FLOPs: everything under ``masked``, keys and values included."""
         if self.route is None:
             return 1.0
-        return self.shares.executed(open_rates(self.route), self.config, self.config.train_engine_for())
+        return self.shares.executed(open_rates(self.route), self.config, self.execution.training_engine())
 
     def cost(self, step: Step) -> StepCost:
         """The blocks that ran; besides, the router's own first forward, and the teacher's."""
@@ -252,13 +250,9 @@ class LayerRouting(Method):
     def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
         """Where the budget is one that a threshold holds, it is set on validation data, as the router is now."""
         self.record.stop()  # the forwards that calibrate are no part of the validation
-        target = self.config.calibration_target
-        if target is not None and probe is not None and self.routing != "removed":
-            first = list(calibration.first_tokens(probe, calibration.CALIBRATION_TOKENS))
-            if self.config.calibrate_on == "validation":
-                self.calibrate(first, target)
-            if self.fallback is not None:
-                self.fallback.choose(self.best_mask(first), partial(self.execution.loss, first))
+        asked = self.config.calibration_target is not None and probe is not None
+        if asked and self.routing != "removed":
+            self.choosing.hear(probe, self._phase)
         self.record.start(skill)
 
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:

@@ -13,9 +13,6 @@ Legend: K masks, N tokens (of all documents), D documents.
 
 from __future__ import annotations
 
-import itertools
-import math
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headgate.errors import DataError
+from headgate.methods.layer_routing.masks import masks_of
 from headgate.methods.layer_routing.method import LayerRouting
 from headgate.models.aside import look_aside
 
-MOST_MASKS = 64
 PREFIX = 16
 
 
@@ -92,21 +89,6 @@ def choice(loss_KN: Tensor, document_N: Tensor, place_N: Tensor, prefix: int = P
         prefix=float(after_KN.gather(0, chosen_N.unsqueeze(0)).mean()),
         tokens=total,
     )
-
-
-def masks_of(places: int, closed: int, units: int) -> list[Tensor]:
-    """Gates ``[places * units]`` of every mask with ``closed`` blocks shut, or of 64 drawn ones where there are more."""
-    if math.comb(places, closed) <= MOST_MASKS:
-        shut: Sequence[tuple[int, ...]] = list(itertools.combinations(range(places), closed))
-    else:
-        stream, sample = random.Random(0), set[tuple[int, ...]]()
-        while len(sample) < MOST_MASKS:
-            sample.add(tuple(sorted(stream.sample(range(places), closed))))
-        shut = sorted(sample)
-    masks = torch.ones(len(shut), places, units)
-    for row, blocks in enumerate(shut):
-        masks[row, list(blocks)] = 0.0
-    return list(masks.flatten(1))
 
 
 def masked_losses(

@@ -18,7 +18,14 @@ from headgate.methods.context import Context, Memory
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.opened import HostGates
 from headgate.ops.depth import binary_entropy
-from headgate.ops.gating import bernoulli_gates, gumbel_gates, straight_through, threshold_gates
+from headgate.ops.exact_budget import exact_gates
+from headgate.ops.gating import (
+    bernoulli_gates,
+    gumbel_gates,
+    straight_through,
+    threshold_gates,
+    with_logistic_noise,
+)
 from headgate.ops.layer_gates import drop_rates, hashed_uniform, monotone, prefix_sums, top_tokens
 from headgate.ops.routing_losses import flat_mean
 
@@ -63,6 +70,12 @@ class Situation:
     """P(open) of the random control, or the capacity of topk."""
     fixed: Tensor = field(default_factory=lambda: torch.ones(1))
     """Gates of truncate and static; drop probabilities of stochastic_depth."""
+    noise: float = 1.0
+    """Scale of the logistic noise of Gumbel gates."""
+    per_gate: Tensor = field(default_factory=lambda: torch.ones(1))
+    """What each gate is worth of the whole depth, ``[G]``."""
+    routed: float = 1.0
+    """What all gates together may open of the whole depth where the budget is exact."""
 
 
 def decide(
@@ -83,6 +96,8 @@ def decide(
         return Route(gates.weight, context, gates.logits, log_prob)
     if config.routes_per == "token":
         logits = router(hidden)
+        if config.budget == "exact" and now.training:
+            return _exact(Route(logits, context, logits, free=context.valid), config, now)
         weight, member = _token_gates(config, logits, context, now)
         weight = _shuffle(weight, context.valid, now)
         return Route(weight, context, logits, member=member, free=context.valid)
@@ -95,14 +110,14 @@ def fixed_route(mask: Tensor, context: Context) -> Route:
 
 
 def fixed_gates(config: LayerRoutingConfig, num_blocks: int) -> Tensor:
-    """Gates ``[G]`` of truncate and static (open, before a mask is found); drop probabilities of stochastic_depth."""
+    """Gates ``[G]`` of truncate, static and a given start (open, before a mask is found); drop probabilities of stochastic_depth."""
     blocks = config.routable(num_blocks)
     gates_R = torch.ones(len(blocks))
     if config.policy == "stochastic_depth":
         gates_R = drop_rates(num_blocks, blocks.start, config.drop_rate, config.schedule)[: len(blocks)]
     elif config.policy == "truncate":
         gates_R[len(blocks) - config.num_skipped(num_blocks) :] = 0.0
-    elif config.policy == "static" and config.skip is not None:
+    elif config.skip is not None:
         gates_R[[block - blocks.start for block in config.skip]] = 0.0
     return gates_R.repeat_interleave(config.gates_per_block)
 
@@ -125,7 +140,7 @@ def _token_gates(
             return scale * member, member
         return scale * (logits > now.threshold), None
     if now.training:
-        weight = gumbel_gates(logits, now.temperature, now.streams()).weight
+        weight = gumbel_gates(logits, now.temperature, now.streams(), scale=now.noise).weight
     else:
         weight = threshold_gates(logits, now.threshold).weight
     if config.policy == "exit":
@@ -192,14 +207,29 @@ def _per_document(
     memory = _with_memory(total, count, context)
     pooled = memory.total / memory.count.clamp(min=1).unsqueeze(-1)
     logits = router(pooled.unsqueeze(0))
+    if config.budget == "exact" and now.training:
+        free = context.valid & ~_prefix(context, length)
+        route = _exact(Route(logits, context, logits, free=free, memory=memory), config, now)
+        route.weight, route.free = _spread(route.weight[0], context, length)
+        return route
     if now.training:
-        weight = gumbel_gates(logits, now.temperature, now.streams()).weight[0]
+        weight = gumbel_gates(logits, now.temperature, now.streams(), scale=now.noise).weight[0]
     else:
         weight = threshold_gates(logits, now.threshold).weight[0]
     weight = _shuffle(weight, memory.count > 0, now)
     spread, free = _spread(weight, context, length)
     memory = _kept(memory, weight, context, length, training=now.training)
     return Route(spread, context, logits, free=free, memory=memory)
+
+
+def _exact(route: Route, config: LayerRoutingConfig, now: Situation) -> Route:
+    """Gates of a training batch, as many open as the budget pays for: the threshold is the batch's own."""
+    assert route.logits is not None
+    _, worth, counted, always = entries(route, config, now.per_gate)
+    logits = with_logistic_noise(route.logits, now.streams(), now.noise) if now.noise else route.logits
+    wanted = now.routed * route.context.valid.sum() - always
+    route.weight = exact_gates(logits.flatten(), worth, counted, wanted, now.temperature).view_as(logits)
+    return route
 
 
 def _random(config: LayerRoutingConfig, context: Context, now: Situation) -> Route:
