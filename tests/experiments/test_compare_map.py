@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,29 @@ def test_comparisons_of_other_baselines_are_no_map(tmp_path: Path) -> None:
         made = recipe(tmp_path, {**COMPARE, "baseline": baseline}, name=name)
         Comparison(made).execute()
     assert not (write_report(tmp_path).page.parent / "map.csv").exists()
+
+
+def written(folder: Path, name: str, metric: str, digest: str, mean: float) -> None:
+    place = folder / name / f"comparison-{digest}"
+    place.mkdir(parents=True)
+    arm = {"mean": 1.0, "cost": {"steps": 3}}
+    contrast = {"differences": [mean] * 3, "t": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "p": 0.01}, "holm_p": 0.01}  # fmt: skip
+    report = {
+        "name": name, "metric": metric, "higher_is_better": False, "baseline": "lora", "model": "m", "seeds": [1, 2, 3],
+        "arms": {"lora": arm, "gate": arm}, "contrasts": {"gate": {**contrast, "verdict": f"hurts by {mean}"}},
+    }  # fmt: skip
+    (place / "comparison.json").write_text(json.dumps(report))
+
+
+def test_a_comparison_judged_on_two_figures_has_a_cell_for_each_and_the_last_of_one_counts(
+    tmp_path: Path,
+) -> None:
+    written(tmp_path, "stories", "evaluation.rare.loss", "old", 0.7)
+    written(tmp_path, "stories", "evaluation.rare.loss", "new", 0.2)
+    written(tmp_path, "stories", "evaluation.common.loss", "other", 0.3)
+    written(tmp_path, "repeats", "evaluation.all.loss", "only", 0.4)
+    os.utime(tmp_path / "stories" / "comparison-old" / "comparison.json", (1, 1))
+    write_report(tmp_path)
+    lines = (tmp_path / "report" / "map.csv").read_text().splitlines()[1:]
+    found = {line.split(",")[0]: line.split(",")[3] for line in lines if ",gate," in line}
+    assert found == {"repeats": "0.4", "stories: common": "0.3", "stories: rare": "0.2"}

@@ -44,23 +44,34 @@ def read_study(folder: Path) -> Study:
 
 
 def _cells(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Finished comparisons of one baseline and metric, two levels down, by name; the last written of each name."""
+    """Finished comparisons of one baseline and one kind of figure, two levels down, in order of their names.
+
+    Of one name and metric the last written counts; a comparison that was judged on several has a cell for each.
+    """
     files = sorted(folder.glob("*/comparison-*/comparison.json"), key=lambda file: file.stat().st_mtime)
-    found = {content["name"]: content for file in files if (content := json.loads(file.read_text()))}
-    asked = {(content["baseline"], content["metric"]) for content in found.values()}
-    return dict(sorted(found.items(), key=lambda item: natural(item[0]))) if len(asked) == 1 else {}
+    found = {
+        (cell["name"], cell["metric"]): cell for file in files for cell in [json.loads(file.read_text())]
+    }
+    if len({(cell["baseline"], metric.rsplit(".", 1)[-1]) for (_, metric), cell in found.items()}) != 1:
+        return {}
+    names = [name for name, _ in found]
+    cells = {
+        name if names.count(name) == 1 else f"{name}: {metric.split('.')[-2]}": cell
+        for (name, metric), cell in found.items()
+    }
+    return dict(sorted(cells.items(), key=lambda item: natural(item[0])))
 
 
 def _map(folder: Path, cells: Mapping[str, Mapping[str, Any]]) -> Study:
-    first = next(iter(cells.values()))
+    paths = {tuple(cell["metric"].split(".")) for cell in cells.values()}
     return Study(
         kind="map",
         name=folder.name,
         folder=folder,
-        metric=Metric(tuple(first["metric"].split("."))),
+        metric=Metric(paths.pop() if len(paths) == 1 else (min(paths)[-1],)),
         arms=[],
         seeds=sorted({seed for cell in cells.values() for seed in cell["seeds"]}),
-        baseline=first["baseline"],
+        baseline=next(iter(cells.values()))["baseline"],
         cells=cells,
     )
 

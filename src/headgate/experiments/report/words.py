@@ -56,6 +56,8 @@ def metric_name(metric: Metric | None) -> str:
         return "no metric"
     if metric.path == ("training", "eval_loss"):
         return "validation loss"
+    if len(metric.path) == 1:  # of a map whose cells have one each
+        return metric.path[0]
     return f"{metric.path[-1]} of {'.'.join(metric.path[1:-1])}" if len(metric.path) > 2 else metric.name
 
 
