@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo quick test test-all mutate equations lint bench gpu clean
+.PHONY: setup demo docs quick test test-all mutate equations lint bench gpu clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,11 @@ $(STAMP): pyproject.toml constraints.txt examples/headgate-lisa/pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/headgate demo
+
+# The site, into build/site; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # Under a minute: floors, equations, mathematics, settings; nothing that trains.
 QUICK := tests/test_floors.py tests/test_equations.py tests/ops tests/experiments/test_statistics.py tests/evaluation/test_scorers.py \

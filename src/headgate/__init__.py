@@ -24,11 +24,21 @@ _PUBLIC = {
     "load": "headgate.training.saved",
     "load_method": "headgate.training.saved",
     "attached": "headgate.training.saved",
+    "train": "headgate.experiments.results",
+    "compare": "headgate.experiments.results",
+    "open_results": "headgate.experiments.results",
+    "RunResult": "headgate.experiments.results",
+    "ComparisonResult": "headgate.experiments.results",
 }
 
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from headgate.experiments.results import ComparisonResult as ComparisonResult
+    from headgate.experiments.results import RunResult as RunResult
+    from headgate.experiments.results import compare as compare
+    from headgate.experiments.results import open_results as open_results
+    from headgate.experiments.results import train as train
     from headgate.methods.base import Method as Method
     from headgate.methods.stage import Stage as Stage
     from headgate.methods.step import Step as Step

@@ -20,6 +20,7 @@ from headgate.experiments.report import write_report
 from headgate.experiments.report.page import Written
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.summary import summarise
+from headgate.files import write_atomically
 
 TASK, ITEMS, STEPS = "exact_match_wordmath", 60, (10, 20, 30)
 SKILL = {"base": 0.05, "lora": 0.5, "backward_gate": 0.5, "layer_routing": 0.2, "schema_bank": 0.8}
@@ -167,7 +168,7 @@ def make_comparison(
     comparison._note(runs)
     if finish:
         content = summarise(made, runs, comparison.state)
-        (comparison.folder / "comparison.json").write_text(json.dumps(content))
+        write_atomically(comparison.folder / "comparison.json", json.dumps(content))
     return comparison.folder
 
 

@@ -106,11 +106,11 @@ def follow(
         while not (ended := stopped()):
             now = fingerprint(folder)
             if now != last and time.monotonic() >= next_time:
-                began = time.monotonic()
+                spent = time.thread_time()
                 finished = is_finished(folder)
                 page = _write(folder, None if finished else every)
                 written, last = page or written, now
-                next_time = time.monotonic() + max(every, DUTY * (time.monotonic() - began))
+                next_time = time.monotonic() + max(every, DUTY * (time.thread_time() - spent))
                 if finished and page is not None:
                     break
             time.sleep(POLL_SECONDS)
