@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PretrainedConfig, PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,6 +24,7 @@ CLASSES = {
     "Accelerator": Accelerator,
     "PretrainedConfig": PretrainedConfig,
     "BaseTunerLayer": BaseTunerLayer,
+    "LoraLayer": LoraLayer,
     "PreTrainedModel": PreTrainedModel,
     "GradientCheckpointingLayer": GradientCheckpointingLayer,
 }

@@ -45,10 +45,11 @@ def run(
     """
     recipe = with_paths(recipe)
     processes.join(recipe.model.device)
-    check_ranks(recipe)
     processes.begin_run()
     console = (console if processes.is_writer() else None) or Console()
     directory = RunDirectory.of(recipe)
+    with processes.failing_together():
+        check_ranks(recipe)
     with processes.failing_together(), _held_by_writer(directory):
         # only who holds the lock knows the status: whoever held it before may have finished the run meanwhile
         start = processes.on_writer(lambda: _start(recipe, directory, console, fresh, resume))

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from headgate.errors import ConfigError, ModelError
 from headgate.models.anatomy import describe, is_linear
 from headgate.models.config import LoraConfig
+from headgate.models.private import whole_sizes
 
 
 def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
@@ -52,7 +53,8 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, peft_config)
+        with whole_sizes():
+            return peft.get_peft_model(model, peft_config)
 
 
 def _target_modules(anatomy: Any, targets: list[str] | str) -> list[str] | str:
@@ -120,7 +122,8 @@ def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
     check_adapter(folder)
     check_recorded_base(model, Path(folder))
     try:
-        return peft.PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        with whole_sizes():
+            return peft.PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise ModelError(
             f"adapter {folder!r} does not fit this base model: {str(error).splitlines()[0]}"

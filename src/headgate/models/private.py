@@ -6,9 +6,12 @@ the package: an upgrade that moves one fails there, by name, and is mended here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 OVERRIDDEN = (
     "_clip_grad_norm",
@@ -32,6 +35,7 @@ READ = {
     "PretrainedConfig": ("_attn_implementation", "_name_or_path"),
     "GradientCheckpointingLayer": ("_gradient_checkpointing_func",),
     "BaseTunerLayer": ("_disable_adapters",),
+    "LoraLayer": ("_get_in_out_features",),
     "PreTrainedModel": ("_is_distributed_loading_by_transformers", "_tp_size", "_device_mesh"),
 }  # fmt: skip
 """What the functions below read or write, by the class that has it."""
@@ -86,6 +90,27 @@ def own_sharded(model: Any) -> Any:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base._is_distributed_loading_by_transformers, base._tp_size, base._device_mesh = False, None, None
     return base
+
+
+@contextmanager
+def whole_sizes() -> Iterator[None]:
+    """Inside, PEFT makes adapters of a spread linear's full size. It takes a mesh with copies for tensor parallelism, and
+    would make them of a share's."""
+    from peft.tuners.lora import layer
+
+    lora_layer: Any = layer
+    original = lora_layer._get_in_out_features
+
+    def sizes(module: Any) -> Any:
+        return (
+            (module.in_features, module.out_features) if isinstance(module, nn.Linear) else original(module)
+        )
+
+    lora_layer._get_in_out_features = sizes
+    try:
+        yield
+    finally:
+        lora_layer._get_in_out_features = original
 
 
 # -- models, configurations and PEFT layers -----------------------------------------------------------------------

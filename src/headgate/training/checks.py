@@ -14,14 +14,21 @@ from headgate.files import write_json
 from headgate.training.processes import world_size
 
 
-def check_compile(args: Any, sharded: bool) -> None:
-    """``torch_compile`` runs in one process on a whole base. Raises ConfigError where it would run elsewhere.
+def check_compile(args: Any, methods: Sequence[str], sharded: bool) -> None:
+    """``torch_compile`` runs for an adapter alone, in one process, on a whole base. Raises ConfigError elsewhere.
 
-    A compiled graph may leave a collective out on one rank that another rank runs, and nothing here has shown that it does not.
+    Methods decide in Python which blocks run and what is learned from, and may install and take out parts of the model between
+    steps; a graph compiled of one rank may leave a collective out that another rank runs. No test has shown either to be right.
     """
-    if getattr(args, "torch_compile", False) and (world_size() > 1 or sharded):
-        where = "a base sharded by model.parallel" if sharded else f"{world_size()} ranks"
-        raise ConfigError(f"torch_compile on {where} is not offered: leave it out, or run in one process")
+    if not getattr(args, "torch_compile", False):
+        return
+    where = ", ".join(methods) if methods else None
+    if sharded:
+        where = "a base sharded by model.parallel"
+    elif world_size() > 1:
+        where = f"{world_size()} ranks"
+    if where is not None:
+        raise ConfigError(f"torch_compile with {where} is not offered: leave torch_compile out")
 
 
 def require_gradients(named: Mapping[str, nn.Parameter], stage: str) -> None:
