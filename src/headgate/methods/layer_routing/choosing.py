@@ -47,15 +47,15 @@ class Choosing:
         """Whether the run took its mask for good."""
         return self.fallback is not None and self.fallback.serves(training=True)
 
-    def held(self, step: Step | None) -> Tensor | None:
-        """The mask ``[G]`` that a forward runs whatever the router says, or None; ``step``: of training."""
+    def held(self, training: bool, step: Step | None) -> Tensor | None:
+        """The mask ``[G]`` that a forward runs whatever the router says, or None; ``step``: of a trainer's training."""
         if step is not None and phases.phase_of(step.stage) == phases.SEARCH:
             stream = step.generator("layer_routing.search")
             return drawn_mask(self.places, self.closed, self.config.gates_per_block, stream)
         if self.fallback is None:
             return None
         adapts = step is not None and phases.phase_of(step.stage) == phases.ADAPT
-        return self.fallback.mask if adapts or self.fallback.serves(training=step is not None) else None
+        return self.fallback.mask if adapts or self.fallback.serves(training) else None
 
     # -- the mask -------------------------------------------------------------------------------------
     def zero_shot(self, batches: Batches) -> Tensor:

@@ -148,7 +148,7 @@ class LayerRouting(Method):
     def decide(self, hidden: Tensor, context: Context, training: bool) -> Route | None:
         """The route of a forward, from what the router reads."""
         step = self._step if training else None
-        if (held := self.choosing.held(step)) is not None:
+        if (held := self.choosing.held(training, step)) is not None:
             return fixed_route(held.to(hidden.device), context)
         now = Situation(
             training=training,
