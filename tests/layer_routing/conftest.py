@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headgate.methods.context import Context
 from headgate.methods.layer_routing import LayerRouting
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.models.anatomy import Anatomy, describe
 from headgate.models.load import load_model
 

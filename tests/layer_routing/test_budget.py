@@ -20,7 +20,7 @@ from headgate.methods.context import Context
 from headgate.methods.layer_routing import LayerRouting, LayerRoutingConfig
 from headgate.methods.layer_routing.budget import Budget
 from headgate.methods.layer_routing.inspect import measure
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.methods.layer_routing.shares import Shares
 from headgate.methods.schema_bank.config import SchemaBankConfig
 

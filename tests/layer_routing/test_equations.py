@@ -11,7 +11,8 @@ import torch
 from headgate.methods.context import Context, Places
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.kv import without_closed
-from headgate.methods.layer_routing.policies import Route, _spread, route_losses
+from headgate.methods.layer_routing.policies import _spread, route_losses
+from headgate.methods.layer_routing.route import Route
 
 
 def test_a_packed_document_of_one_token_is_padding_and_one_of_two_is_not() -> None:

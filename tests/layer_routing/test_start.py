@@ -15,7 +15,7 @@ from headgate.errors import ConfigError
 from headgate.experiments.run import quiet
 from headgate.methods.layer_routing import LayerRouting
 from headgate.methods.layer_routing.masks import best_mask, drawn_mask, greedy_mask, masks_of
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.modules.layer_router import LayerRouter
 from headgate.ops.randomness import generator
 from headgate.training.trainer import HeadgateTrainer

@@ -15,7 +15,7 @@ from headgate.experiments.best_mixture import validation_rows
 from headgate.experiments.run_directory import RunDirectory
 from headgate.methods.compose import MethodStack
 from headgate.methods.layer_routing.method import LayerRouting
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.models.anatomy import Anatomy
 
 FIXED = ("static", "truncate")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.context import Context
 from headgate.methods.layer_routing.forward import RoutedForward as RoutedBlocks
-from headgate.methods.layer_routing.policies import Route, Situation, decide, fixed_route
+from headgate.methods.layer_routing.policies import decide
+from headgate.methods.layer_routing.route import Route, Situation, fixed_route
 from headgate.methods.lora_experts.experts import ExpertSet
 from headgate.methods.lora_experts.forward import RoutedForward as RoutedLinears
 from headgate.methods.schema_bank.layer import SchemaLayer

@@ -27,7 +27,7 @@ from headgate.experiments.benchmarks.frame import (
 )
 from headgate.methods.context import Context
 from headgate.methods.layer_routing import LayerRouting
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.models.anatomy import describe
 from headgate.training.accounting import forward_flops
 

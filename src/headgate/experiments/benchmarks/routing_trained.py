@@ -31,7 +31,7 @@ from headgate.experiments.benchmarks.frame import (
 from headgate.experiments.benchmarks.routing import BLOCKS, _model
 from headgate.experiments.run import quiet
 from headgate.methods.layer_routing import LayerRouting
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.models.anatomy import describe
 from headgate.training.accounting import forward_flops
 from headgate.training.trainer import HeadgateTrainer

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.methods.layer_routing.config import LEARNED, LayerRoutingConfig
-from headgate.methods.layer_routing.policies import Route, entries, soft_weight
+from headgate.methods.layer_routing.route import Route, entries, soft_weight
 from headgate.methods.layer_routing.shares import Shares
 from headgate.methods.step import Step
 from headgate.ops.depth import depth_penalty, dual_ascent, lagrangian, target_penalty, threshold_for

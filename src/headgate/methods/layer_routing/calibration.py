@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headgate.methods.layer_routing.config import LayerRoutingConfig
-from headgate.methods.layer_routing.policies import Route, entries
+from headgate.methods.layer_routing.route import Route, entries
 from headgate.methods.layer_routing.shares import Shares
 from headgate.methods.step import real_tokens
 from headgate.ops.depth import threshold_for

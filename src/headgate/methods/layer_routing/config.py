@@ -102,14 +102,13 @@ class LayerRoutingConfig(StrictConfig):
             run's LoRA adapter on the same base); kd_weight, kd_temperature, kd_warmup (steps without it). The task
             loss then has weight 1 - kd_weight.
         temperature, temperature_decay, temperature_floor: of the Gumbel gates; decay per epoch, continuously.
-        entropy_bonus: weight of the gates' entropy (reinforce, gumbel, exit).
+            entropy_bonus: weight of the gates' entropy (reinforce, gumbel, exit).
         drop_rate, schedule, scaling: stochastic depth; ``scaling: false`` shows the inference mismatch.
         noise: scale of the logistic noise of Gumbel gates; under ``start: mask`` it falls to 0 over the trial.
-        skip: of static and ``start: mask``: the blocks to skip; None has them found by ``search``: ``zero_shot`` (block by block on the first
-            training batches, before any training) or ``trained`` (after ``search_share`` of the run under random masks,
-            on validation rows).
-        train_engine: ``auto`` is sparse where gates have no gradient to lose, masked elsewhere.
-        engine: at inference.
+        skip: of static and ``start: mask``: the blocks to skip; None has them found by ``search``: ``zero_shot`` (block
+            by block, before any training) or ``trained`` (after ``search_share`` of the run under random masks, on
+            validation rows).
+        train_engine: ``auto`` is sparse where gates have no gradient to lose, masked elsewhere. engine: at inference.
         eval_routing: ``on``, ``removed`` (full depth) or ``shuffled`` (gates permuted over tokens: the control).
     """
 

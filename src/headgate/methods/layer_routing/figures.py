@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headgate.methods.layer_routing.config import LayerRoutingConfig
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.ops.depth import adaptivity, binary_entropy
 

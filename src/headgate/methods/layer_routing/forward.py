@@ -19,12 +19,7 @@ from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.engines import RoutedBlock
 from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, check_kv, opened_so_far, without_closed
 from headgate.methods.layer_routing.opened import BlockGates, all_open
-from headgate.methods.layer_routing.policies import (
-    Route,
-    fixed_route,
-    refuse_shuffled_decoding,
-    settled_route,
-)
+from headgate.methods.layer_routing.route import Route, fixed_route, refuse_shuffled_decoding, settled_route
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy, model_inputs

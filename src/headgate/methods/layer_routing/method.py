@@ -19,14 +19,8 @@ from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.fallback import Fallback
 from headgate.methods.layer_routing.figures import DepthRecord, telemetry
 from headgate.methods.layer_routing.forward import RoutedForward
-from headgate.methods.layer_routing.policies import (
-    Route,
-    Situation,
-    decide,
-    fixed_gates,
-    fixed_route,
-    route_losses,
-)
+from headgate.methods.layer_routing.policies import decide, fixed_gates, route_losses
+from headgate.methods.layer_routing.route import Route, Situation, fixed_route
 from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.methods.layer_routing.teacher import Teacher
 from headgate.methods.protocols import Reading, StepCost

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headgate.methods.layer_routing.config import LayerRoutingConfig
-from headgate.methods.layer_routing.policies import Route
+from headgate.methods.layer_routing.route import Route
 from headgate.models.anatomy import Anatomy
 from headgate.models.flops import BlockFlops
 from headgate.ops.depth import utilization
