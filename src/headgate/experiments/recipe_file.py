@@ -15,7 +15,7 @@ from headgate.config import complaints, explain, place_of
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_names import ALIASES, REMOVED
-from headgate.experiments.shipped import shipped
+from headgate.experiments.shipped import shipped, shipped_names
 
 EXCLUSIVE = (("epochs", "max_steps"), ("max_steps", "epochs"))
 """Keys of which one replaces the other: setting it over a recipe that has the other takes that one out."""
@@ -133,9 +133,13 @@ def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, A
     if not path.exists() and not _chain:
         path = shipped(str(path)) or path
     if not path.exists():
-        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        hint = f": did you mean {path.parent / close[0]}?" if close else ""
-        raise ConfigError(f"recipe {path} does not exist{hint}")
+        beside = [str(found) for found in path.parent.glob("*.y*ml")]
+        short = str(path).removeprefix("recipes/").removesuffix(".yaml")
+        close = difflib.get_close_matches(str(path), beside, n=1) or (
+            difflib.get_close_matches(short, shipped_names(), n=1) if not _chain else []
+        )
+        hint = f"did you mean {close[0]}?" if close else "headgate recipes lists those of the package"
+        raise ConfigError(f"recipe {path} does not exist: {hint}")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, not a recipe file")
     resolved = path.resolve()
