@@ -31,7 +31,9 @@ def test_a_wrong_word_ends_before_any_work(tmp_path: Path) -> None:
         parts(tmp_path, ["bnak"])
     with pytest.raises(ConfigError, match="at least one"):
         execute([], tmp_path, 0)
-    assert not list(tmp_path.iterdir())
+    refused = here("demo", "-o", tmp_path / "demo", "--workers", "0")  # 0 is no default
+    assert refused.returncode == 2 and "at least one" in refused.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_part_runs_to_its_page_and_picture(tmp_path: Path) -> None:

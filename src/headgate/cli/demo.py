@@ -32,7 +32,8 @@ def demo(
     """Run four small comparisons on the embedded model, no network, and write one page over them."""
     began = time.monotonic()
     planned = parts(output, method_names(only), overrides or [])
-    execute(planned, output, workers or min(4, os.cpu_count() or 1), overrides or [], out.print)
+    at_once = min(4, os.cpu_count() or 1) if workers is None else workers
+    execute(planned, output, at_once, overrides or [], out.print)
     table = Table(title="each method at what it is for", title_justify="left")
     for column in ("question", "arm", "against", "verdict"):
         table.add_column(column, overflow="fold")
