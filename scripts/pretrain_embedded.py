@@ -107,7 +107,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 SIZES: dict[str, dict[str, int]] = {
     "1.5m": dict(hidden_size=128, intermediate_size=320, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2),
-    "8m": dict(hidden_size=320, intermediate_size=864, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5),
+    "10m": dict(hidden_size=320, intermediate_size=864, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5),
     "30m": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=10, num_attention_heads=8, num_key_value_heads=4),
     "100m": dict(hidden_size=768, intermediate_size=2112, num_hidden_layers=16, num_attention_heads=12, num_key_value_heads=4),
 }  # fmt: skip

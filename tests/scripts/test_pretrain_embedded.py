@@ -65,8 +65,8 @@ def test_stopped_and_started_is_undisturbed(
 
 def test_a_folder_keeps_its_size(script: Any, tmp_path: Path) -> None:
     assert script.size_of(tmp_path, "30m") == "30m" == script.size_of(tmp_path)
-    with pytest.raises(SystemExit, match="begun with --size 30m, not 8m: give another --work"):
-        script.size_of(tmp_path, "8m")
+    with pytest.raises(SystemExit, match="begun with --size 30m, not 10m: give another --work"):
+        script.size_of(tmp_path, "10m")
 
 
 def test_a_folder_from_before_there_were_sizes_is_the_smallest(script: Any, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_folder_from_before_there_were_sizes_is_the_smallest(script: Any, tmp_
     assert script.size_of(tmp_path) == "1.5m"
 
 
-@pytest.mark.parametrize("size", ["1.5m", "8m", "30m", "100m"])
+@pytest.mark.parametrize("size", ["1.5m", "10m", "30m", "100m"])
 def test_a_size_is_what_it_says(script: Any, size: str) -> None:
     with torch.device("meta"):
         model = LlamaForCausalLM(script.model_config(size))

@@ -82,7 +82,7 @@ class MethodsMixin(SavingOverrides):
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise ConfigError("use HeadgateTrainer(label_smoothing=...) instead of label_smoothing_factor")
-        check_compile(self.args, [method.name for method in self.methods], is_sharded(model))
+        check_compile(self.args, self.methods.names, is_sharded(model))
         check_rows(self.train_dataset, str(getattr(self.args, "train_sampling_strategy", "")))
         self.methods.to(self.args.device)
         self.task_objective = Objective(self, MethodsMixin, loss, label_smoothing)
