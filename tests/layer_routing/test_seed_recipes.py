@@ -17,7 +17,7 @@ CHAT = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 
 
 def recipe_of(name: str) -> Recipe:
-    (file,) = FOLDER.glob(f"{name}_*.yaml")
+    (file,) = (path for path in FOLDER.glob(f"{name}_*.yaml") if not path.stem.endswith("_embedded"))
     return load_recipe(file)
 
 
