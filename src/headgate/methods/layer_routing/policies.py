@@ -44,7 +44,7 @@ def decide(
         return Route(gates.weight, context, gates.logits, log_prob)
     if config.routes_per == "token":
         logits = router(hidden)
-        if config.budget == "exact" and now.training:
+        if now.training and config.budget == "exact":  # what is exported holds no budget
             return _exact(Route(logits, context, logits, free=context.valid), config, now)
         weight, member = _token_gates(config, logits, context, now)
         weight = _shuffle(weight, context.valid, now)
@@ -126,7 +126,7 @@ def _per_document(
     memory = _with_memory(total, count, context)
     pooled = memory.total / memory.count.clamp(min=1).unsqueeze(-1)
     logits = router(pooled.unsqueeze(0))
-    if config.budget == "exact" and now.training:
+    if now.training and config.budget == "exact":  # what is exported holds no budget
         free = context.valid & ~_prefix(context, length)
         route = _exact(Route(logits, context, logits, free=free, memory=memory), config, now)
         route.weight, route.free = _spread(route.weight[0], context, length)
