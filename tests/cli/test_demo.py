@@ -37,7 +37,7 @@ def test_a_wrong_word_ends_before_any_work(tmp_path: Path) -> None:
 
 
 def test_a_part_runs_to_its_page_and_picture(tmp_path: Path) -> None:
-    small = ["training.max_steps=2", "evaluation.0.limit=8", "data.validation.limit=8", "compare.seeds=[1]"]
+    small = ["training.max_steps=8", "evaluation.0.limit=8", "data.validation.limit=8", "compare.seeds=[1]"]
     words = [word for change in small for word in ("--set", change)]
     done = here("demo", "-o", tmp_path / "demo", "--only", "bank", *words)
     assert done.returncode == 0, done.stderr
