@@ -68,9 +68,9 @@ class Server:
         handler = partial(_Handler, seen=self.seen, directory=str(folder / "report"))
         try:
             self.http = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"--port {port}: {error.strerror}: choose another one (0 takes any that is free)"
+                f"--port {port}: {getattr(error, 'strerror', None) or error}: choose another one (0 takes any that is free)"
             ) from None
         self.address = f"http://127.0.0.1:{self.http.server_address[1]}/"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
