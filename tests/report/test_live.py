@@ -140,7 +140,7 @@ def test_it_is_served_to_this_machine_alone(tmp_path: Path) -> None:
 
 def test_a_folder_keeps_its_port(tmp_path: Path) -> None:
     assert own_port(tmp_path) == own_port(tmp_path / "x" / "..") and 8400 <= own_port(tmp_path) < 9400
-    with pytest.raises(ConfigError, match="--port 99999: .*choose another one"):
+    with pytest.raises(ConfigError, match=r"--port 99999: .*choose another one"):
         Server(tmp_path, 99_999)
     with pytest.raises(ConfigError, match="at least one second"):
         follow(tmp_path, 0, 0)
