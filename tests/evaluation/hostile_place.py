@@ -158,11 +158,11 @@ def peak_memory() -> Iterator[list[int]]:
 
     def look() -> None:
         while not over.wait(0.01):
-            # a child between fork and exec still shows this process's pages: it has this process's command line
-            started = {
-                pid: resident for pid, (_, _, resident) in below(os.getpid()).items() if line(pid) != own
-            }
-            peak[0] = max(peak[0], sum(started.values()))
+            # A child between fork and exec still shows this process's pages: it has this process's command line. Who had
+            # another one before the pages are read has become another program by then.
+            started = {pid for pid in below(os.getpid()) if line(pid) != own}
+            resident = {pid: pages for pid, (_, _, pages) in below(os.getpid()).items() if pid in started}
+            peak[0] = max(peak[0], sum(resident.values()))
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -125,7 +125,8 @@ def test_it_is_served_to_this_machine_alone(tmp_path: Path) -> None:
     server = Server(tmp_path, 0)
     try:
         assert server.http.server_address[0] == "127.0.0.1"
-        assert urllib.request.urlopen(server.address).read() == b"here" and server.seen.is_set()
+        assert urllib.request.urlopen(server.address).read() == b"here"
+        assert server.seen.wait(5)  # it is noted after the page has gone out
         for request in (
             urllib.request.Request(server.address + "../secret"),
             urllib.request.Request(server.address, headers={"Host": "elsewhere.example"}),
