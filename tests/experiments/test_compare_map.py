@@ -15,7 +15,9 @@ from headgate.errors import ConfigError
 from headgate.experiments.compare import Comparison
 from headgate.experiments.compare_map import cells, map_folder
 from headgate.experiments.recipe_file import dump_recipe
-from headgate.experiments.report import write_report
+from headgate.experiments.report import words, write_report
+from headgate.experiments.report.reading import read_study
+from headgate.experiments.report.sections.map import comparison_map
 from tests.experiments.test_compare import recipe
 
 ARMS = {"lora": {}, "faster": {"training": {"learning_rate": 1.0e-2}}}
@@ -87,14 +89,22 @@ def test_comparisons_of_other_baselines_are_no_map(tmp_path: Path) -> None:
     assert not (write_report(tmp_path).page.parent / "map.csv").exists()
 
 
-def written(folder: Path, name: str, metric: str, digest: str, mean: float) -> None:
+def written(
+    folder: Path,
+    name: str,
+    metric: str,
+    digest: str,
+    mean: float,
+    verdict: str = "hurts",
+    higher: bool = False,
+) -> None:
     place = folder / name / f"comparison-{digest}"
     place.mkdir(parents=True)
     arm = {"mean": 1.0, "cost": {"steps": 3}}
     contrast = {"differences": [mean] * 3, "t": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "p": 0.01}, "holm_p": 0.01}  # fmt: skip
     report = {
-        "name": name, "metric": metric, "higher_is_better": False, "baseline": "lora", "model": "m", "seeds": [1, 2, 3],
-        "arms": {"lora": arm, "gate": arm}, "contrasts": {"gate": {**contrast, "verdict": f"hurts by {mean}"}},
+        "name": name, "metric": metric, "higher_is_better": higher, "baseline": "lora", "model": "m", "seeds": [1, 2, 3],
+        "arms": {"lora": arm, "gate": arm}, "contrasts": {"gate": {**contrast, "verdict": f"{verdict} by {mean}"}},
     }  # fmt: skip
     (place / "comparison.json").write_text(json.dumps(report))
 
@@ -107,7 +117,31 @@ def test_a_comparison_judged_on_two_figures_has_a_cell_for_each_and_the_last_of_
     written(tmp_path, "stories", "evaluation.common.loss", "other", 0.3)
     written(tmp_path, "repeats", "evaluation.all.loss", "only", 0.4)
     os.utime(tmp_path / "stories" / "comparison-old" / "comparison.json", (1, 1))
+    written(tmp_path, "torn", "evaluation.rare.loss", "half", 0.9)
+    torn = tmp_path / "torn" / "comparison-half" / "comparison.json"
+    torn.write_text(torn.read_text()[:40])  # as a crash leaves it: no cell, and no end of the others
     write_report(tmp_path)
     lines = (tmp_path / "report" / "map.csv").read_text().splitlines()[1:]
     found = {line.split(",")[0]: line.split(",")[3] for line in lines if ",gate," in line}
     assert found == {"repeats": "0.4", "stories: common": "0.3", "stories: rare": "0.2"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher", "better"),
+    [("evaluation.rare.loss", False, -0.5), ("evaluation.rare.accuracy", True, 0.5)],
+)
+def test_better_is_blue_told_apart_is_starred_and_the_headline_counts(
+    tmp_path: Path, metric: str, higher: bool, better: float
+) -> None:
+    written(tmp_path, "pays", metric, "a", better, "helps", higher)
+    written(tmp_path, "costs", metric, "b", -better, "hurts", higher)
+    written(tmp_path, "neither", metric, "c", better / 10, "no detectable difference", higher)
+    study = read_study(tmp_path)
+    (figure, _) = comparison_map(study)
+    (axes, _) = figure.panels[0].drawing.axes
+    (mesh,) = axes.collections
+    colours = dict(zip(study.cells, mesh.to_rgba(mesh.get_array()).reshape(3, 4), strict=True))
+    assert colours["pays"][2] > colours["pays"][0] and colours["costs"][0] > colours["costs"][2]
+    stars = dict(zip(study.cells, (text.get_text().endswith("*") for text in axes.texts), strict=True))
+    assert stars == {"pays": True, "costs": True, "neither": False}
+    assert words.headline(study).endswith("gate helps in 1 and hurts in 1 of 3")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from headgate.errors import CheckpointError
+from headgate.errors import CheckpointError, DamagedFile
 from headgate.experiments.listing import flatten
 from headgate.experiments.metric import Metric
 from headgate.experiments.report.study import Arm, Run, Study
 from headgate.experiments.run_directory import RunDirectory, find_runs
 from headgate.experiments.sweep_table import describe
+from headgate.files import read_json
 
 ROWS_IN_ALL = 20_000
 """Telemetry rows of a whole folder of runs: the more runs, the fewer of each."""
@@ -28,9 +30,9 @@ def read_study(folder: Path) -> Study:
         )
     for file in ("comparison.json", "progress.json"):
         if (folder / file).exists():
-            return _comparison(folder, json.loads((folder / file).read_text()))
+            return _comparison(folder, read_json(folder / file))
     if (folder / "sweep.json").exists():
-        return _sweep(folder, json.loads((folder / "sweep.json").read_text()))
+        return _sweep(folder, read_json(folder / "sweep.json"))
     if len(cells := _cells(folder)) > 1:
         return _map(folder, cells)
     directories = list(find_runs(folder))
@@ -49,9 +51,11 @@ def _cells(folder: Path) -> dict[str, Mapping[str, Any]]:
     Of one name and metric the last written counts; a comparison that was judged on several has a cell for each.
     """
     files = sorted(folder.glob("*/comparison-*/comparison.json"), key=lambda file: file.stat().st_mtime)
-    found = {
-        (cell["name"], cell["metric"]): cell for file in files for cell in [json.loads(file.read_text())]
-    }
+    found = {}
+    for file in files:
+        with suppress(DamagedFile):  # torn by a crash: comparing again writes it anew
+            cell = read_json(file)
+            found[cell["name"], cell["metric"]] = cell
     if len({(cell["baseline"], metric.rsplit(".", 1)[-1]) for (_, metric), cell in found.items()}) != 1:
         return {}
     names = [name for name, _ in found]
