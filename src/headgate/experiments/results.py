@@ -92,15 +92,31 @@ def open_results(folder: str | Path) -> RunResult | ComparisonResult:
     )
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """One run directory."""
+@dataclass(frozen=True, repr=False)
+class _Folder:
+    """A folder of results: read once, when something of it is asked for."""
 
     folder: Path
 
     @cached_property
     def study(self) -> Study:
         return read_study(self.folder)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for the whole of it."""
+        return words.headline(self.study)
+
+    def page(self) -> Path:
+        """Writes the report; where it lies."""
+        return write_report(self.folder).page
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}): {self.verdict}"
+
+
+class RunResult(_Folder):
+    """One run directory."""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -128,28 +144,9 @@ class RunResult:
         with house_style():
             return _first([learning_curves(self.study), training_curves(self.study)], self.folder)
 
-    def page(self) -> Path:
-        """Writes the report; where it lies."""
-        return write_report(self.folder).page
 
-    def __repr__(self) -> str:
-        return f"RunResult({str(self.folder)!r}): {words.headline(self.study)}"
-
-
-@dataclass(frozen=True)
-class ComparisonResult:
+class ComparisonResult(_Folder):
     """One comparison: its arms, differences and verdicts."""
-
-    folder: Path
-
-    @cached_property
-    def study(self) -> Study:
-        return read_study(self.folder)
-
-    @property
-    def verdict(self) -> str:
-        """One sentence for the whole comparison."""
-        return words.headline(self.study)
 
     def frame(self) -> pandas.DataFrame:
         """One row an arm: mean and SD of the metric, the difference from the baseline with its 95% interval, verdict, cost."""
@@ -198,17 +195,10 @@ class ComparisonResult:
                 )
             return figure.panels[-1].drawing
 
-    def page(self) -> Path:
-        """Writes the report; where it lies."""
-        return write_report(self.folder).page
-
     def _summary(self) -> Mapping[str, Any]:
         if self.study.summary is None:
             raise CheckpointError(f"{self.folder} is not finished: run the comparison again to complete it")
         return self.study.summary
-
-    def __repr__(self) -> str:
-        return f"ComparisonResult({str(self.folder)!r}): {self.verdict}"
 
     def _repr_html_(self) -> str:
         """In a notebook: the verdict, and the table of arms once it stands."""
