@@ -4,17 +4,17 @@ torch's FSDP2 does it, and transformers has every rank read only its share. What
 is made afterwards and stays whole on every rank: nothing here reduces a gradient.
 
 FSDP2 gathers a block's weights before its forward and once more when a gradient reaches its output. Ranks that
-disagree about a block would therefore gather different ones, and read each other's weights without an error. Three
+disagree about a block would therefore gather different ones, and read each other's weights without an error. Two
 rules keep them in step, whatever a method decides:
 
     1. a block that does not run is called all the same: only its inside is replaced, and the gathering is outside
     2. the embeddings ask for a gradient, so that it reaches every block on every rank, trained or not
-    3. a block that returns its input returns a copy: one tensor of two blocks would gather them in the wrong order
+
+(That a block returns its very input does no harm: FSDP2 wraps every input that has a gradient, so no two blocks share one.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from headgate.errors import ModelError
 from headgate.models import private
 from headgate.models.anatomy import Anatomy, describe
 from headgate.models.config import ModelConfig, ParallelConfig
-from headgate.models.surgery import hidden_of, with_hidden
 
 FREE, KEEP = "free_full_weight", "keep_full_weight"
 
@@ -94,7 +93,7 @@ def shard(model: Any, parallel: ParallelConfig) -> None:
 
 
 def keep_in_step(model: nn.Module) -> None:
-    """Install the three rules on a model that was loaded or spread over ranks. Once for a model.
+    """Install the second rule on a model that was loaded or spread over ranks, once, and see that nothing sharded trains.
 
     Raises ModelError where one of its own weights, a sharded one, is to be trained.
     """
@@ -110,20 +109,12 @@ def keep_in_step(model: nn.Module) -> None:
         return
     object.__setattr__(base, "headgate_in_step", True)
     anatomy.embedding.register_forward_hook(_asking_for_a_gradient)
-    for block in anatomy.blocks:
-        block.register_forward_hook(_own_output, with_kwargs=True, prepend=True)  # before FSDP2's own
 
 
 def _asking_for_a_gradient(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
     if torch.is_grad_enabled() and not output.requires_grad:
         return output.detach().requires_grad_()
     return output
-
-
-def _own_output(_module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
-    given, hidden = args[0] if args else kwargs["hidden_states"], hidden_of(output)
-    same = hidden is given or (hidden.grad_fn is not None and hidden.grad_fn is given.grad_fn)
-    return with_hidden(output, hidden.clone()) if same else output
 
 
 def is_sharded(model: nn.Module) -> bool:
