@@ -119,11 +119,15 @@ def test_it_follows_a_comparison_to_its_end(tmp_path: Path) -> None:
 
 
 def test_it_is_served_to_this_machine_alone(tmp_path: Path) -> None:
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "index.html").write_text("here")
+    (tmp_path / "report" / "figures").mkdir(parents=True)
     (tmp_path / "secret").write_text("not here")
     server = Server(tmp_path, 0)
     try:
+        early = urllib.request.urlopen(server.address).read().decode()  # before anything has been drawn
+        assert 'http-equiv="refresh"' in early and "figures" not in early
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(server.address + "figures/")
+        (tmp_path / "report" / "index.html").write_text("here")
         assert server.http.server_address[0] == "127.0.0.1"
         assert urllib.request.urlopen(server.address).read() == b"here"
         assert server.seen.wait(5)  # it is noted after the page has gone out

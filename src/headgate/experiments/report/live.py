@@ -7,6 +7,7 @@ A process of its own, with low priority: drawing must not slow down what is bein
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -35,6 +36,12 @@ def own_port(folder: Path) -> int:
     return FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
 
 
+WAITING = b"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2"><title>Headgate report</title></head>
+<body><p>The first run has not logged anything yet. This page asks again by itself.</p></body></html>
+"""
+
+
 class _Handler(SimpleHTTPRequestHandler):
     """The report's folder, never cached, to this machine alone."""
 
@@ -50,6 +57,17 @@ class _Handler(SimpleHTTPRequestHandler):
         super().do_GET()
         if self.path.split("?")[0] in ("/", "/index.html"):
             self.seen.set()
+
+    def list_directory(self, path: str | os.PathLike[str]) -> io.BytesIO | None:
+        """Until the first page is drawn: one that asks again. What lies in the folder is nobody's business."""
+        if Path(path) != Path(self.directory):
+            self.send_error(404)
+            return None
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(WAITING)))
+        self.end_headers()
+        return io.BytesIO(WAITING)
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-store")
