@@ -36,10 +36,7 @@ CUTS = (
 )
 """The global batch of two ranks in one process: in two micro-batches, or whole."""
 CLOSE = 1e-5
-STEERED = {"layer_routing": 2e-3}
-"""Routers that steer by running figures move them once a micro-batch of all ranks, not once a micro-batch.
-
-A method of one's own may say what it needs in a class attribute ``rank_tolerance``."""
+"""A method of one's own may say what it needs in a class attribute ``rank_tolerance``."""
 
 
 @law
@@ -56,7 +53,7 @@ def two_ranks_are_one_process(case: Case) -> None:
         raise
     wrong = differing(one, other)
     assert not wrong, f"the two ranks differ in {wrong[:4]}"
-    tolerance = getattr(case.kind, "rank_tolerance", STEERED.get(case.name, CLOSE))
+    tolerance = getattr(case.kind, "rank_tolerance", CLOSE)
     gaps = []
     for cut in CUTS:
         alone = case.trained({**changes, **cut})
