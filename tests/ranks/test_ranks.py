@@ -102,6 +102,9 @@ def test_lora_on_two_ranks_is_lora_in_one_process(tmp_path: Path) -> None:
             id="full",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "schema_bank", ("model.compile=eager",), ACCUMULATED, 1e-5, id="compiled", marks=pytest.mark.slow
+        ),
         pytest.param("early_stopping", (), ACCUMULATED, CLOSE, id="early_stopping", marks=pytest.mark.slow),
     ],
 )

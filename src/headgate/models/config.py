@@ -73,6 +73,8 @@ class ModelConfig(StrictConfig):
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     activation_checkpointing: bool = False
+    compile: Literal["inductor", "aot_eager", "eager"] | None = None
+    """Backend of torch.compile for attention and MLP of every block; ``eager`` only traces, to look for graph breaks."""
     parallel: ParallelConfig | None = None
 
     @model_validator(mode="after")
@@ -82,6 +84,11 @@ class ModelConfig(StrictConfig):
             raise ValueError(
                 f"parallel={self.parallel.told} and {key}: packed weights cannot be spread over ranks: drop one of them "
                 "(a 4-bit base is whole on every rank)"
+            )
+        if self.parallel is not None and self.parallel.ranks > 1 and self.compile is not None:
+            raise ValueError(
+                f"parallel={self.parallel.told} and compile: {self.compile}: FSDP2 gathers a block's weights in hooks that a "
+                "compiled graph would hold on to: drop one of them"
             )
         return self
 

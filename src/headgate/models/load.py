@@ -23,6 +23,7 @@ from headgate.errors import ConfigError, ModelError
 from headgate.models.adapters import add_adapter, is_local, load_adapter
 from headgate.models.alignment import align
 from headgate.models.anatomy import describe
+from headgate.models.compiled import compile_parts
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.models.devices import choose_device, choose_dtype
 from headgate.models.shapes import SHAPES
@@ -184,7 +185,7 @@ def made_of(kind: type[Config], options: Mapping[str, Any], where: str) -> Confi
 
 
 def prepare_model(model: Any, config: ModelConfig, lora: LoraConfig | None, *, seed: int) -> Any:
-    """Adapter and activation checkpointing on a loaded base."""
+    """Adapter, activation checkpointing and compiled parts on a loaded base."""
     if config.adapter is not None:
         model = load_adapter(model, config.adapter, trainable=True)
     elif lora is not None:
@@ -192,4 +193,6 @@ def prepare_model(model: Any, config: ModelConfig, lora: LoraConfig | None, *, s
     if config.activation_checkpointing:
         # Reentrant checkpointing would give LoRA no gradients at all under a frozen embedding.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile is not None:
+        compile_parts(model, config.compile)
     return model

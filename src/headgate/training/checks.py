@@ -18,7 +18,8 @@ def check_compile(args: Any, methods: Sequence[str], sharded: bool) -> None:
     """``torch_compile`` runs for an adapter alone, in one process, on a whole base. Raises ConfigError elsewhere.
 
     Methods decide in Python which blocks run and what is learned from, and may install and take out parts of the model between
-    steps; a graph compiled of one rank may leave a collective out that another rank runs. No test has shown either to be right.
+    steps; a graph compiled of one rank may leave a collective out that another rank runs. No test has shown either to be right;
+    ``model.compile`` compiles what lies between these decisions.
     """
     if not getattr(args, "torch_compile", False):
         return
@@ -28,7 +29,8 @@ def check_compile(args: Any, methods: Sequence[str], sharded: bool) -> None:
     elif world_size() > 1:
         where = f"{world_size()} ranks"
     if where is not None:
-        raise ConfigError(f"torch_compile with {where} is not offered: leave torch_compile out")
+        cure = "" if sharded else ", and set model.compile (load_model(compile='inductor')): attention and MLP by themselves"
+        raise ConfigError(f"torch_compile with {where} is not offered: leave torch_compile out{cure}")
 
 
 def require_gradients(named: Mapping[str, nn.Parameter], stage: str) -> None:
