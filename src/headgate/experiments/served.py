@@ -12,14 +12,12 @@ from huggingface_hub import save_torch_state_dict
 from transformers import GenerationConfig
 
 from headgate.errors import ConfigError, ModelError
-from headgate.files import write_atomically
 from headgate.methods.compose import methods_of
 from headgate.models.anatomy import unwrap
-from headgate.serving.bundle import modeling_file
+from headgate.serving import MODELING, write_modeling
 from headgate.serving.describe import describe_run
 from headgate.serving.modeling import HeadgateConfig
 
-MODELING = "modeling_headgate.py"
 AUTO_MAP = {
     "AutoConfig": "modeling_headgate.HeadgateConfig",
     "AutoModelForCausalLM": "modeling_headgate.HeadgateForCausalLM",
@@ -52,7 +50,7 @@ def save_served(
         save_torch_state_dict(state, folder, max_shard_size=max_shard_size)
     except ValueError as error:
         raise ConfigError(f"--max-shard-size {max_shard_size}: {error}") from error
-    write_atomically(folder / MODELING, modeling_file())
+    write_modeling(folder)
     tokenizer.save_pretrained(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -27,6 +27,21 @@ ATTENTION_KINDS = ("sdpa", "eager")
 KeysValues = tuple[Tensor, Tensor]
 
 
+MOST_RUNS = 4
+"""Stretches of neighbouring rows that attend one by one, on views of their keys; more are gathered and attend together."""
+
+
+def runs_of(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """First row and number of rows of every stretch of neighbours among sorted ``rows``."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and row == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((row, 1))
+    return runs
+
+
 def uploaded(indices: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
     """Index vectors of the host on ``device``, in one copy for which nobody waits."""
     if device.type == "cpu":
@@ -45,6 +60,9 @@ class OpenTokens:
 
     def __init__(self, open_BT: Tensor, device: torch.device) -> None:
         self.rows, self.length = open_BT.shape
+        if self.length == 1:  # a decoding step counts every operation
+            self._of_a_step(open_BT[:, 0].tolist(), device)
+            return
         row_M, col_M = open_BT.nonzero(as_tuple=True)
         has_B = open_BT.any(1)
         self.width = int(open_BT.sum(1).max()) if len(row_M) else 0
@@ -54,6 +72,15 @@ class OpenTokens:
             [col_M, row_M * self.length + col_M, compact_M * self.width + slot_M, has_B.nonzero()[:, 0]],
             device,
         )
+        self.runs = runs_of(has_B.nonzero()[:, 0].tolist())
+
+    def _of_a_step(self, open_B: list[bool], device: torch.device) -> None:
+        """One token a row: its row is its place."""
+        rows = [row for row, opened in enumerate(open_B) if opened]
+        self.width, self.runs = int(bool(rows)), runs_of(rows)
+        (self.flat_M,) = uploaded([torch.tensor(rows, dtype=torch.long)], device)
+        self.rows_R = self.flat_M
+        self.col_M = self.slot_M = torch.zeros_like(self.flat_M)  # slots: nothing is padded, nobody asks
 
     def __len__(self) -> int:
         return len(self.flat_M)
@@ -157,10 +184,8 @@ class BlockParts:
         key, value = self._cached(key, value, call)
         query_MND = self._queries(tokens.take(normed_BTH), tokens, call)
         query = tokens.pad(query_MND).transpose(1, 2)
-        if len(tokens.rows_R) < key.shape[0]:
-            key, value = key.index_select(0, tokens.rows_R), value.index_select(0, tokens.rows_R)
         mask = self._mask(call.get("attention_mask"), tokens, x_BTH.shape[1], key)
-        output = self._attend(query, key, value, mask)
+        output = self._attend_rows(query, key, value, mask, tokens)
         mixed_MH = tokens.unpad(output).flatten(1)
         attention = self.attention
         projected = (
@@ -217,6 +242,26 @@ class BlockParts:
             floor = torch.finfo(key.dtype).min
             rows_MK = torch.zeros_like(rows_MK, dtype=key.dtype).masked_fill(~rows_MK, floor)
         return tokens.pad(rows_MK, rows_MK.dtype == torch.bool).unsqueeze(1)
+
+    def _attend_rows(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tokens: OpenTokens
+    ) -> Tensor:
+        """``query`` ``[R, N, Q, D]`` on the keys of its own rows among ``[B, N, K, D]``.
+
+        A step reads the whole cache once: to gather its rows would be to move it a second and a third time.
+        """
+        if len(tokens.rows_R) == key.shape[0]:
+            return self._attend(query, key, value, mask)
+        if len(tokens.runs) > MOST_RUNS:
+            rows = tokens.rows_R
+            return self._attend(query, key.index_select(0, rows), value.index_select(0, rows), mask)
+        outputs, done = [], 0
+        for first, count in tokens.runs:
+            part = None if mask is None else mask.narrow(0, done, count)
+            keys, values = key.narrow(0, first, count), value.narrow(0, first, count)
+            outputs.append(self._attend(query.narrow(0, done, count), keys, values, part))
+            done += count
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         attention = self.attention

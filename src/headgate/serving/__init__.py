@@ -4,8 +4,21 @@ Importing this package registers `HeadgateConfig` and `HeadgateForCausalLM` with
 `AutoModelForCausalLM`: a folder that `headgate export --to transformers` wrote then loads without remote code.
 """
 
+from pathlib import Path
+
+from headgate.files import write_atomically
+from headgate.serving.bundle import modeling_file
 from headgate.serving.modeling import HeadgateConfig, HeadgateForCausalLM, register
 
-register()
+MODELING = "modeling_headgate.py"
 
-__all__ = ["HeadgateConfig", "HeadgateForCausalLM", "register"]
+
+def write_modeling(folder: Path) -> None:
+    """The one self-contained modeling file, into an exported folder."""
+    write_atomically(folder / MODELING, modeling_file())
+
+
+register()
+HeadgateForCausalLM.beside = write_modeling
+
+__all__ = ["MODELING", "HeadgateConfig", "HeadgateForCausalLM", "register", "write_modeling"]

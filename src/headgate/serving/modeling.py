@@ -6,9 +6,11 @@ type of its own, so that no loader takes the base's weights and leaves the routi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,8 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = {"methods", "lora_A", "lora_B"}  # noqa: RUF012
     _can_compile_fullgraph = False  # which blocks run is asked of the device
+    beside: ClassVar[Callable[[Path], None] | None] = None
+    """Writes the modeling file into a folder: set where Headgate is installed; a file that was loaded is copied anyway."""
 
     def __init__(self, config: HeadgateConfig, *args: Any, **kwargs: Any) -> None:
         told = config.headgate or {"format": FORMAT, "adapter": {}, "methods": {}}
@@ -104,6 +108,13 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers', with the modeling file: the folder loads where this one did, and where Headgate is missing."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write = type(self).beside
+        if write is not None and kwargs.get("is_main_process", True):
+            write(Path(save_directory))
 
     def set_routing(self, routing: str) -> None:
         """``on``, ``removed``, or what one method knows (``expert:<skill>`` of lora_experts) and the others do not.

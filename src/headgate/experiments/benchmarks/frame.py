@@ -19,7 +19,7 @@ from headgate.errors import ConfigError
 from headgate.experiments.environment import environment
 
 Say = Callable[[str], None]
-SHARED = ("frame", "live_bytes")
+SHARED = ("frame", "live_bytes", "rows_ideal")
 
 
 @dataclass
