@@ -19,7 +19,8 @@ from headgate.data.identity import hub_like
 from headgate.data.tokenizers import tokenizer_of
 from headgate.errors import DataError, ModelError
 from headgate.experiments.draft_text import commented
-from headgate.methods.registry import METHODS, method_class
+from headgate.methods.names import METHODS
+from headgate.methods.registry import method_class
 
 PROMPTS = (
     "prompt",
