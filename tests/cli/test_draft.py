@@ -152,3 +152,30 @@ def test_recipes_prints_one_or_lists_all() -> None:
     assert shown == (shipped("demo/bank") or Path()).read_text()
     wrong = CliRunner().invoke(command_line("recipes"), ["recipes", "demo/bnak"]).exception
     assert isinstance(wrong, ConfigError) and "did you mean demo/bank?" in str(wrong)
+
+
+def test_conversations_on_a_model_without_a_template_get_one(tmp_path: Path, capsys: Any) -> None:
+    """What ``init`` writes must validate: a base model has no chat template, and most files are conversations."""
+    from headgate.cli.validate import validate
+    from headgate.data.templates import encode
+    from headgate.data.tokenizers import tokenizer_of
+
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Four pens."}]
+    path = json_lines(
+        tmp_path / "chat.jsonl",
+        [{"messages": [{"role": "user", "content": f"{n}?"}, turns[1]]} for n in range(40)],
+    )
+    made = draft(path, "embedded")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(made.text)
+    validate(recipe)
+    assert "valid" in capsys.readouterr().out
+    tokenizer = tokenizer_of("embedded")
+    tokenizer.chat_template = load_recipe(recipe).data.chat_template
+    row = encode({"messages": turns}, tokenizer)
+    learned = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(learned).strip() == "Four pens." + tokenizer.eos_token
+    assert (
+        "chat_template"
+        not in draft(json_lines(tmp_path / "plain.jsonl", [{"text": "a b"}] * 40), "embedded").content["data"]
+    )

@@ -79,6 +79,8 @@ class Recipe(StrictConfig):
     lora: LoraConfig | None = Field(default_factory=LoraConfig)
     data: DataConfig = DataConfig()
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    entry: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """``module:name``: a function or a transformers.Trainer class that trains instead of Headgate's trainer."""
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluation: list[EvalTask] = Field(default_factory=list)
     report_to: list[str] = Field(default_factory=lambda: ["jsonl"])
