@@ -191,4 +191,6 @@ def _reload(directory: RunDirectory, recipe: Recipe, parallel: ParallelConfig | 
         return load(directory.path, device=recipe.model.device, parallel=parallel)
     base, tokenizer = load_base(recipe.model.model_copy(update={"parallel": parallel}), seed=recipe.seed)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
+    if recipe.data.chat_template is not None:  # a trained run saved it with its tokenizer
+        tokenizer.chat_template = recipe.data.chat_template
     return attached_untrained(recipe, model).eval(), tokenizer
