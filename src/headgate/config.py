@@ -12,6 +12,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from headgate.errors import ConfigError
+
 LARGEST = 2**53
 """Of an integer: every reader of JSON agrees up to here, and no setting means more."""
 
@@ -87,6 +89,15 @@ def file_name(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(file_name)]
+
+
+def build_config(config_class: type[StrictConfig], options: Mapping[str, Any], where: str = "") -> Any:
+    """Validate keyword options; pydantic's complaints become one ConfigError, which names ``where`` or the class."""
+    try:
+        return config_class(**options)
+    except ValidationError as error:
+        details = "; ".join(complaints(error, config_class, where))
+        raise ConfigError(details if where else f"{config_class.__name__}: {details}") from None
 
 
 def complaints(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:

@@ -17,7 +17,9 @@ from headgate.errors import ConfigError, DataError
 from headgate.experiments.arms import arm_recipes, check_comparison
 from headgate.experiments.draft import draft
 from headgate.experiments.recipe_file import load_recipe, parse_yaml, recipe_from
+from headgate.experiments.run import run
 from headgate.experiments.shipped import shipped, shipped_names
+from headgate.training.saved import load
 
 QUESTIONS = [{"question": f"What is {n} plus 1?", "answer": f"It is {n + 1}."} for n in range(40)]
 
@@ -152,3 +154,36 @@ def test_recipes_prints_one_or_lists_all() -> None:
     assert shown == (shipped("demo/bank") or Path()).read_text()
     wrong = CliRunner().invoke(command_line("recipes"), ["recipes", "demo/bnak"]).exception
     assert isinstance(wrong, ConfigError) and "did you mean demo/bank?" in str(wrong)
+
+
+def test_conversations_on_a_model_without_a_template_get_one(tmp_path: Path, capsys: Any) -> None:
+    """What ``init`` writes must validate: a base model has no chat template, and most files are conversations."""
+    from headgate.cli.validate import validate
+    from headgate.data.templates import encode
+    from headgate.data.tokenizers import tokenizer_of
+
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Four pens."}]
+    path = json_lines(
+        tmp_path / "chat.jsonl",
+        [{"messages": [{"role": "user", "content": f"{n}?"}, turns[1]]} for n in range(40)],
+    )
+    made = draft(path, "embedded")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(made.text)
+    validate(recipe)
+    assert "valid" in capsys.readouterr().out
+    tokenizer = tokenizer_of("embedded")
+    tokenizer.chat_template = load_recipe(recipe).data.chat_template
+    row = encode({"messages": turns}, tokenizer)
+    learned = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(learned).strip() == "Four pens." + tokenizer.eos_token
+    # verified with the recipe's template, trained (it lies with what was saved) or not (nothing was saved)
+    for steps in (0, 1):
+        changes = [f"training.max_steps={steps}", f"output_dir={tmp_path}", "model.device=cpu"]
+        directory = run(load_recipe(recipe, changes))
+        assert directory.verified and directory.result()["evaluation"]["held_out"]["loss"] > 0
+    assert load(directory.path, device="cpu")[1].chat_template == load_recipe(recipe).data.chat_template
+    assert (
+        "chat_template"
+        not in draft(json_lines(tmp_path / "plain.jsonl", [{"text": "a b"}] * 40), "embedded").content["data"]
+    )

@@ -18,7 +18,8 @@ from headgate.errors import ConfigError
 from headgate.experiments.recipe_file import load_recipe
 from headgate.experiments.run import run
 from headgate.methods.base import Method
-from headgate.methods.registry import METHODS, method_class, register_method
+from headgate.methods.names import METHODS
+from headgate.methods.registry import method_class, register_method
 from headgate.methods.step import Step
 from headgate.models.surgery import on_block_output
 from headgate.testing import LawsBroken, conform, examine

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from headgate.config import build_config
 from headgate.errors import ConfigError
 from headgate.evaluation import sandbox, sandbox_canary, sandbox_modes
 from headgate.evaluation.code_tasks import pieces
@@ -20,7 +21,6 @@ from headgate.evaluation.config import EvalTask
 from headgate.evaluation.jail import landlock
 from headgate.evaluation.sandbox import isolation, run_program, run_programs, tally
 from headgate.evaluation.sandbox_watch import Limits, Outcome
-from headgate.methods.base import build_config
 from tests.evaluation.hostile_place import guards
 
 FAST = Limits(seconds=1.0, wall=4.0, output=1 << 16)

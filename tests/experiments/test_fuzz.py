@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import recipe_from
-from headgate.methods.registry import METHODS, method_class
+from headgate.methods.names import METHODS
+from headgate.methods.registry import method_class
 
 BESIDE: dict[str, dict[str, Any]] = {
     "SkillConfig": {"skill": "farm"},

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from headgate.config import build_config
 from headgate.data.config import DataConfig, SkillConfig
 from headgate.data.streams import load_stream
 from headgate.errors import ConfigError
@@ -13,7 +14,6 @@ from headgate.evaluation.continual import continual_metrics, continual_result
 from headgate.experiments.continual import as_one_stage, segment_ends
 from headgate.experiments.metric import Metric
 from headgate.experiments.recipe_file import recipe_from
-from headgate.methods.base import build_config
 from headgate.methods.stage import Stage, schedule_stages
 from headgate.training.order import Replay, StreamOrder
 

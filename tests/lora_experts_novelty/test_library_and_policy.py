@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from headgate.config import build_config
 from headgate.errors import ConfigError
-from headgate.methods.base import build_config
 from headgate.methods.lora_experts.spawn import Evidence, SpawnConfig, build_policy
 from headgate.modules.skill_library import SkillLibrary
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -21,15 +21,13 @@ from headgate.cli.options import (
     chosen_recipe,
     executor_options,
 )
-from headgate.experiments.compare import Comparison
-from headgate.experiments.compare_map import cells, map_folder
 from headgate.experiments.evidence import Finding, findings
-from headgate.experiments.executors import Executor, make_executor
 from headgate.experiments.recipe import Recipe
-from headgate.experiments.report import write_report
-from headgate.experiments.report.live import followed
-from headgate.experiments.statistics import MINIMUM_SEEDS
 from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
+
+if TYPE_CHECKING:
+    from headgate.experiments.compare import Comparison
+    from headgate.experiments.executors import Executor
 
 
 def compare(
@@ -56,6 +54,11 @@ def compare(
 ) -> None:
     """Run every arm at every seed (complete runs are skipped) and say what the difference is; in every cell of a map."""
     loaded = chosen_recipe(recipe, model, data, methods, overrides or [])
+    # after the recipe and its arms: a typo is told before torch is imported
+    from headgate.experiments.compare import Comparison
+    from headgate.experiments.executors import make_executor
+    from headgate.experiments.report.live import followed
+
     parallel = executor is not None or workers is not None
     made = make_executor(executor or "local", workers, executor_options(option or [])) if parallel else None
     if loaded.compare is not None and loaded.compare.map is not None:
@@ -75,6 +78,8 @@ def _show(comparison: Comparison, report: dict[str, Any]) -> None:
     out.print(comparison_table(report))
     for line in verdict_lines(report):
         out.print(line)
+    from headgate.experiments.statistics import MINIMUM_SEEDS
+
     if len(report["seeds"]) < MINIMUM_SEEDS:
         compared = {name for arm in comparison.arms.values() for name in arm.methods}
         if shipped := findings(compared):
@@ -85,6 +90,11 @@ def _show(comparison: Comparison, report: dict[str, Any]) -> None:
 
 def _compare_map(recipe: Recipe, executor: Executor | None, live: bool, allow_unverified: bool) -> None:
     """The comparison in every cell. All cells are checked before the first one runs."""
+    from headgate.experiments.compare import Comparison
+    from headgate.experiments.compare_map import cells, map_folder
+    from headgate.experiments.report import write_report
+    from headgate.experiments.report.live import followed
+
     with live_console() as console:
         found = [
             Comparison(cell, console.say, console, executor, allow_unverified) for cell in list(cells(recipe))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from headgate.cli.console import err, out
-from headgate.cli.options import RecipeArgument, SetOption
-from headgate.data.report import DataReport
-from headgate.data.shown import ShownRow, shown_sources
-from headgate.data.tokenizers import tokenizer_of
+from headgate.cli.options import RecipeArgument, SetOption, read_recipe
 from headgate.experiments.paths import with_paths
-from headgate.experiments.plan import model_shape
-from headgate.experiments.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from headgate.data.report import DataReport
+    from headgate.data.shown import ShownRow
 
 
 def data(
@@ -24,7 +23,11 @@ def data(
     limit: Annotated[int, typer.Option(help="Count over the first rows of each source; 0: all.")] = 1000,
 ) -> None:
     """Print rows as they are trained: masked tokens dim (or outside « »), lengths, truncation, padding, the mix."""
-    loaded = with_paths(load_recipe(recipe, overrides or []))
+    loaded = with_paths(read_recipe(recipe, overrides))
+    from headgate.data.shown import shown_sources
+    from headgate.data.tokenizers import tokenizer_of
+    from headgate.experiments.plan import model_shape
+
     tokenizer = tokenizer_of(loaded.model.name_or_path, loaded.model.revision)
     shape = model_shape(loaded)
     context = (

@@ -12,6 +12,7 @@ import typer
 from headgate.cli.console import live_console, out, result_table
 from headgate.cli.options import JsonOption
 from headgate.cli.targets import open_target
+from headgate.config import build_config
 from headgate.errors import ConfigError
 from headgate.evaluation.config import CODE_TASKS, EvalTask
 from headgate.evaluation.predictions import write_predictions
@@ -19,7 +20,6 @@ from headgate.evaluation.sandbox import describe_isolation
 from headgate.evaluation.tasks import TASKS, run_task
 from headgate.experiments.paired import paired_lines, paired_report
 from headgate.files import write_atomically
-from headgate.methods.base import build_config
 
 ROUTING_HELP = "How methods act: on, removed; shuffled (layer_routing: the control); arrow, expert:NUMBER (lora_experts); all, dense (schema_bank)."
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import logging
 import os
 import platform
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import typer
 
 import headgate
+from headgate.cli.quiet import quiet_libraries
 from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -70,8 +70,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "env": ("info:env", "Versions and hardware, to paste into an issue."),
 }
 """Verb -> ``file:function`` below ``headgate.cli``, and its line of the help."""
-HEAVY = frozenset(VERBS) - {"runs", "recipes", "diff", "report", "schema", "sources", "validate", "equations"}
-"""Verbs that import transformers, whose talk is then turned down."""
+LIGHT = frozenset({"runs", "recipes", "diff", "report", "schema", "sources", "validate", "equations"})
+"""Verbs that train and generate nothing."""
+RECIPE_FIRST = frozenset({"train", "compare", "sweep", "probe", "data"})
+"""Verbs that read a recipe before they import torch and transformers, whose talk they then turn down themselves."""
 
 
 def _show_version(asked: bool) -> None:
@@ -104,17 +106,6 @@ def command_line(verb: str | None) -> typer.Typer:
 def _another() -> None:
     """A verb that was not asked for; ``command_line`` was built for another one."""
     raise AssertionError("the verb of the command line is imported before it runs")
-
-
-def quiet_libraries() -> None:
-    """Progress bars and advice of the libraries underneath are not part of this program's output."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 def keep_freed_memory() -> None:
@@ -153,9 +144,10 @@ def main() -> None:
     try:
         if ranks is not None:
             refuse_ranks(sys.argv[1:])
-        if verb in HEAVY and "--help" not in sys.argv:
+        if verb in VERBS and verb not in LIGHT and "--help" not in sys.argv:
             keep_freed_memory()
-            quiet_libraries()
+            if verb not in RECIPE_FIRST:
+                quiet_libraries()
         command_line(verb)(standalone_mode=True)
     except KeyboardInterrupt:
         if ranks is None or ranks.is_writer():

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from headgate.cli.quiet import quiet_libraries
 from headgate.errors import ConfigError
+from headgate.experiments.arms import arm_recipes
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import load_recipe, parse_yaml, recipe_of_content
 
@@ -62,6 +64,16 @@ def method_names(given: str | None) -> list[str]:
     return [name.strip() for name in (given or "").split(",") if name.strip()]
 
 
+def read_recipe(recipe: Path, overrides: Sequence[str] | None, *, compared: bool = False) -> Recipe:
+    """A recipe that will be run. What is wrong with it (``compared``: with its arms too) is said before torch and
+    transformers are imported."""
+    loaded = load_recipe(recipe, overrides or [])
+    if compared and loaded.compare is not None and loaded.compare.map is None:
+        arm_recipes(loaded)
+    quiet_libraries()
+    return loaded
+
+
 def chosen_recipe(
     recipe: Path | None,
     model: str | None,
@@ -83,7 +95,8 @@ def chosen_recipe(
         if model is not None or methods is not None:
             flag, cure = ("--model", "model.name_or_path") if model is not None else ("--methods", "methods")
             raise ConfigError(f"{flag} goes with --data; over a recipe write --set {cure}=...")
-        return load_recipe(recipe, overrides)
+        return read_recipe(recipe, overrides, compared=compared)
+    quiet_libraries()
     from headgate.experiments.draft import draft
 
     names = method_names(methods)

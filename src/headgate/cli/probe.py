@@ -9,11 +9,8 @@ import typer
 import yaml
 
 from headgate.cli.console import out
-from headgate.cli.options import JsonOption, RecipeArgument, SetOption
+from headgate.cli.options import JsonOption, RecipeArgument, SetOption, read_recipe
 from headgate.errors import ConfigError
-from headgate.experiments.probe import measure
-from headgate.experiments.probe_verdict import verdict
-from headgate.experiments.recipe_file import load_recipe
 from headgate.files import write_atomically
 
 
@@ -28,7 +25,11 @@ def probe(
     """Train a little as the recipe says, measure what rows are worth and what a gate would cost, and say whether it pays."""
     if seconds <= 0:
         raise ConfigError(f"--seconds {seconds:g}: give a time above 0")
-    found = verdict(measure(load_recipe(recipe, overrides or []), seconds, out.print))
+    loaded = read_recipe(recipe, overrides)
+    from headgate.experiments.probe import measure
+    from headgate.experiments.probe_verdict import verdict
+
+    found = verdict(measure(loaded, seconds, out.print))
     costs = f"a backward costs {found['rho']:.2f} forwards ({found['rho_flops']:.2f} in FLOPs)"
     out.print(f"rho           {costs}", highlight=False)
     out.print(f"w             a repeat is worth {found['w']:.2f} of a fresh row", highlight=False)

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from headgate.cli.console import out
-from headgate.experiments.report import write_figures, write_report
 
 
 def report(
@@ -35,6 +34,8 @@ def report(
 ) -> None:
     """Write DIR/report: index.html (one file, no network), report.md, figures (PNG, SVG) and CSV tables."""
     if figures is not None:
+        from headgate.experiments.report import write_figures
+
         for path in write_figures(folder, figures):
             out.print(str(path), markup=False)
         return
@@ -46,6 +47,8 @@ def report(
         stopped = _parent_is_gone() if with_parent else lambda: False
         follow(folder, own_port(folder) if port is None else port, every, out.print, stopped)
         return
+    from headgate.experiments.report import write_report
+
     written = write_report(folder)
     out.print(f"report: {written.page}", markup=False)
     out.print(

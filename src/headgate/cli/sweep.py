@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -20,13 +20,11 @@ from headgate.cli.options import (
     SetOption,
     WorkersOption,
     executor_options,
+    read_recipe,
 )
-from headgate.experiments.executors import make_executor
-from headgate.experiments.recipe_file import load_recipe
-from headgate.experiments.report import write_report
-from headgate.experiments.report.live import followed
-from headgate.experiments.sweep import Progress, Sweep
-from headgate.experiments.sweep_table import cell, headline
+
+if TYPE_CHECKING:
+    from headgate.experiments.sweep import Progress, Sweep
 
 
 def sweep(
@@ -44,7 +42,14 @@ def sweep(
     live: LiveOption = False,
 ) -> None:
     """Run every combination of the recipe's sweep: section. Complete runs are skipped, partial ones resume."""
-    planned = Sweep(load_recipe(recipe, overrides or []), say=out.print)
+    loaded = read_recipe(recipe, overrides)
+    # after the recipe: a typo is told before torch is imported
+    from headgate.experiments.executors import make_executor
+    from headgate.experiments.report import write_report
+    from headgate.experiments.report.live import followed
+    from headgate.experiments.sweep import Sweep
+
+    planned = Sweep(loaded, say=out.print)
     if dry_run:
         for run in planned.runs:
             out.print(f"{run.directory.status:9} {run.label}  {run.directory.path}")
@@ -70,6 +75,8 @@ def sweep(
 
 def groups_table(table: dict[str, Any]) -> Table:
     """One row per setting: mean and SD over its seeds."""
+    from headgate.experiments.sweep_table import cell, headline
+
     columns = headline(table)
     shown = Table(title=f"{table['name']}: {len(table['runs'])} runs", title_justify="left")
     for column in ("runs", "n", *(c.removeprefix("evaluation.").removeprefix("training.") for c in columns)):

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from headgate.cli.console import live_console, out, result_table
-from headgate.cli.launch import launch
 from headgate.cli.options import (
     DataOption,
     MethodsOption,
@@ -18,10 +17,7 @@ from headgate.cli.options import (
     chosen_recipe,
 )
 from headgate.errors import ConfigError
-from headgate.experiments.plan import plan
 from headgate.experiments.recipe_file import aliases_used
-from headgate.experiments.run import run
-from headgate.training import processes
 
 
 def train(
@@ -38,6 +34,11 @@ def train(
 ) -> None:
     """Train, evaluate, and write a run directory. A partial run resumes where it stopped."""
     loaded = chosen_recipe(recipe, model, data, methods, overrides or [], compared=False)
+    from headgate.cli.launch import launch
+    from headgate.experiments.plan import plan
+    from headgate.experiments.run import run
+    from headgate.training import processes
+
     if nproc > 1:
         if recipe is None:
             raise ConfigError(

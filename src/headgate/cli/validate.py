@@ -14,14 +14,16 @@ from headgate.experiments.recipe_file import aliases_used, load_recipe
 def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Check a recipe and the first rows of its data without loading a model, and print what it would do."""
     loaded = load_recipe(recipe, overrides or [])
-    check_recipe(loaded)
-    if loaded.compare is not None:
-        for comparison in [loaded] if loaded.compare.map is None else cells(loaded):
-            arms = arm_recipes(comparison)
-            check_comparison(comparison, arms)
-            for arm in arms.values():
-                check_recipe(arm)
     # each check imports what it needs: a wrong key is told before the data libraries are there, wrong data before models
+    comparisons = []
+    if loaded.compare is not None:
+        comparisons = list([loaded] if loaded.compare.map is None else cells(loaded))
+    arms_of = [arm_recipes(comparison) for comparison in comparisons]
+    check_recipe(loaded)
+    for comparison, arms in zip(comparisons, arms_of, strict=True):
+        check_comparison(comparison, arms)
+        for arm in arms.values():
+            check_recipe(arm)
     from headgate.data.checks import check_data
 
     read = with_paths(loaded)

@@ -17,9 +17,16 @@ from .spans import Span
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_TEMPLATE = (
-    "the rows are conversations and the tokenizer has no chat template: set data.chat_template, choose an "
-    "instruct model, or convert the rows to prompt and completion"
+    "the rows are conversations and the tokenizer has no chat template: set data.chat_template (headgate init writes a "
+    "plain one), choose an instruct model, or convert the rows to prompt and completion"
 )
+PLAIN_CHAT = (
+    "{% for turn in messages %}{{ turn['role'] | capitalize }}:\n"
+    "{% if turn['role'] == 'assistant' %}{% generation %}{{ turn['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ turn['content'] }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+"""A template for a base model, which has none: roles as words, an answer up to its end of sequence trained."""
 
 
 def render(row: Mapping[str, Any], tokenizer: Any, loss_on: str) -> tuple[str, list[Span], bool]:

@@ -16,10 +16,12 @@ from headgate.data.config import SourceConfig
 from headgate.data.files import find_files
 from headgate.data.formats import read_files
 from headgate.data.identity import hub_like
+from headgate.data.rendering import PLAIN_CHAT
 from headgate.data.tokenizers import tokenizer_of
 from headgate.errors import DataError, ModelError
 from headgate.experiments.draft_text import commented
-from headgate.methods.registry import METHODS, method_class
+from headgate.methods.names import METHODS
+from headgate.methods.registry import method_class
 
 PROMPTS = (
     "prompt",
@@ -72,6 +74,9 @@ def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name:
     for wanted in methods:
         method_class(wanted)  # an unknown one is said before anything is read
     seen = _look(data)
+    template = _chat_template(seen, model)
+    if template is not None:
+        seen.notes.append(NO_CHAT)
     length, lengths_note = _max_length(seen, model)
     whole_text = (
         "text" in seen.rows[0] and seen.rows[0].get("prompt") is None and "messages" not in seen.rows[0]
@@ -95,6 +100,7 @@ def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name:
             "max_length": length,
             "loss_on": "all" if whole_text else "completion",
             "long_prompts": "drop",
+            **({"chat_template": template} if template is not None else {}),
         },
         "training": {
             **({"max_steps": 500} if seen.count is None or seen.count > 4000 else {"epochs": 3}),
@@ -120,6 +126,7 @@ def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name:
 
 
 HELD_OUT = "held_out"
+NO_CHAT = "the model has no chat template, a plain one is written"
 
 
 def _held_out(data: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
@@ -232,6 +239,16 @@ def _max_length(seen: _Seen, model: str) -> tuple[int, str]:
     )
 
 
+def _chat_template(seen: _Seen, model: str) -> str | None:
+    """A plain template where the rows are conversations and the tokenizer, which is on this machine, has none."""
+    if not any(row.get("messages") is not None for row in seen.rows):
+        return None
+    try:
+        return None if tokenizer_of(model, local=True).chat_template else PLAIN_CHAT
+    except ModelError:
+        return None
+
+
 def _context(model: str) -> int:
     """Positions that the model was made for; where its configuration is not here, the loader says what is too long."""
     from transformers import AutoConfig
@@ -247,7 +264,7 @@ def _context(model: str) -> int:
 
 def _as_text(row: Mapping[str, Any]) -> str:
     if row.get("messages") is not None:
-        return "\n".join(str(turn.get("content") or "") for turn in row["messages"])
+        return "\n".join(f"{turn.get('role')}:\n{turn.get('content') or ''}" for turn in row["messages"])
     return " ".join(str(row[key]) for key in ("prompt", "completion", "text") if row.get(key) is not None)
 
 

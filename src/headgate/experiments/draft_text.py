@@ -19,6 +19,11 @@ def commented(content: Mapping[str, Any], notes: Sequence[str], own_validation: 
         )
     )
     arms = "\n".join(f"    {name}: {_flow(arm)}" for name, arm in compare["arms"].items())
+    template = (
+        f"  chat_template: {_flow(data['chat_template'])}   # the model has none: roles as words\n"
+        if "chat_template" in data
+        else ""
+    )
     return f"""\
 # Drafted by `headgate init` from {data["train"]["path"]}: {"; ".join(notes)}.
 #   headgate data RECIPE       rows as they are trained, masked tokens dim
@@ -34,7 +39,7 @@ data:
   max_length: {data["max_length"]}   # {lengths}
   loss_on: {data["loss_on"]}   # completion: what is asked is read and not trained on; all: every token is
   long_prompts: drop   # a row whose prompt alone fills max_length is left out and counted
-training:
+{template}training:
   {steps}: {training[steps]}
   per_device_train_batch_size: {training["per_device_train_batch_size"]}
   learning_rate: {training["learning_rate"]:g}   # tune it for every arm alike: compare.tune, docs/experiments.md

@@ -43,6 +43,10 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     places["model.name_or_path"] = _model_digest(recipe.model.name_or_path, recipe.model.revision)
     if recipe.model.adapter is not None:
         places["model.adapter"] = _path_digest(Path(recipe.model.adapter))
+    if recipe.entry is not None:
+        from headgate.experiments.entry import entry_digest
+
+        places["entry"] = entry_digest(recipe.entry)
     for name, options in recipe.methods.items():
         for key, value in _run_references(options):
             places[f"methods.{name}.{key}"] = _path_digest(Path(value) / "checkpoint")

@@ -30,10 +30,18 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise ConfigError or ModelError, with the place, the value and the cure, for what this machine cannot run."""
+    if recipe.entry is not None:
+        from headgate.experiments.entry import check_entry
+
+        check_entry(recipe)
     check_packages(recipe)
     check_early_stopping(recipe)
     check_routing(recipe)
     check_parallel(recipe)
+    if recipe.lora is not None and recipe.lora.peft_type.lower() != "lora":
+        from headgate.models.adapters import other_config
+
+        other_config(recipe.lora)
     if recipe.model.adapter is not None:
         from headgate.models.adapters import check_adapter
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
-from headgate.config import FileName, Seed, StrictConfig
+from headgate.config import FileName, Seed, StrictConfig, build_config
 from headgate.data.config import DataConfig
 from headgate.evaluation.config import EvalTask
-from headgate.methods.base import build_config
-from headgate.methods.registry import method_class
+from headgate.methods.names import config_class
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.training.config import TrainingConfig
 
@@ -80,6 +79,8 @@ class Recipe(StrictConfig):
     lora: LoraConfig | None = Field(default_factory=LoraConfig)
     data: DataConfig = DataConfig()
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    entry: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """``module:name``: a function or a transformers.Trainer class that trains instead of Headgate's trainer."""
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluation: list[EvalTask] = Field(default_factory=list)
     report_to: list[str] = Field(default_factory=lambda: ["jsonl"])
@@ -115,7 +116,7 @@ class Recipe(StrictConfig):
         """Method blocks are completed with that method's defaults."""
         resolved = {}
         for name, options in methods.items():
-            config = build_config(method_class(name).Config, options or {}, where=f"methods.{name}")
+            config = build_config(config_class(name), options or {}, where=f"methods.{name}")
             resolved[name] = config.model_dump(mode="json")
         return resolved
 
@@ -177,9 +178,7 @@ class Recipe(StrictConfig):
             content.get("model", {}).pop(place, None)
         content["model"] = content.get("model", {})
         content["methods"] = {
-            name: build_config(method_class(name).Config, options).model_dump(
-                mode="json", exclude_defaults=True
-            )
+            name: build_config(config_class(name), options).model_dump(mode="json", exclude_defaults=True)
             for name, options in self.methods.items()
         }
         return content

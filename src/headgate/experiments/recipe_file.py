@@ -220,13 +220,13 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, with the methods' own blocks."""
-    from headgate.methods.registry import METHODS, method_class
+    from headgate.methods.names import METHODS, config_class
 
     schema = Recipe.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     blocks = {}
     for name in METHODS.names():
-        config = method_class(name).Config
+        config = config_class(name)
         own = config.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(own.pop("$defs", {}))
         definitions[config.__name__] = own

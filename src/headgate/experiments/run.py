@@ -15,6 +15,7 @@ from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.tasks import run_task
 from headgate.experiments.console import Console as Console
 from headgate.experiments.continual import continual
+from headgate.experiments.entry import job_of, train_with_entry
 from headgate.experiments.inputs import input_digests, require_same_defaults
 from headgate.experiments.model_card import model_card
 from headgate.experiments.paths import with_paths
@@ -22,12 +23,13 @@ from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.resumption import changed_ranks, check_ranks, micro_batches
 from headgate.experiments.run_directory import RunDirectory
-from headgate.experiments.trainers import make_trainer, quiet
+from headgate.experiments.trainers import make_trainer, quiet, training_arguments
 from headgate.experiments.untrained import attached_untrained
 from headgate.experiments.verification import failures, verification
 from headgate.files import write_atomically
 from headgate.models.sharding import is_sharded
 from headgate.training import checkpoint, processes
+from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer
 
 __all__ = ["Console", "evaluate", "final_validation", "make_trainer", "quiet", "run"]
@@ -108,7 +110,9 @@ def _train_and_evaluate(
         "seed": recipe.seed,
         "data": {name: report.as_dict() for name, report in prepared.reports.items()},
     }
-    if recipe.steps_given != 0:
+    if recipe.steps_given != 0 and recipe.entry is not None:
+        result["training"], history = _train_with_entry(recipe.entry, prepared, directory, console)
+    elif recipe.steps_given != 0:
         result["training"], history = _train(prepared, directory, console, newest)
     else:
         result["training"] = {"steps": 0, "trained_tokens": 0, "flops": 0, "seconds": 0.0}
@@ -195,6 +199,27 @@ def _train(
         **trainer.summary(),
     }
     return figures, trainer.state.log_history
+
+
+def _train_with_entry(
+    entry: str, prepared: Prepared, directory: RunDirectory, console: Console
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """As ``_train`` by a user's own code, which starts over where it was interrupted; validated and saved as every run."""
+    job = job_of(prepared, training_arguments(prepared, directory))
+    metrics = JsonlCallback(directory.metrics_file)
+    figures = train_with_entry(entry, job, [metrics, *console.callbacks])
+    trainer = make_trainer(prepared, directory)
+    trainer.state.global_step = figures["steps"]
+    trainer.run_state.trained_tokens, trainer.run_state.flops = figures["trained_tokens"], figures["flops"]
+    trainer.stopwatch.seconds = figures["seconds"]
+    validation = final_validation(trainer)
+    trainer.save_model(str(directory.checkpoint))
+    prepared.tokenizer.save_pretrained(directory.checkpoint)
+    sizes = {
+        "trainable_parameters": sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in trainer.anatomy.model.parameters()),
+    }
+    return {**figures, **sizes, **validation}, trainer.state.log_history
 
 
 def attach_untrained(prepared: Prepared, directory: RunDirectory) -> list[dict[str, Any]]:

@@ -19,13 +19,10 @@ from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer
 
 
-def make_trainer(
-    prepared: Prepared, directory: RunDirectory, callbacks: Sequence[TrainerCallback] = ()
-) -> HeadgateTrainer:
-    """The trainer of a run, not started."""
+def training_arguments(prepared: Prepared, directory: RunDirectory) -> TrainingArguments:
+    """transformers' arguments of a run, from its recipe."""
     recipe, training = prepared.recipe, prepared.recipe.training
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory.path / "tensorboard")
-    stages = prepared.stages
     max_steps = recipe.steps_given
     rough = max_steps if max_steps is not None else _epoch_steps(prepared)
     evaluates = prepared.validation is not None
@@ -34,7 +31,7 @@ def make_trainer(
     flags: dict[str, Any] = decided_here(training.precision)
     if training.optimizer in OPTIM:
         flags["optim"] = OPTIM[training.optimizer]
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(directory.trainer_dir),
         max_steps=max_steps if max_steps is not None else -1,
         num_train_epochs=training.epochs or 1,
@@ -73,6 +70,18 @@ def make_trainer(
         run_name=recipe.name,
         label_names=["labels"],
     )
+
+
+def make_trainer(
+    prepared: Prepared, directory: RunDirectory, callbacks: Sequence[TrainerCallback] = ()
+) -> HeadgateTrainer:
+    """The trainer of a run, not started."""
+    recipe, training, stopping = (
+        prepared.recipe,
+        prepared.recipe.training,
+        prepared.recipe.training.early_stopping,
+    )
+    arguments = training_arguments(prepared, directory)
     columns = prepared.methods.columns()
     trainer = HeadgateTrainer(
         model=prepared.model,
@@ -85,7 +94,7 @@ def make_trainer(
         eval_collator=Collator(prepared.tokenizer.pad_token_id, ["example_id"]),
         processing_class=prepared.tokenizer,
         methods=prepared.methods,
-        stages=stages,
+        stages=prepared.stages,
         loss=training.loss,
         label_smoothing=training.label_smoothing,
         schedule_clock=training.schedule_clock,

@@ -146,6 +146,9 @@ def _continuity(directory: RunDirectory, recipe: Recipe, result: Mapping[str, An
     steps = result["training"]["steps"]
     if steps == 0:
         return
+    if recipe.entry is not None:
+        yield check("metrics", None, "trained by the recipe's entry, which logs as it likes")
+        return
     with directory.metrics_file.open("rb") as file:
         lines = sum(1 for _ in file)
     rows = directory.metrics()
@@ -188,4 +191,6 @@ def _reload(directory: RunDirectory, recipe: Recipe, parallel: ParallelConfig | 
         return load(directory.path, device=recipe.model.device, parallel=parallel)
     base, tokenizer = load_base(recipe.model.model_copy(update={"parallel": parallel}), seed=recipe.seed)
     model = prepare_model(base, recipe.model, recipe.lora, seed=recipe.seed)
+    if recipe.data.chat_template is not None:  # a trained run saved it with its tokenizer
+        tokenizer.chat_template = recipe.data.chat_template
     return attached_untrained(recipe, model).eval(), tokenizer

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from headgate.config import StrictConfig, complaints
+from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
@@ -139,14 +139,3 @@ def keywords_of(config_class: type[StrictConfig]) -> inspect.Signature:
         "config", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=config_class | None
     )
     return inspect.Signature([config, *fields])
-
-
-def build_config(config_class: type[StrictConfig], options: Mapping[str, Any], where: str = "") -> Any:
-    """Validate keyword options; pydantic's complaints become one ConfigError, which names ``where`` or the class."""
-    from pydantic import ValidationError
-
-    try:
-        return config_class(**options)
-    except ValidationError as error:
-        details = "; ".join(complaints(error, config_class, where))
-        raise ConfigError(details if where else f"{config_class.__name__}: {details}") from None

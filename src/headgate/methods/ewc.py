@@ -24,9 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from headgate.config import StrictConfig
+from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
-from headgate.methods.base import Method, build_config
+from headgate.methods.base import Method
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy

@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from headgate.config import build_config
 from headgate.errors import ConfigError
-from headgate.methods.base import Method, build_config
+from headgate.methods.base import Method
 from headgate.methods.compose import MethodStack
-from headgate.plugins import Registry
+from headgate.methods.names import METHODS, no_method
 
-METHODS: Registry[type[Method]] = Registry(
-    "method",
-    "headgate.methods",
-    {
-        "layer_routing": "headgate.methods.layer_routing:LayerRouting",
-        "schema_bank": "headgate.methods.schema_bank:SchemaBank",
-        "lora_experts": "headgate.methods.lora_experts:LoraExperts",
-        "backward_gate": "headgate.methods.backward_gate:BackwardGate",
-        "ewc": "headgate.methods.ewc:EWC",  # a baseline of continual learning, not one of the four
-    },
-)
 Kind = TypeVar("Kind", bound=type[Method])
 
 
@@ -43,7 +33,7 @@ def method_class(name: str) -> type[Method]:
     """The class of a method. Raises ConfigError with a did-you-mean for an unknown name."""
     kind = METHODS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise ConfigError(f"method {name!r} is {kind!r}, which is no subclass of headgate.Method")
+        raise no_method(name, kind)
     return kind
 
 

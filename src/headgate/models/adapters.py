@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,11 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
     """
     import peft
 
+    peft_config: Any
     anatomy = describe(model)
-    if config.peft_type != "lora":
-        kinds = {kind.value.lower(): kind for kind in peft.PeftType}
-        if config.peft_type.lower() not in kinds:
-            raise ModelError(
-                f"lora.peft_type={config.peft_type!r} is no PEFT method: {', '.join(sorted(kinds))}"
-            )
-        kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kinds[config.peft_type.lower()]]
-        try:
-            peft_config = kind(task_type="CAUSAL_LM", **config.other_options)
-        except TypeError as error:
-            raise ModelError(f"lora: {error}") from None
+    if config.peft_type.lower() != "lora":
+        peft_config = other_config(config)
     else:
-        check_lora_keys(config)
         targets = _target_modules(anatomy, config.target_modules)
         _check_rank(anatomy, targets, config.r)
         peft_config = peft.LoraConfig(
@@ -53,8 +45,36 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with whole_sizes():
-            return peft.get_peft_model(model, peft_config)
+        try:
+            with whole_sizes():
+                return peft.get_peft_model(model, peft_config)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"lora (peft_type={config.peft_type}): {str(error).splitlines()[0]}") from error
+
+
+def other_config(config: LoraConfig) -> Any:
+    """The configuration of another PEFT method, its keys as they were given. Raises ConfigError naming what is wrong."""
+    import peft
+
+    wanted = config.peft_type.lower()
+    kinds = {kind.value.lower(): kind for kind in peft.PeftType}
+    if wanted not in kinds:
+        close = difflib.get_close_matches(wanted, [*kinds, "lora"], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(
+            f"lora.peft_type={config.peft_type!r} is no PEFT method: {hint}there are {', '.join(sorted(kinds))}"
+        )
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kinds[wanted]]
+    known = [field.name for field in fields(kind)]
+    for key in config.options:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+            raise ConfigError(f"lora.{key}: {wanted} has no such key: {hint}")
+    try:
+        return kind(task_type="CAUSAL_LM", **config.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"lora (peft_type={wanted}): {str(error).splitlines()[0]}") from None
 
 
 def _target_modules(anatomy: Any, targets: list[str] | str) -> list[str] | str:
@@ -70,15 +90,6 @@ def _target_modules(anatomy: Any, targets: list[str] | str) -> list[str] | str:
             hint = f"did you mean {close[0]!r}?" if close else f"the model has {', '.join(leaves)}"
             raise ModelError(f"lora.target_modules: {target!r} matches nothing: {hint}")
     return targets
-
-
-def check_lora_keys(config: LoraConfig) -> None:
-    """Keys beside LoRA's own are another PEFT method's. Raises ConfigError for them under ``peft_type: lora``."""
-    for key in config.other_options if config.peft_type == "lora" else ():
-        known = sorted(LoraConfig.model_fields)
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        raise ConfigError(f"lora.{key}: unknown key: {hint}")
 
 
 def _check_rank(anatomy: Any, targets: list[str] | str, rank: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -105,9 +106,9 @@ class ModelConfig(StrictConfig):
 
 
 class LoraConfig(StrictConfig):
-    """The adapter. With ``peft_type`` other than ``lora``, the remaining keys go to that PEFT config as they are."""
+    """The adapter. With ``peft_type`` other than ``lora``, every other key goes to that PEFT config as it is."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
     peft_type: str = "lora"
     r: int = Field(default=8, ge=1, le=2**20)
@@ -117,7 +118,27 @@ class LoraConfig(StrictConfig):
     layers: Literal["all"] | list[int] | str = "all"
     use_rslora: bool = False
     use_dora: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of another PEFT method: where its keys are gathered, ``r`` and ``target_modules`` too, so that none is left out."""
 
-    @property
-    def other_options(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, content: Any) -> Any:
+        """The keys of another PEFT method, as its options; what has options already was read before."""
+        if not isinstance(content, Mapping) or str(content.get("peft_type", "lora")).lower() == "lora":
+            return content
+        own = {key: value for key, value in content.items() if key not in ("peft_type", "options")}
+        if "options" in content:
+            own = {key: value for key, value in own.items() if not cls._is_default(key, value)}
+        return {"peft_type": content["peft_type"], "options": {**(content.get("options") or {}), **own}}
+
+    @classmethod
+    def _is_default(cls, key: str, value: Any) -> bool:
+        field = cls.model_fields.get(key)
+        return field is not None and bool(field.default == value)
+
+    @model_validator(mode="after")
+    def _options_are_another_methods(self) -> LoraConfig:
+        if self.options and self.peft_type.lower() == "lora":
+            raise ValueError("options are another PEFT method's: set peft_type, or write LoRA's own keys")
+        return self

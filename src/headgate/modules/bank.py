@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from headgate.ops.gating import Gates
-from headgate.ops.low_rank import Reduction, low_rank_bank, orthonormality
+from headgate.ops.low_rank import low_rank_bank, orthonormality
+from headgate.ops.reduction import Reduction
 
 
 class LowRankBank(nn.Module):

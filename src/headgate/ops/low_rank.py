@@ -21,7 +21,7 @@ Legend: B batch, T tokens, M = B*T, I inputs, O outputs, N experts, K chosen exp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from headgate.ops.gathered_low_rank import chosen_rows, gathered_is_faster, gathered_low_rank
 from headgate.ops.grouped_low_rank import grouped_experts, grouped_is_faster
-
-Reduction = Literal["mean", "frobenius", "sum"]
+from headgate.ops.reduction import Reduction
 
 CHUNK_TOKENS = 512
 """Tokens of one chunk: its [chunk, R] scratch stays in cache, and the products remain large."""

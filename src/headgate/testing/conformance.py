@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from headgate.errors import ConfigError
 from headgate.methods.base import Method
-from headgate.methods.registry import METHODS, method_class, register_method
+from headgate.methods.names import METHODS
+from headgate.methods.registry import method_class, register_method
 from headgate.testing.case import Case, NotApplicable
 from headgate.testing.law import LAWS
 from headgate.testing.laws_of_pairs import PARTNERS

@@ -7,9 +7,8 @@ import inspect
 import json
 import textwrap
 
-from headgate.config import StrictConfig
+from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
-from headgate.methods.base import build_config
 from headgate.testing.case import Case
 from headgate.testing.law import law
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from headgate.errors import ConfigError, HeadgateError
 from headgate.methods.base import Method
-from headgate.methods.registry import METHODS, register_method
+from headgate.methods.names import METHODS
+from headgate.methods.registry import register_method
 from headgate.testing.case import Case, NotApplicable, differing
 from headgate.testing.law import law
 from headgate.training import processes

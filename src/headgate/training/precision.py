@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from headgate.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Optimizer = Literal[
@@ -51,6 +52,8 @@ def check_arguments(scheduler: str, arguments: dict[str, Any]) -> None:
 
 def check_machine(precision: str, optimizer: str, device: torch.device) -> None:
     """Raises ConfigError where this machine cannot compute so: no such arithmetic, no package, no GPU."""
+    import torch
+
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("training.precision=fp16 runs on a GPU, model.device is cpu: use bf16 or fp32")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():

@@ -55,6 +55,9 @@ def load(path: str | Path, *, attach: bool = True, **model_options: Any) -> tupl
         model, tokenizer = load_base(ModelConfig(**{**base, "name_or_path": str(folder)}))
     else:
         raise CheckpointError(f"{folder} has neither an adapter nor full weights: the save is incomplete")
+    template = folder / "chat_template.jinja"  # transformers' name: a recipe's own is not the base's
+    if template.exists():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     methods = checkpoint.build_methods(description)
     methods.attach(describe(model))
     methods.to(next(model.parameters()).device)

@@ -5,7 +5,24 @@ A page shows what the runs hold: no statistics are computed here that a comparis
 is drawn that was not measured.
 """
 
-from headgate.experiments.report.overview import write_overview
-from headgate.experiments.report.page import write_figures, write_report
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headgate.experiments.report.overview import write_overview as write_overview
+    from headgate.experiments.report.page import write_figures as write_figures
+    from headgate.experiments.report.page import write_report as write_report
 
 __all__ = ["write_figures", "write_overview", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    """The writers when they are asked for: an address is served before matplotlib and scipy are there."""
+    if name == "write_overview":
+        from headgate.experiments.report.overview import write_overview
+
+        return write_overview
+    if name in __all__:
+        from headgate.experiments.report import page
+
+        return getattr(page, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

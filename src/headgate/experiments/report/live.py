@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headgate.errors import CheckpointError, ConfigError
-from headgate.experiments.report.page import Written, write_report
-from headgate.experiments.report.reading import read_study
+
+if TYPE_CHECKING:
+    from headgate.experiments.report.page import Written
 
 POLL_SECONDS = 0.5
 DUTY = 10
@@ -143,6 +144,8 @@ def follow(
 
 
 def _write(folder: Path, refresh: int | None) -> Written | None:
+    from headgate.experiments.report.page import write_report  # seconds: after the address is served
+
     try:
         return write_report(folder, refresh)
     except CheckpointError:  # nothing has begun
@@ -151,6 +154,8 @@ def _write(folder: Path, refresh: int | None) -> Written | None:
 
 def is_finished(folder: Path) -> bool:
     """Whether every run that the folder's study plans is complete, and a comparison has its verdict."""
+    from headgate.experiments.report.reading import read_study
+
     try:
         study = read_study(folder)
     except CheckpointError:
@@ -182,6 +187,8 @@ def followed(folder: Path, live: bool) -> Iterator[Callable[[], Path]]:
     Gives a function that returns the final page: the follower's, who then ends, or one that is written now.
     Where the block fails the follower writes what there is, and ends; it also ends when this process is gone.
     """
+    from headgate.experiments.report.page import write_report
+
     process = _start(folder) if live else None
 
     def page() -> Path:

@@ -20,8 +20,26 @@ Cost: one pass over each chunk of errors, two FFTs of length m per token, m k pe
 eigenproblem of size 4k at most every ``refresh`` accepted ones. State: about m (5k + 64) numbers.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from headgate.methods.backward_gate.config import BackwardGateConfig
-from headgate.methods.backward_gate.gate import Gate, Score
-from headgate.methods.backward_gate.method import BackwardGate
+
+if TYPE_CHECKING:
+    from headgate.methods.backward_gate.gate import Gate as Gate
+    from headgate.methods.backward_gate.gate import Score as Score
+    from headgate.methods.backward_gate.method import BackwardGate as BackwardGate
 
 __all__ = ["BackwardGate", "BackwardGateConfig", "Gate", "Score"]
+
+
+def __getattr__(name: str) -> Any:
+    """The method when it is asked for: its settings are checked without torch."""
+    if name == "BackwardGate":
+        from headgate.methods.backward_gate.method import BackwardGate
+
+        return BackwardGate
+    if name in ("Gate", "Score"):
+        from headgate.methods.backward_gate import gate
+
+        return getattr(gate, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from headgate.config import build_config
 from headgate.errors import ConfigError
 from headgate.methods.backward_gate import costs, evidence, policies, reporting
 from headgate.methods.backward_gate.auto_off import AutoOff
@@ -23,7 +24,7 @@ from headgate.methods.backward_gate.saved import refuse_changed
 from headgate.methods.backward_gate.tokens import TokenDraw
 from headgate.methods.backward_gate.truth import TRUTH, share_of_new, truth_maker
 from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, WEIGHT, PooledSequences, RememberedRows
-from headgate.methods.base import Method, build_config
+from headgate.methods.base import Method
 from headgate.methods.protocols import DataView, StepCost
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy

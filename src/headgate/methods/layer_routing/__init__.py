@@ -25,7 +25,20 @@ block) unless `kv` says otherwise; `features: prepass` doubles the forward; trai
 much as training without routing, plus a teacher's forward.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from headgate.methods.layer_routing.config import LayerRoutingConfig
-from headgate.methods.layer_routing.method import LayerRouting
+
+if TYPE_CHECKING:
+    from headgate.methods.layer_routing.method import LayerRouting as LayerRouting
 
 __all__ = ["LayerRouting", "LayerRoutingConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    """The method when it is asked for: its settings are checked without torch."""
+    if name == "LayerRouting":
+        from headgate.methods.layer_routing.method import LayerRouting
+
+        return LayerRouting
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

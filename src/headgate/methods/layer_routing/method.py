@@ -9,8 +9,9 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from headgate.config import build_config
 from headgate.errors import ConfigError, ModelError
-from headgate.methods.base import Method, build_config
+from headgate.methods.base import Method
 from headgate.methods.context import Context
 from headgate.methods.layer_routing import calibration, learned, phases
 from headgate.methods.layer_routing.budget import Budget

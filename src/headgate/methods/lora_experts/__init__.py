@@ -21,7 +21,20 @@ Cost: one forward whatever the number of experts; the router below 1% of a forwa
 total rank at each linear, or of the chosen ones' alone where that is cheaper (ops/low_rank).
 """
 
+from typing import TYPE_CHECKING, Any
+
 from headgate.methods.lora_experts.config import LoraExpertsConfig
-from headgate.methods.lora_experts.method import LoraExperts
+
+if TYPE_CHECKING:
+    from headgate.methods.lora_experts.method import LoraExperts as LoraExperts
 
 __all__ = ["LoraExperts", "LoraExpertsConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    """The method when it is asked for: its settings are checked without torch."""
+    if name == "LoraExperts":
+        from headgate.methods.lora_experts.method import LoraExperts
+
+        return LoraExperts
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from headgate.config import StrictConfig
-from headgate.methods.lora_experts.spawn import SpawnConfig
+from headgate.methods.lora_experts.spawn_config import SpawnConfig
 
 BLOCK = re.compile(r"block \d+")
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headgate.config import build_config
 from headgate.errors import ModelError
-from headgate.methods.base import Method, build_config
+from headgate.methods.base import Method
 from headgate.methods.lora_experts import export
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.experts import ExpertSet, Sizes

@@ -21,7 +21,20 @@ Cost: per token and layer S*H (router) + 2*k*r*H multiply-adds where tokens are 
 2*S*r*H where all schemas share two products (GPU). Nothing at inference: the bank is gone.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from headgate.methods.schema_bank.config import SchemaBankConfig
-from headgate.methods.schema_bank.method import SchemaBank
+
+if TYPE_CHECKING:
+    from headgate.methods.schema_bank.method import SchemaBank as SchemaBank
 
 __all__ = ["SchemaBank", "SchemaBankConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    """The method when it is asked for: its settings are checked without torch."""
+    if name == "SchemaBank":
+        from headgate.methods.schema_bank.method import SchemaBank
+
+        return SchemaBank
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

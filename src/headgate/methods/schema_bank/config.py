@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from headgate.config import Seed, StrictConfig
 from headgate.errors import ConfigError
 from headgate.methods.stage import Stage
-from headgate.ops.low_rank import Reduction
+from headgate.ops.reduction import Reduction
 
 Routing = Literal["removed", "on", "all", "dense"]
 TagSource = Literal["hash", "hash_pair", "keyword", "cluster", "similarity", "learned", "none"]

@@ -10,8 +10,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from headgate.config import build_config
 from headgate.errors import ConfigError, ModelError
-from headgate.methods.base import Method, build_config
+from headgate.methods.base import Method
 from headgate.methods.protocols import StepCost
 from headgate.methods.schema_bank.config import BANK, ROUTER, Routing, SchemaBankConfig
 from headgate.methods.schema_bank.layer import SchemaLayer

@@ -1,0 +1,50 @@
+"""The methods by name, and their settings, without the methods: a recipe is checked before torch is imported."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from headgate.config import StrictConfig
+from headgate.errors import ConfigError
+from headgate.plugins import Registry
+
+if TYPE_CHECKING:
+    from headgate.methods.base import Method
+
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "headgate.methods",
+    {
+        "layer_routing": "headgate.methods.layer_routing:LayerRouting",
+        "schema_bank": "headgate.methods.schema_bank:SchemaBank",
+        "lora_experts": "headgate.methods.lora_experts:LoraExperts",
+        "backward_gate": "headgate.methods.backward_gate:BackwardGate",
+        "ewc": "headgate.methods.ewc:EWC",  # a baseline of continual learning, not one of the four
+    },
+)
+SETTINGS = {
+    "layer_routing": "headgate.methods.layer_routing.config:LayerRoutingConfig",
+    "schema_bank": "headgate.methods.schema_bank.config:SchemaBankConfig",
+    "lora_experts": "headgate.methods.lora_experts.config:LoraExpertsConfig",
+    "backward_gate": "headgate.methods.backward_gate.config:BackwardGateConfig",
+}
+"""``Config`` of those whose settings have a file of their own, which needs no torch."""
+
+
+def config_class(name: str) -> type[StrictConfig]:
+    """What the settings of a method are checked against. Raises ConfigError for an unknown name, with a did-you-mean."""
+    if name in SETTINGS:
+        module, attribute = SETTINGS[name].split(":")
+        found: type[StrictConfig] = getattr(importlib.import_module(module), attribute)
+        return found
+    kind = METHODS.get(name)
+    config = getattr(kind, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, StrictConfig)):
+        raise no_method(name, kind)
+    return config
+
+
+def no_method(name: str, kind: Any) -> ConfigError:
+    """Somebody offers, under this name, what is no method."""
+    return ConfigError(f"method {name!r} is {kind!r}, which is no subclass of headgate.Method")

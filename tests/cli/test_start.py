@@ -1,0 +1,83 @@
+"""What starts without torch: help, lists, and every error that a recipe alone can have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headgate.methods.names import METHODS, SETTINGS, config_class
+from headgate.methods.registry import method_class
+
+HEAVY = ("torch", "transformers", "datasets", "scipy", "matplotlib")
+SAY = f"""
+import atexit, sys
+atexit.register(lambda: print("imported", *[m for m in {HEAVY!r} if m in sys.modules]))
+from headgate.cli.main import main
+main()
+"""
+
+
+def imported(*arguments: str, cwd: Path) -> tuple[int, str, list[str]]:
+    """Exit code, stderr, and which of the heavy packages the command imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAY, *arguments],
+        cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    last = done.stdout.strip().splitlines()[-1].split()
+    assert last[0] == "imported", done.stderr
+    return done.returncode, done.stderr, last[1:]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["recipes"], ["recipes", "show", "demo/gate"]]
+)
+def test_lists_need_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    code, said, packages = imported(*arguments, cwd=tmp_path)
+    assert (code, packages) == (0, []), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "nope.yaml"], "nope.yaml does not exist"),
+        (["train", "wordmath/lora", "--set", "training.lerning_rate=1"], "did you mean 'learning_rate'"),
+        (["validate", "wordmath/lora", "--set", "seed=-1"], "seed"),
+        (["sweep", "wordmath/lora", "--set", "model.dtype=float7"], "model.dtype"),
+        (["probe", "wordmath/lora", "--set", "methods={backward_gat: {}}"], "did you mean 'backward_gate'"),
+        (["data", "wordmath/lora", "--set", "data.max_length=long"], "data.max_length"),
+        (["train", "wordmath/lora", "--set", "methods={layer_routing: {target_utilisation: 1}}"], "did you mean 'target_utilization'"),
+        (["train", "wordmath/lora", "--set", "methods={schema_bank: {top_k: 99}}"], "top_k"),
+        (["train", "wordmath/lora", "--set", "methods={lora_experts: {spawn: {policy: nvelty}}}"], "did you mean 'novelty'"),
+        (["train", "wordmath/lora", "--set", "methods={backward_gate: {target_acceptance: 2}}"], "target_acceptance"),
+        (["compare", "demo/gate", "--set", "compare.arms.b.lora.r=none"], "compare.arms.b"),
+        (["validate", "demo/gate", "--set", "compare.arms.b.lora.r=none"], "compare.arms.b"),
+    ],
+)  # fmt: skip
+def test_an_error_of_a_recipe_is_told_before_torch_is_imported(
+    arguments: list[str], expected: str, tmp_path: Path
+) -> None:
+    code, said, packages = imported(*arguments, cwd=tmp_path)
+    assert code == 2
+    assert expected in said and said.startswith("error: ") and "Traceback" not in said
+    assert packages == []
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_settings_are_those_of_the_method(name: str) -> None:
+    """The short cut to the settings, which leaves the method out, leads to the class that the method uses."""
+    assert config_class(name) is method_class(name).Config
+
+
+def test_the_four_methods_have_the_short_cut() -> None:
+    assert set(SETTINGS) == {"layer_routing", "schema_bank", "lora_experts", "backward_gate"}
+
+
+def test_names_of_policies_are_those_that_exist() -> None:
+    from headgate.methods.lora_experts.spawn import POLICIES
+    from headgate.methods.lora_experts.spawn_config import POLICY_NAMES
+
+    assert sorted(POLICIES) == sorted(POLICY_NAMES)
