@@ -13,9 +13,6 @@ def projection_coefficient(gradient_P: Tensor, reference_P: Tensor) -> Tensor:
     """``c = min(0, g . r) / (r . r)``, 0 where r is: ``g - c r`` is the nearest gradient with a dot product of at least 0.
 
     A-GEM, equation 11 (Chaudhry et al. 2019), whose case distinction is the minimum: no number is read back.
-
-    Equation: agem (11): g~ = g - (g . g_ref / g_ref . g_ref) g_ref where g . g_ref < 0, else g
-    Proved by: tests/lora_experts_novelty/test_agem.py::test_the_projection_is_the_nearest_gradient_that_does_not_climb
     """
     along, length = gradient_P @ reference_P, reference_P @ reference_P
     return along.clamp(max=0) / length.clamp_min(torch.finfo(length.dtype).tiny)
