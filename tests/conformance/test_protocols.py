@@ -16,7 +16,17 @@ from headgate.methods.compose import MethodStack
 from headgate.methods.registry import method_class
 from headgate.methods.stage import Stage
 
-OURS = ["layer_routing", "schema_bank", "lora_experts", "backward_gate", "ewc", "lisa"]
+OURS = [
+    "layer_routing",
+    "schema_bank",
+    "lora_experts",
+    "backward_gate",
+    "ewc",
+    "agem",
+    "derpp",
+    "lwf",
+    "lisa",
+]
 MOST_MEMBERS = 23
 
 

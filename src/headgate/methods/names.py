@@ -20,7 +20,11 @@ METHODS: Registry[type[Method]] = Registry(
         "schema_bank": "headgate.methods.schema_bank:SchemaBank",
         "lora_experts": "headgate.methods.lora_experts:LoraExperts",
         "backward_gate": "headgate.methods.backward_gate:BackwardGate",
-        "ewc": "headgate.methods.ewc:EWC",  # a baseline of continual learning, not one of the four
+        # baselines of continual learning, none of the four
+        "ewc": "headgate.methods.ewc:EWC",
+        "agem": "headgate.methods.agem:AGEM",
+        "derpp": "headgate.methods.derpp:DERPP",
+        "lwf": "headgate.methods.lwf:LwF",
     },
 )
 SETTINGS = {

@@ -185,20 +185,22 @@ class Costed(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """Forwards without a graph on rows that are no step's. ``pairs``: sum over documents of length (length + 1) / 2.
+    """Forwards on rows that are no step's. ``pairs``: sum over documents of length (length + 1) / 2.
 
-    ``heads``: passes through the language-model head. ``share``: of the blocks' FLOPs that ran.
+    ``heads``: passes through the language-model head. ``share``: of the blocks' FLOPs that ran. ``trained``: a backward to
+    the tensors that train followed.
     """
 
     tokens: float
     pairs: float
     heads: float = 1.0
     share: float = 1.0
+    trained: bool = False
 
 
 class ReadsBesides(Protocol):
     def take_readings(self) -> Sequence[Reading]:
-        """What it read outside the steps (at a boundary) since it was last asked."""
+        """What it read besides the steps' own batches (at a boundary, of a memory) since it was last asked."""
 
 
 class BoundsBackward(Protocol):

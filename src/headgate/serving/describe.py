@@ -85,7 +85,7 @@ def _method(method: Method) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         return _experts(method)
     if isinstance(method, SchemaBank):
         return None if method.config.eval_routing == "removed" else _schemas(method)
-    if type(method).name in ("backward_gate", "ewc"):
+    if method.adapter_alone:
         return None
     raise ConfigError(
         f"--to transformers knows layer_routing, lora_experts and schema_bank, not {method.name!r}: use --to merged"

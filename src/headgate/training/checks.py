@@ -29,7 +29,11 @@ def check_compile(args: Any, methods: Sequence[str], sharded: bool) -> None:
     elif world_size() > 1:
         where = f"{world_size()} ranks"
     if where is not None:
-        cure = "" if sharded else ", and set model.compile (load_model(compile='inductor')): attention and MLP by themselves"
+        cure = (
+            ""
+            if sharded
+            else ", and set model.compile (load_model(compile='inductor')): attention and MLP by themselves"
+        )
         raise ConfigError(f"torch_compile with {where} is not offered: leave torch_compile out{cure}")
 
 

@@ -22,9 +22,14 @@ def reached_share(step: Step, methods: MethodStack, anatomy: Anatomy) -> float:
 
 
 def count_readings(trainer: Any) -> None:
-    """What methods read outside the steps, at a boundary, enters the account."""
+    """What methods read besides the steps' own batches enters the account."""
+    stages = trainer.stages
     for read in trainer.methods.take_readings():
         flops = forward_flops(trainer.anatomy, read.tokens, read.pairs, read.share, heads=read.heads)
+        if read.trained:
+            share = read.share * stages.backward_share
+            forward = forward_flops(trainer.anatomy, read.tokens, read.pairs, share, heads=read.heads)
+            flops += backward_flops(forward, read.tokens, stages.trainable, stages.base_is_mostly_frozen)
         trainer.run_state.flops = trainer.run_state.flops + flops
 
 

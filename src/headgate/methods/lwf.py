@@ -1,0 +1,180 @@
+"""LwF: a baseline against forgetting. On a new skill's rows the model goes on saying what it said before the skill.
+
+    loss += weight mean_n T^2 KL(p_before || p)        p_before: the model as it was when the skill began
+
+Li and Hoiem 2016, "Learning without forgetting", equations 2 and 3, with Hinton's T^2 and, as a language model has one head,
+the same output for old and new skills. Nothing is kept of earlier skills but the trained tensors as they were. During the first
+skill nothing is held: the base has learned no skill yet.
+
+Cost: one forward without a graph a micro-batch and the head on its labelled tokens (twice, for they are computed again in the
+backward); a second copy of what trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from headgate.config import StrictConfig, build_config
+from headgate.errors import ConfigError
+from headgate.methods.base import Method
+from headgate.methods.protocols import StepCost
+from headgate.methods.rehearsal import require_trained, tensors_that_train
+from headgate.methods.stage import ScheduledStage
+from headgate.methods.step import Step
+from headgate.methods.teacher import distilled
+from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.aside import look_aside
+from headgate.models.surgery import head_bypassed
+from headgate.modules.fixed_precision import FixedPrecision
+
+
+class LwFConfig(StrictConfig):
+    """``weight``: of the old model's answers. ``temperature``: T, at which they are compared."""
+
+    weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=2.0, gt=0)
+
+
+class Before(FixedPrecision):
+    """``values`` ``[P]``: what trains, end to end, as it was when the skill began; ``skills``: how many came before, on the
+    host."""
+
+    stays_on_cpu = frozenset({"skills"})
+    values: Tensor
+    skills: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.zeros(size))
+        self.register_buffer("skills", torch.zeros((), dtype=torch.long))
+
+
+@contextmanager
+def holding(parameters: Sequence[nn.Parameter], values: Tensor) -> Iterator[None]:
+    """Inside, the parameters have these values, end to end; a graph made before keeps the storage that it read."""
+    own = [p.data for p in parameters]
+    pieces = values.split([p.numel() for p in parameters])
+    try:
+        for p, piece in zip(parameters, pieces, strict=True):
+            p.data = piece.view_as(p).to(p.dtype)
+        yield
+    finally:
+        for p, data in zip(parameters, own, strict=True):
+            p.data = data
+
+
+class LwF(Method):
+    """Learning without forgetting over the parameters that the recipe trains."""
+
+    name = "lwf"
+    Config = LwFConfig
+    attach_order = 55
+    adapter_alone = True
+    host_reads: ClassVar[float] = 0.0
+    neutral: ClassVar[Mapping[str, Any]] = {"weight": 0.0}
+    telemetry_names = ("lwf/<part>",)
+    citation = (
+        "@inproceedings{li2016lwf,\n"
+        "  title={Learning without forgetting}, author={Li, Zhizhong and Hoiem, Derek},\n"
+        "  booktitle={ECCV}, year={2016}\n}"
+    )
+
+    def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.trained: list[nn.Parameter] = []
+        self.anatomy: Anatomy | None = None
+        self.before = Before(0)
+        self._said: Tensor | None = None
+
+    def check_run(self, max_steps: int) -> None:
+        require_trained(self.name, self.trained)
+        assert self.anatomy is not None
+        head: Any = self.anatomy.head
+        if not isinstance(head, nn.Linear) or any(p.requires_grad for p in head.parameters()):
+            raise ConfigError(
+                "lwf compares what enters the language-model head then and now, and here the head itself trains or is no plain "
+                "linear: train a LoRA that leaves lm_head and the embeddings out"
+            )
+
+    # -- installation and state -------------------------------------------------------------------------
+    def attach(self, anatomy: Anatomy) -> None:
+        """Note what trains. A model that is loaded to be used has nothing that does: nobody is asked then."""
+        self.anatomy, self.trained = anatomy, tensors_that_train(anatomy.model)
+        size, held = sum(p.numel() for p in self.trained), len(self.before.values)
+        if size and not held:
+            self.before = Before(size).to(self.trained[0].device)
+        elif size and size != held:
+            raise ConfigError(f"lwf was saved over {held} trained parameters, this model trains {size}")
+
+    def detach(self) -> None:
+        self.anatomy, self.trained = None, []
+
+    @property
+    def attached(self) -> bool:
+        return self.anatomy is not None
+
+    def structure(self) -> dict[str, Any]:
+        return {**super().structure(), "parameters": len(self.before.values)}
+
+    @classmethod
+    def from_structure(cls, structure: Mapping[str, Any]) -> LwF:
+        made = cls(build_config(cls.Config, structure["config"]))
+        made.before = Before(structure["parameters"])
+        return made
+
+    # -- training ---------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+        if scheduled.index:
+            self.before.values.copy_(torch.cat([p.reshape(-1).float() for p in self.trained]))
+            self.before.skills.add_(1)
+
+    @property
+    def teaches(self) -> bool:
+        return bool(self.config.weight) and int(self.before.skills) > 0
+
+    def on_step_start(self, step: Step) -> None:
+        """The old model reads the batch before its own forward: whatever another method keeps of a step's forward until its
+        backward is then of the batch. A batch that a gate rejects has paid for it."""
+        self._said = None
+        if not self.teaches:
+            return
+        assert self.anatomy is not None
+        inputs = model_inputs(step.batch, labels=False)
+        with (
+            holding(self.trained, self.before.values),
+            look_aside(self.anatomy.model),
+            head_bypassed(self.anatomy.head) as captured,
+        ):
+            self.anatomy.model(**inputs, use_cache=False)
+        self._said = captured.pop()
+
+    def losses(self, step: Step) -> Mapping[str, Tensor]:
+        if self._said is None:
+            return {}
+        assert self.anatomy is not None and step.hidden is not None
+        pull = distilled(self.anatomy, step.hidden, self._said, step.labels, self.config.temperature)
+        return {"lwf": self.config.weight * pull}
+
+    @property
+    def reads_hidden(self) -> bool:
+        return bool(self.config.weight)
+
+    def cost(self, step: Step) -> StepCost:
+        """The old model's blocks; of an accepted batch the head on both sides, again in the backward, and its gradient."""
+        if not self.teaches:
+            return StepCost()
+        return StepCost(forwards=1.0, heads=4.0 if step.accepted else -1.0)
+
+    def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
+        self._said = None
+        return {}
+
+    def summary(self) -> Mapping[str, Any]:
+        return {"lwf/skills": int(self.before.skills)}
