@@ -9,11 +9,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))  # mkdocs loads a hook by its file, alone
+
+import gallery  # noqa: E402
+
 PAGES = {
     "README.md": "index.md",
     "EXPERIMENTS.md": "evidence.md",
@@ -27,7 +32,7 @@ def on_files(files: Any, config: Any) -> Any:
     """mkdocs' event: the made pages join those of ``docs/``."""
     from mkdocs.structure.files import File
 
-    for name, text in made().items():
+    for name, text in {**made(), **gallery.pages()}.items():
         files.append(File.generated(config, name, content=text))
     return files
 

@@ -10,7 +10,7 @@ import pytest
 
 from headgate.errors import CheckpointError
 from headgate.experiments.report import words
-from headgate.experiments.report.page import build
+from headgate.experiments.report.page import build, write_report
 from headgate.experiments.report.reading import read_study
 from headgate.experiments.report.style import house_style, svg_of
 from headgate.experiments.report.tables import arms_table
@@ -59,6 +59,43 @@ def test_an_unfinished_comparison_says_what_is_missing(tmp_path: Path) -> None:
     assert set(study.missing) == {f"{name}, seed {seed}" for name in trained for seed in (2, 3)}
     assert any(told.startswith("Missing: ") for told in words.warnings(study))
     assert words.verdicts(study) == [], "no verdict before the last run"
+    assert words.seeds_phrase(study) == "1 of 3 seeds (1, 2, 3) complete in every arm so far"
+    assert {row[arms_table(study).columns.index("verdict")] for row in arms_table(study).rows} == {
+        "baseline",
+        "not yet",
+    }
+
+
+def test_a_table_alone_has_its_verdicts_and_says_what_it_lacks(compared: Path, tmp_path: Path) -> None:
+    """A ``comparison.json`` that was sent or kept: the same figures and verdicts, nothing invented, no run called missing."""
+    summary = json.loads((compared / "comparison.json").read_text())
+    for arm in summary["arms"].values():
+        arm["runs"] = {seed: f"/gone/{Path(path).name}" for seed, path in arm["runs"].items()}
+    file = tmp_path / "kept.comparison.json"
+    file.write_text(json.dumps(summary))
+    whole, alone = read_study(compared), read_study(file)
+    assert words.headline(alone) == words.headline(whole)
+    assert [found.words for found in words.verdicts(alone)] == [
+        found.words for found in words.verdicts(whole)
+    ]
+    for arm in whole.arms:
+        assert alone.arm(arm.name).values(alone.metric) == arm.values(whole.metric)
+    assert not alone.missing
+    assert any("Drawn from the comparison's table" in told for told in words.warnings(alone))
+    written = write_report(file)
+    assert written.page == tmp_path / "kept.comparison" / "report" / "index.html"
+    text = written.markdown.read_text()
+    assert (
+        "Recipes and environment" not in text and "## Learning" not in text and "no arm has run" not in text
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"arms": {}}'])
+def test_a_file_that_is_no_comparison_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "something.json"
+    file.write_text(content)
+    with pytest.raises(CheckpointError, match=r"is no comparison\.json"):
+        read_study(file)
 
 
 def test_an_empty_comparison_says_so(tmp_path: Path) -> None:

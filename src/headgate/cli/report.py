@@ -15,7 +15,11 @@ from headgate.cli.console import out
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="A comparison, a run directory, or a folder of runs.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A comparison, a run directory, a folder of runs, or a comparison.json alone.",
+            show_default=False,
+        ),
     ],
     figures: Annotated[
         str | None, typer.Option(help="Only the figures of this method, from whatever runs the folder holds.")

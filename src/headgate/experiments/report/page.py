@@ -50,13 +50,15 @@ class Written:
 def write_report(folder: str | Path, refresh: int | None = None) -> Written:
     """Write ``folder/report/``: index.html, report.md, figures/ (PNG and SVG), arms.csv, metrics.csv.
 
+    Of a ``comparison.json`` without its runs, a page of what the table holds, in a folder of the file's name.
+
     ``refresh``: the page asks for itself again after so many seconds, for runs that still go on.
     Raises CheckpointError where ``folder`` holds nothing to report.
     """
     folder = Path(folder)
     study = read_study(folder)
-    out = folder / "report"
-    out.mkdir(exist_ok=True)
+    out = study.folder / "report"
+    out.mkdir(parents=True, exist_ok=True)
     with house_style():
         sections = build(study)
         figures = _save_figures(sections, out / "figures")
@@ -116,12 +118,14 @@ def build(study: Study) -> list[Section]:
 
 def _record(study: Study) -> list[Block]:
     """The resolved recipe of each arm at its first seed, and where it ran."""
+    if not any(run.on_disk for run in study.runs) and not study.cells:
+        return []
     blocks: list[Block] = [Text(f"Folder: {study.folder}")]
     for arm in study.arms:
-        for run in arm.distinct[:1]:
+        for run in [run for run in arm.distinct if run.on_disk][:1]:
             recipe = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)
             blocks.append(Verbatim(f"Recipe of {arm.name} ({run.directory.path.name})", recipe))
-    for run in study.runs[:1]:
+    for run in [run for run in study.runs if run.on_disk][:1]:
         blocks.append(Verbatim("Environment of the first run", json.dumps(run.environment, indent=1)))
     return blocks
 

@@ -13,6 +13,7 @@ from headgate.errors import CheckpointError, DamagedFile
 from headgate.experiments.listing import flatten
 from headgate.experiments.metric import Metric
 from headgate.experiments.report.study import Arm, Run, Study
+from headgate.experiments.report.tabled import TabledRun
 from headgate.experiments.run_directory import RunDirectory, find_runs
 from headgate.experiments.sweep_table import describe
 from headgate.files import read_json
@@ -24,6 +25,8 @@ NOT_VARIED = ("base", "name", "seed", "output_dir", "report_to", "logging_every"
 
 def read_study(folder: Path) -> Study:
     """Whatever ``folder`` holds. Raises CheckpointError when it is absent or holds no run at all."""
+    if folder.is_file():
+        return _table_alone(folder)
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is no folder: name a comparison, a run directory, or a folder of runs"
@@ -43,6 +46,17 @@ def read_study(folder: Path) -> Study:
     if runs[0].directory.path == folder:
         return _single(folder, runs[0])
     return _many(folder, runs)
+
+
+def _table_alone(file: Path) -> Study:
+    """A ``comparison.json`` that somebody kept or sent. Raises CheckpointError for any other file."""
+    with suppress(DamagedFile):
+        content = read_json(file)
+        if isinstance(content, dict) and "contrasts" in content and "arms" in content:
+            return _comparison(file.with_suffix(""), content)
+    raise CheckpointError(
+        f"{file} is no comparison.json: name that file, a comparison, a run directory, or a folder of runs"
+    )
 
 
 def _cells(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -98,11 +112,16 @@ def _readable(directory: RunDirectory) -> bool:
 def _comparison(folder: Path, content: Mapping[str, Any]) -> Study:
     arms, missing = [], []
     for name, arm in content["arms"].items():
-        runs = {}
-        for seed in content["seeds"]:
+        runs: dict[int, Run] = {}
+        for place, seed in enumerate(content["seeds"]):
             path = arm["runs"].get(str(seed)) or arm.get("planned", {}).get(str(seed))
             directory = _find(folder, path) if path is not None else None
-            if directory is None:
+            if directory is None and "contrasts" in content:
+                kept = RunDirectory(Path(path or f"{name}-s{seed}"))
+                runs[int(seed)] = TabledRun(
+                    kept, arm=arm, place=place, model=content["model"], seed=int(seed)
+                )
+            elif directory is None:
                 gone = str(seed) in arm["runs"]
                 missing.append(f"{name}, seed {seed}" + (f" ({path} is gone)" if gone else ""))
             else:

@@ -50,6 +50,20 @@ class Run:
         return self.directory.thinned_metrics(self.most_rows)
 
     @property
+    def status(self) -> str:
+        return self.directory.status
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether its folder is here."""
+        return True
+
+    def value(self, metric: Metric) -> float | None:
+        """Its figure, where it is complete and has it."""
+        found = _dig(self.result, metric.path)
+        return None if found is None else float(found)
+
+    @property
     def training(self) -> dict[str, Any]:
         return {} if self.result is None else self.result["training"]
 
@@ -101,12 +115,8 @@ class Arm:
 
     def values(self, metric: Metric) -> dict[int, float]:
         """The metric by seed, of the runs that are complete and have it."""
-        found = {}
-        for seed, run in self.runs.items():
-            value = _dig(run.result, metric.path)
-            if value is not None:
-                found[seed] = float(value)
-        return found
+        found = {seed: run.value(metric) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def training(self, name: str) -> list[float]:
         """One figure of ``result.json``'s training section over the distinct runs that have it."""

@@ -35,7 +35,7 @@ def arms_table(study: Study) -> Table:
         if against:
             contrast = study.contrasts.get(arm.name)
             cells.append("–" if contrast is None else interval(study.metric, contrast["t"]))
-            cells.append("baseline" if arm.name == study.baseline else said.get(arm.name, "open"))
+            cells.append("baseline" if arm.name == study.baseline else said.get(arm.name, "not yet"))
         cells += [_median(arm, "eval_loss", ".4f"), _median(arm, "steps", ",.0f")]
         cells += [_engineered(arm, "trained_tokens"), _median(arm, "seconds", ",.1f")]
         rows.append(cells)
@@ -55,7 +55,7 @@ def write_csv(study: Study, folder: Path) -> list[Path]:
             who = {"arm": arm.name, "seed": seed, "run": run.directory.path.name}
             value = arm.values(study.metric).get(seed) if study.metric else None
             figures = {k: v for k, v in run.training.items() if isinstance(v, (int, float))}
-            runs.append({**who, "status": run.directory.status, "metric": value, **figures})
+            runs.append({**who, "status": run.status, "metric": value, **figures})
             logs += [
                 {**who, **{k: v for k, v in row.items() if isinstance(v, (int, float, str))}}
                 for row in run.rows

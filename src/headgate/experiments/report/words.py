@@ -70,9 +70,17 @@ def interval(metric: Metric | None, found: Mapping[str, float] | None) -> str:
 
 
 def seeds_phrase(study: Study) -> str:
-    """``n = 3 seeds (42, 123, 456)``."""
+    """``n = 3 seeds (42, 123, 456)``; while a comparison goes on, how many of them every arm has."""
     count = len(study.seeds)
-    return f"n = {count} seed{'s' * (count != 1)} ({', '.join(map(str, study.seeds))})"
+    planned = f"{count} seed{'s' * (count != 1)} ({', '.join(map(str, study.seeds))})"
+    if study.kind != "comparison" or study.summary is not None:
+        return f"n = {planned}"
+    whole = [
+        seed
+        for seed in study.seeds
+        if all(seed in arm.runs and arm.runs[seed].result is not None for arm in study.arms)
+    ]
+    return f"{len(whole)} of {planned} complete in every arm so far"
 
 
 def verdicts(study: Study) -> list[Verdict]:
@@ -190,6 +198,12 @@ def warnings(study: Study, *, live: bool = False) -> list[str]:
             f"Fewer than three seeds ({len(study.seeds)}): no interval and no verdict is given. Differences below are "
             "single observations; the multi-seed evidence is kept in EXPERIMENTS.md."
         )
+    tabled = sum(not run.on_disk for run in study.runs)
+    if tabled:
+        found.append(
+            f"Drawn from the comparison's table: the folders of {tabled} of {len(study.runs)} runs are not here, so their curves, "
+            "items, recipes and what a method did inside are left out, and costs are medians over seeds."
+        )
     if study.missing and not live:
         found.append(f"Missing: {'; '.join(study.missing)}.")
     unfinished = [run for run in study.runs if run.result is None]
@@ -219,6 +233,8 @@ def _environments(study: Study) -> dict[str, set[str]]:
     versions, machines = set(), set()
     for run in study.runs:
         env = run.environment
+        if not env:  # of a run whose folder is not here nobody knows
+            continue
         versions.add(env["versions"]["headgate"])
         hardware = env["hardware"]
         machines.add(f"{', '.join(hardware['gpus']) or hardware['processor']} ({hardware['cores']} cores)")
