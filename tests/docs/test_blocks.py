@@ -87,7 +87,7 @@ def test_every_block_has_a_kind_that_is_run() -> None:
 @pytest.mark.parametrize("block", named(of("yaml")))
 def test_yaml_is_a_recipe_or_a_part_of_one(block: Block) -> None:
     content = yaml.safe_load(block.text)
-    if not set(content) & {"data", "sweep", "training", "methods", "name"}:
+    if not set(content) & {"data", "sweep", "compare", "training", "methods", "name"}:
         content = {"data": content}
     recipe_from({"name": "documented", **content}, block.name)
 
