@@ -17,6 +17,7 @@ from headgate.experiments.recipe_file import (
     parse_yaml,
     read_content,
     recipe_from,
+    recipe_of_content,
 )
 
 
@@ -176,3 +177,19 @@ def test_a_setting_that_waits_for_replayed_rows_is_refused_without_replay() -> N
     content = {"name": "x", "model": {"name_or_path": "embedded"}, "methods": {"lora_experts": experts}}
     with pytest.raises(ConfigError, match="merge_replay works on replayed rows"):
         plan(recipe_from(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["training.max_steps=4"],
+        ["training.max_steps=4", "training.epochs=null"],
+        ["training.epochs=null", "training.max_steps=4"],
+    ],
+)
+def test_a_length_that_is_set_to_null_takes_nothing_out(changes: list[str]) -> None:
+    """``max_steps=4`` and then ``epochs=null`` once trained the default of 200 steps."""
+    recipe = recipe_of_content({"training": {"epochs": 3}}, changes, "here")
+    assert (recipe.training.max_steps, recipe.training.epochs) == (4, None)
+    merged = merge({"training": {"max_steps": 4}}, {"training": {"epochs": None}})
+    assert merged["training"] == {"max_steps": 4, "epochs": None}

@@ -63,7 +63,7 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     """
     merged = dict(base)
     for one, other in EXCLUSIVE:
-        if one in override and other not in override:
+        if override.get(one) is not None and other not in override:
             merged.pop(other, None)
     for key, value in override.items():
         old = merged.get(key)
@@ -94,7 +94,7 @@ def set_dotted(content: dict[str, Any], dotted: str, value: Any) -> None:
         node[_index(node, last, dotted)] = value
         return
     for one, other in EXCLUSIVE:
-        if last == one:
+        if last == one and value is not None:  # null takes nothing's place
             node.pop(other, None)
     node[last] = value
 
