@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
+import torch
+import torch._dynamo
 from torch import nn
+from transformers.cache_utils import Cache
 
 from headgate.errors import ConfigError
 from headgate.models.anatomy import describe
+
+GRAPHS = 64
+"""Of one part, until torch.compile gives it up and runs it as it is."""
 
 
 def compile_parts(model: nn.Module, backend: str) -> None:
@@ -31,6 +40,21 @@ def compile_parts(model: nn.Module, backend: str) -> None:
                 f"model.compile: inductor needs a C++ compiler on a CPU, and there is no {compiler!r}: install g++ (or set CXX), "
                 "or leave model.compile out"
             )
+    # a part's graphs differ by mode (training, reading), mask and which of its tensors train: stages come to more than 8
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     for block in anatomy.blocks:
         for part in (anatomy.attention(block), anatomy.mlp(block)):
-            part.compile(backend=backend, dynamic=True)
+            forward = part.forward
+            part.forward = _but_with_cache(forward, torch.compile(forward, backend=backend, dynamic=True))
+
+
+def _but_with_cache(plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """``compiled``, but ``plain`` while decoding: a graph would hold on to its own layer of the cache, one a block."""
+
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+        return (plain if cached else compiled)(*args, **kwargs)
+
+    return forward

@@ -50,10 +50,7 @@ class BackwardGate(PlainLoop, Method):
     adapter_alone = True
     neutral: ClassVar[Mapping[str, Any]] = {"target_acceptance": 1.0}
     telemetry_names = ("gate/<part>",)
-    citation = (
-        "@misc{slora2024, title={SLoRA: Subspace-Gated LoRA for Token-Efficient Fine-Tuning}, "
-        "author={Adib Hasan}, year={2024}}"
-    )
+    citation = "@misc{slora2024, title={SLoRA: Subspace-Gated LoRA for Token-Efficient Fine-Tuning}, author={Adib Hasan}, year={2024}}"
 
     def __init__(
         self,

@@ -36,9 +36,9 @@ EXPERTS, ROUTER = "experts", "expert_router"
 class LoraExperts(Method):
     """LoRA experts that appear when the data is new; see the package docstring.
 
-    ``experts``: who there is. ``routed``: them at work in the model. ``stream``: skills and decisions. ``trial``: whether
-    what a segment trains is kept. ``watch``: what comes unannounced, where ``burst`` asks for it. ``lifecycle``: what waits for a step boundary. ``sketch``: directions
-    of what the router has read. Stream, trial, watch and sketch are there once the method has been attached or loaded.
+    ``experts``: who there is. ``routed``: them at work in the model. ``stream``: skills and decisions. ``trial``: whether what a
+    segment trains is kept. ``watch``: what comes unannounced, where ``burst`` asks for it. ``lifecycle``: what waits for a step
+    boundary. ``sketch``: directions of what the router has read. Stream, trial, watch, sketch: there once attached or loaded.
     """
 
     name = "lora_experts"
@@ -52,8 +52,7 @@ class LoraExperts(Method):
         "similarity_scores_on_creation",
     )
     citation = (
-        "@software{dyloramoe2025,\n"
-        "  title={DyLoRA-MoE: POC Training Run Analysis and Improvement Plan}, year={2025},\n"
+        "@software{dyloramoe2025,\n  title={DyLoRA-MoE: POC Training Run Analysis and Improvement Plan}, year={2025},\n"
         "  note={the plan of 2025-08-27 that lora_experts builds to}\n}"
     )
     stream: SkillStream
