@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from headgate.data.collation import Collator
 from headgate.errors import ConfigError
+from headgate.methods.documents import as_batch, document_ids, documents_in
 from headgate.methods.lora_experts import LoraExperts
-from headgate.methods.lora_experts.documents import as_batch, document_ids, documents_in
 from headgate.methods.stage import Stage
 
 from .conftest import resumed, trainer_of

@@ -11,8 +11,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from headgate.data.collation import Collator
+from headgate.methods.documents import document_ids, documents_in, labels_without
 from headgate.methods.lora_experts import LoraExperts
-from headgate.methods.lora_experts.documents import document_ids, documents_in, labels_without
 from headgate.methods.lora_experts.merging import merge
 from headgate.methods.lora_experts.verdict import Evidence, Verdict, judge
 from headgate.methods.stage import Stage

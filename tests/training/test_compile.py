@@ -6,6 +6,7 @@ Graph breaks and frames that are given up are counted: between the parts a metho
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from torch._dynamo.utils import counters
 from headgate.errors import ConfigError
 from headgate.experiments.recipe_file import load_recipe
 from headgate.experiments.run import run
+from headgate.models.anatomy import describe
+from headgate.models.compiled import compile_parts
 from headgate.models.load import load_model
 from headgate.training import checks
 from tests.faults.runs import recipe_of
@@ -63,6 +66,41 @@ def test_equal_blocks_share_their_graphs() -> None:
     assert generated[0] == generated[1]
     assert counters["stats"]["unique_graphs"] < 4, "8 blocks of two parts"
     assert list(model.state_dict()) == list(plain.state_dict()), "names are those of the plain model"
+
+
+def test_a_copy_runs_on_its_own_weights() -> None:
+    model, _ = load_model("embedded", lora={"r": 2}, compile="eager")
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        before = model(ids, use_cache=False).logits
+        copied = copy.deepcopy(model)
+        for name, parameter in copied.named_parameters():
+            if "mlp" in name or "self_attn" in name:
+                parameter.zero_()
+        assert not torch.allclose(copied(ids, use_cache=False).logits, before, atol=1e-3)
+        assert torch.equal(model(ids, use_cache=False).logits, before)
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "gemma3", "qwen2"])
+def test_other_families_compile_and_decode(shape: str) -> None:
+    """Attention of other families takes its cache by another name or place, and masks of its own."""
+    model, _ = load_model(f"random:{shape}", compile="eager", seed=3)
+    plain, _ = load_model(f"random:{shape}", seed=3)
+    ids = torch.arange(3, 15).reshape(2, 6)
+    mask = torch.ones_like(ids).index_fill(1, torch.tensor([0]), 0)
+    with torch.no_grad():
+        logits = [m(ids, attention_mask=mask, use_cache=False).logits[mask.bool()] for m in (model, plain)]
+    assert torch.allclose(*logits, atol=1e-5)
+    texts = [m.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False) for m in (model, plain)]
+    assert torch.equal(*texts)
+
+
+def test_a_forward_that_something_else_replaced_is_refused() -> None:
+    model, _ = load_model("embedded", lora={"r": 2})
+    part = describe(model).mlp(describe(model).blocks[0])
+    part.forward = part.forward
+    with pytest.raises(ConfigError, match=r"model\.compile: .*MLP runs by a forward"):
+        compile_parts(model, "eager")
 
 
 def test_compiling_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from headgate.config import StrictConfig, build_config
-from headgate.methods.base import Method
+from headgate.methods.continual import ContinualBaseline
 from headgate.methods.protocols import Reading
-from headgate.methods.rehearsal import Rehearsal, require_trained, tensors_that_train
+from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
 from headgate.models.aside import evaluating
 from headgate.ops.gradient_projection import projection_coefficient
 from headgate.ops.randomness import generator
@@ -42,13 +41,12 @@ class AGEMConfig(StrictConfig):
     rows: int = Field(default=8, ge=1)
 
 
-class AGEM(Method):
+class AGEM(ContinualBaseline):
     """Averaged gradient episodic memory over the parameters that the recipe trains."""
 
     name = "agem"
     Config = AGEMConfig
     attach_order = 90
-    adapter_alone = True
     host_reads: ClassVar[float] = 0.0
     telemetry_names = ("agem/conflict",)
     citation = (
@@ -59,23 +57,9 @@ class AGEM(Method):
 
     def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self.trained: list[nn.Parameter] = []
         self.rehearsal = Rehearsal(self.name, self.config.per_skill)
 
-    def check_run(self, max_steps: int) -> None:
-        require_trained(self.name, self.trained)
-
-    # -- installation and state -------------------------------------------------------------------------
-    def attach(self, anatomy: Anatomy) -> None:
-        self.trained = tensors_that_train(anatomy.model)
-
-    def detach(self) -> None:
-        self.trained = []
-
-    @property
-    def attached(self) -> bool:
-        return bool(self.trained)
-
+    # -- state ------------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "memory": self.rehearsal.memory.structure()}
 

@@ -21,13 +21,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from headgate.config import StrictConfig, build_config
-from headgate.errors import ConfigError
-from headgate.methods.base import Method
+from headgate.methods.continual import ContinualBaseline
 from headgate.methods.protocols import Reading
-from headgate.methods.rehearsal import Rehearsal, require_trained, tensors_that_train
+from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX, Step
-from headgate.models.anatomy import Anatomy
 from headgate.models.aside import evaluating, look_aside
 from headgate.models.sharding import whole
 from headgate.models.surgery import head_bypassed
@@ -49,13 +47,12 @@ class DERPPConfig(StrictConfig):
     rows: int = Field(default=4, ge=1)
 
 
-class DERPP(Method):
+class DERPP(ContinualBaseline):
     """Dark experience replay with labels over the parameters that the recipe trains."""
 
     name = "derpp"
     Config = DERPPConfig
     attach_order = 60
-    adapter_alone = True
     host_reads: ClassVar[float] = 0.0
     neutral: ClassVar[Mapping[str, Any]] = {"alpha": 0.0, "beta": 0.0}
     telemetry_names = ("derpp/<part>",)
@@ -67,32 +64,14 @@ class DERPP(Method):
 
     def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self.trained: list[nn.Parameter] = []
-        self.anatomy: Anatomy | None = None
         self.rehearsal = Rehearsal(self.name, self.config.per_skill)
         self._pull: tuple[dict[str, Tensor], Sequence[Tensor]] | None = None
 
     def check_run(self, max_steps: int) -> None:
-        require_trained(self.name, self.trained)
-        assert self.anatomy is not None
-        head: Any = self.anatomy.head
-        if not isinstance(head, nn.Linear) or any(p.requires_grad for p in head.parameters()):
-            raise ConfigError(
-                "derpp keeps what enters the language-model head, and here the head itself trains or is no plain linear: "
-                "train a LoRA that leaves lm_head and the embeddings out"
-            )
+        super().check_run(max_steps)
+        self.require_fixed_head()
 
-    # -- installation and state -------------------------------------------------------------------------
-    def attach(self, anatomy: Anatomy) -> None:
-        self.anatomy, self.trained = anatomy, tensors_that_train(anatomy.model)
-
-    def detach(self) -> None:
-        self.anatomy, self.trained = None, []
-
-    @property
-    def attached(self) -> bool:
-        return self.anatomy is not None
-
+    # -- state ------------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "memory": self.rehearsal.memory.structure()}
 

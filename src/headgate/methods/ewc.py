@@ -22,11 +22,11 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
-from headgate.methods.base import Method
+from headgate.methods.continual import ContinualBaseline
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
@@ -60,13 +60,12 @@ class FisherMemory(FixedPrecision):
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
 
 
-class EWC(Method):
+class EWC(ContinualBaseline):
     """Elastic weight consolidation over the parameters that the recipe trains."""
 
     name = "ewc"
     Config = EWCConfig
     attach_order = 50
-    adapter_alone = True
     neutral: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     telemetry_names = ("ewc/<part>",)
     citation = (
@@ -77,32 +76,17 @@ class EWC(Method):
 
     def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self.trained: list[nn.Parameter] = []
         self.memory = FisherMemory(0)
-
-    def check_run(self, max_steps: int) -> None:
-        if not self.trained:
-            raise ConfigError(
-                "ewc: nothing trains that it could hold in place (lora: null, and another method is the adapter): train a "
-                "LoRA or the model, or leave ewc out"
-            )
 
     # -- installation and state -------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:
-        """Note what trains. A model that is loaded to be used has nothing that does: the penalty is then idle."""
-        self.trained = [p for p in anatomy.model.parameters() if p.requires_grad]
-        size, held = sum(p.numel() for p in self.trained), self.memory.fisher.numel()
-        if size and not held:
-            self.memory = FisherMemory(size).to(self.trained[0].device)
-        elif size and size != held:
-            raise ConfigError(f"ewc was saved over {held} trained parameters, this model trains {size}")
-
-    def detach(self) -> None:
-        self.trained = []
-
-    @property
-    def attached(self) -> bool:
-        return bool(self.trained)
+        """Room for three numbers a trained parameter. A model that is loaded to be used has none: the penalty is then idle."""
+        super().attach(anatomy)
+        held = self.memory.fisher.numel()
+        if self.size and not held:
+            self.memory = FisherMemory(self.size).to(self.trained[0].device)
+        elif self.size and self.size != held:
+            raise ConfigError(f"ewc was saved over {held} trained parameters, this model trains {self.size}")
 
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "parameters": self.memory.fisher.numel()}

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
-from headgate.methods.base import Method
+from headgate.methods.continual import ContinualBaseline
 from headgate.methods.protocols import StepCost
-from headgate.methods.rehearsal import require_trained, tensors_that_train
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
@@ -69,13 +68,12 @@ def holding(parameters: Sequence[nn.Parameter], values: Tensor) -> Iterator[None
             p.data = data
 
 
-class LwF(Method):
+class LwF(ContinualBaseline):
     """Learning without forgetting over the parameters that the recipe trains."""
 
     name = "lwf"
     Config = LwFConfig
     attach_order = 55
-    adapter_alone = True
     host_reads: ClassVar[float] = 0.0
     neutral: ClassVar[Mapping[str, Any]] = {"weight": 0.0}
     telemetry_names = ("lwf/<part>",)
@@ -87,37 +85,22 @@ class LwF(Method):
 
     def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self.trained: list[nn.Parameter] = []
-        self.anatomy: Anatomy | None = None
         self.before = Before(0)
         self._said: Tensor | None = None
 
     def check_run(self, max_steps: int) -> None:
-        require_trained(self.name, self.trained)
-        assert self.anatomy is not None
-        head: Any = self.anatomy.head
-        if not isinstance(head, nn.Linear) or any(p.requires_grad for p in head.parameters()):
-            raise ConfigError(
-                "lwf compares what enters the language-model head then and now, and here the head itself trains or is no plain "
-                "linear: train a LoRA that leaves lm_head and the embeddings out"
-            )
+        super().check_run(max_steps)
+        self.require_fixed_head()
 
     # -- installation and state -------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy) -> None:
-        """Note what trains. A model that is loaded to be used has nothing that does: nobody is asked then."""
-        self.anatomy, self.trained = anatomy, tensors_that_train(anatomy.model)
-        size, held = sum(p.numel() for p in self.trained), len(self.before.values)
-        if size and not held:
-            self.before = Before(size).to(self.trained[0].device)
-        elif size and size != held:
-            raise ConfigError(f"lwf was saved over {held} trained parameters, this model trains {size}")
-
-    def detach(self) -> None:
-        self.anatomy, self.trained = None, []
-
-    @property
-    def attached(self) -> bool:
-        return self.anatomy is not None
+        """Room for a copy of what trains. A model that is loaded to be used has nothing that does: nobody is asked then."""
+        super().attach(anatomy)
+        held = len(self.before.values)
+        if self.size and not held:
+            self.before = Before(self.size).to(self.trained[0].device)
+        elif self.size and self.size != held:
+            raise ConfigError(f"lwf was saved over {held} trained parameters, this model trains {self.size}")
 
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "parameters": len(self.before.values)}

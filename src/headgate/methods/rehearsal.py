@@ -14,25 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
-from headgate.methods.lora_experts.documents import as_batch, documents_in
+from headgate.methods.documents import as_batch, documents_in
 from headgate.methods.protocols import Reading
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX
 from headgate.modules.episodic_memory import EpisodicMemory
-
-
-def tensors_that_train(model: nn.Module) -> list[nn.Parameter]:
-    """What the recipe trains besides methods: the PEFT adapter, or with ``lora: null`` the model."""
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def require_trained(name: str, trained: Sequence[nn.Parameter]) -> None:
-    """Raises ConfigError for a run in which a baseline of continual learning has nothing to act on."""
-    if not trained:
-        raise ConfigError(
-            f"{name}: nothing trains that it could protect (lora: null, and another method, lora_experts say, is the adapter): "
-            f"train a LoRA or the model, or leave {name} out"
-        )
 
 
 class Rehearsal(nn.Module):

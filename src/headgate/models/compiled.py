@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -45,12 +46,19 @@ def compile_parts(model: nn.Module, backend: str) -> None:
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     for block in anatomy.blocks:
         for part in (anatomy.attention(block), anatomy.mlp(block)):
-            forward = part.forward
-            part.forward = _but_with_cache(forward, torch.compile(forward, backend=backend, dynamic=True))
+            if "forward" in vars(part):
+                raise ConfigError(
+                    f"model.compile: {type(part).__name__} runs by a forward that something else has put there (offloading, say): "
+                    "leave model.compile out"
+                )
+            # bound anew, so that a deep copy of the model runs on the copy's weights
+            part.forward = MethodType(_but_with_cache(type(part).forward, backend), part)
 
 
-def _but_with_cache(plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """``compiled``, but ``plain`` while decoding: a graph would hold on to its own layer of the cache, one a block."""
+@cache
+def _but_with_cache(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """A class's forward compiled, but plain while decoding: a graph would hold on to its own layer of the cache, one a block."""
+    compiled = torch.compile(plain, backend=backend, dynamic=True)
 
     @wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -20,8 +20,8 @@ import torch
 from headgate.data.collation import Collator
 from headgate.experiments.benchmarks.frame import Report, Say, at_least, at_most, not_measured
 from headgate.experiments.benchmarks.novelty import prepared, sources
+from headgate.methods.documents import document_ids, documents_in
 from headgate.methods.lora_experts import LoraExperts
-from headgate.methods.lora_experts.documents import document_ids, documents_in
 from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, describe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from headgate.methods.lora_experts.documents import as_batch, document_ids, labels_without
+from headgate.methods.documents import as_batch, document_ids, labels_without
 from headgate.methods.step import IGNORE_INDEX
 from headgate.modules.fixed_precision import FixedPrecision
 

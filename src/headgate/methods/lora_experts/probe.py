@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from headgate.methods.documents import documents_of
 from headgate.models.anatomy import describe
 from headgate.models.aside import look_aside
 from headgate.models.surgery import head_bypassed
@@ -64,14 +65,6 @@ def skill_embeddings(
             if samples >= min_samples and count >= min_tokens:
                 break
     return Look(torch.cat(means), torch.cat(tokens))
-
-
-def documents_of(batch: Mapping[str, Any]) -> Tensor:
-    """``[B, T]`` document number within its row, negative on padding."""
-    if batch.get("segment_ids") is not None:
-        return torch.as_tensor(batch["segment_ids"])
-    mask = batch.get("attention_mask")
-    return torch.zeros_like(batch["input_ids"]) if mask is None else torch.as_tensor(mask).long() - 1
 
 
 def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> Look:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from headgate.errors import ConfigError
+from headgate.methods.documents import documents_in
 from headgate.methods.lora_experts.config import LoraExpertsConfig
-from headgate.methods.lora_experts.documents import documents_in
 from headgate.methods.lora_experts.forward import RoutedForward
 from headgate.methods.lora_experts.guard import Guard, no_worse
 from headgate.methods.lora_experts.kept_rows import KeptRows

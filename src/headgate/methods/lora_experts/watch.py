@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
+from headgate.methods.documents import as_batch, document_ids, documents_in
 from headgate.methods.lora_experts.bursts import NoveltyBuffer, waiting_for_bursts
 from headgate.methods.lora_experts.config import LoraExpertsConfig
-from headgate.methods.lora_experts.documents import as_batch, document_ids, documents_in
 from headgate.methods.lora_experts.forward import RoutedForward
 from headgate.methods.lora_experts.probe import Look, skill_embeddings
 from headgate.methods.lora_experts.spawn import Evidence, Novelty

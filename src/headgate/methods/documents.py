@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from headgate.methods.lora_experts.probe import documents_of
 from headgate.methods.step import IGNORE_INDEX
+
+
+def documents_of(batch: Mapping[str, Any]) -> Tensor:
+    """``[B, T]`` document number within its row, negative on padding."""
+    if batch.get("segment_ids") is not None:
+        return torch.as_tensor(batch["segment_ids"])
+    mask = batch.get("attention_mask")
+    return torch.zeros_like(batch["input_ids"]) if mask is None else torch.as_tensor(mask).long() - 1
 
 
 def _places(batch: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
