@@ -27,17 +27,8 @@ from headgate.testing.law import LAWS
 from headgate.training.processes import world_size
 from headgate.training.saved import load
 
-NAMES = [
-    "layer_routing",
-    "schema_bank",
-    "lora_experts",
-    "backward_gate",
-    "ewc",
-    "agem",
-    "derpp",
-    "lwf",
-    "lisa",
-]
+from .examined import NAMES
+
 QUICK = ["what is saved is what was live", "neutral settings change no loss", "every setting is documented"]
 
 

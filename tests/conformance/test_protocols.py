@@ -16,17 +16,8 @@ from headgate.methods.compose import MethodStack
 from headgate.methods.registry import method_class
 from headgate.methods.stage import Stage
 
-OURS = [
-    "layer_routing",
-    "schema_bank",
-    "lora_experts",
-    "backward_gate",
-    "ewc",
-    "agem",
-    "derpp",
-    "lwf",
-    "lisa",
-]
+from .examined import NAMES
+
 MOST_MEMBERS = 23
 
 
@@ -51,7 +42,7 @@ def test_no_member_of_a_protocol_is_one_of_method() -> None:
 @pytest.mark.parametrize("protocol", protocols.PROTOCOLS, ids=lambda p: p.__name__)
 def test_every_protocol_has_a_method_that_answers_as_it_is_asked(protocol: type) -> None:
     """Implementations take the parameters that the protocol names; a protocol that nobody implements is dead."""
-    implementing = [kind for name in OURS for kind in [method_class(name)] if _has_all(kind, protocol)]
+    implementing = [kind for name in NAMES for kind in [method_class(name)] if _has_all(kind, protocol)]
     assert implementing, f"no method implements {protocol.__name__}"
     for kind in implementing:
         for name in protocols.members(protocol):

@@ -10,6 +10,7 @@ mean over a micro-batch's tokens).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,42 @@ def test_methods_on_two_ranks(
     assert furthest(alone, two)[0] <= tolerance, furthest(alone, two)
     different = [line for line in unlike(results(alone), results(two), 1e-5) if "/experts/" not in line]
     assert not different, different
+
+
+def contradicting_skills(folder: Path) -> str:
+    """A ``data`` block of two skills that answer the same questions with opposite words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = []
+    for skill in ("yes", "no"):
+        for name, words in (
+            (skill, "red blue tall cold fast wide old new warm deep"),
+            (f"{skill}-held", "odd thin"),
+        ):
+            rows = [{"prompt": f"Is it {word}? ", "completion": f"{skill} {skill}"} for word in words.split()]
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = {"source": "prompt_completion", "path": str(folder / f"{skill}.jsonl")}
+        held = {"source": "prompt_completion", "path": str(folder / f"{skill}-held.jsonl")}
+        stream.append({"skill": skill, **source, "steps": 4, "validation": held})
+    return json.dumps({"stream": stream, "max_length": 256})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["agem", "derpp", "lwf"])
+def test_a_memory_of_contradicted_skills_is_one_for_all_ranks(name: str, tmp_path: Path) -> None:
+    """The second skill unlearns the first, so that A-GEM has something to project; draws are the same on every rank."""
+    options = "{}" if name == "lwf" else "{per_skill: 6, rows: 4}"
+    changes = (
+        f"data={contradicting_skills(tmp_path)}",
+        "training.max_steps=null",
+        "lora.dropout=0",
+        f"methods={{{name}: {options}}}",
+    )
+    two, one = pair("lora", tmp_path, changes, ACCUMULATED)
+    assert furthest(one, two)[0] <= CLOSE, furthest(one, two)
+    if name == "agem":
+        assert two.directory is not None
+        conflicts = [row["agem/conflict"] for row in two.directory.metrics() if "agem/conflict" in row]
+        assert len(conflicts) == 4 and 1.0 in conflicts
 
 
 @pytest.mark.slow
