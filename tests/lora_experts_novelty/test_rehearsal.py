@@ -18,6 +18,7 @@ from headgate.methods.agem import AGEM
 from headgate.methods.base import Method
 from headgate.methods.derpp import DERPP
 from headgate.methods.lwf import LwF, holding
+from headgate.methods.rehearsal import Rehearsal
 from headgate.modules.episodic_memory import EpisodicMemory
 from headgate.ops.distillation import logit_matching_loss
 from headgate.ops.gradient_projection import projection_coefficient
@@ -251,6 +252,16 @@ def test_a_run_keeps_rows_of_every_skill_and_no_more(make_trainer: Any, name: st
     assert len({str(d.tolist()) for d in memory.documents}) == 18
 
 
+def test_documents_without_a_label_are_not_kept() -> None:
+    """A label on the first token alone is never predicted: there is nothing in such a document to hold on to."""
+    ids = torch.arange(12).reshape(3, 4) + 5
+    labels = torch.full_like(ids, -100)
+    labels[0, 0], labels[1, 2] = ids[0, 0], ids[1, 2]
+    rehearsal = Rehearsal("agem", 6)
+    rehearsal.keep(SimpleNamespace(index=0), [{"input_ids": ids, "labels": labels}])  # type: ignore[arg-type]
+    assert rehearsal.memory.documents[..., 0].tolist() == [ids[1].tolist()]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_inside_a_later_skill_it_ends_the_same(make_trainer: Any, name: str) -> None:  # noqa: F811
     def trainer(folder: str) -> Any:
@@ -287,6 +298,7 @@ def test_what_it_runs_besides_is_in_the_account(make_trainer: Any, name: str) ->
         executed.append(counter.get_total_flops())
     ours, theirs = charged[0] / charged[1], executed[0] / executed[1]
     assert theirs > 1.1 and abs(ours / theirs - 1) < 0.05, f"{ours:.3f} charged, {theirs:.3f} executed"
+    assert (ours - 1) / (theirs - 1) == pytest.approx(1, abs=0.09), "of what it adds alone"
 
 
 @pytest.mark.parametrize("name", NAMES)
