@@ -227,3 +227,41 @@ def test_protected_logits_do_not_move_whatever_the_optimizer_does() -> None:
         optimizer.step()
     torch.testing.assert_close(router(old, names).detach(), before[0], atol=1e-3, rtol=1e-3)
     assert (router(new, names) - before[1]).abs().min(0).values.max() > 0.1
+
+
+def _an_optimizer_step(router: ExpertRouter) -> None:
+    optimizer = torch.optim.AdamW(router.parameters(), lr=0.1, fused=True)  # writes without raising a version
+    router(torch.ones(2, 5), list(router.rows)).sum().backward()
+    optimizer.step()
+
+
+ROUTER_CHANGES = {
+    "an optimizer step": _an_optimizer_step,
+    "another row": lambda router: router.replace("1", torch.full((5,), 7.0)),
+    "a birth": lambda router: router.add("9", torch.full((5,), 3.0)),
+    "a death": lambda router: router.remove("0"),
+    "a load": lambda router: router.load_state_dict({k: v + 1 for k, v in router.state_dict().items()}),
+    "a load that assigns": lambda router: router.load_state_dict(
+        {k: v.clone() + 1 for k, v in router.state_dict().items()}, assign=True
+    ),
+    "another type and back": lambda router: router.double().float(),
+}
+
+
+@pytest.mark.parametrize("change", ROUTER_CHANGES.values(), ids=ROUTER_CHANGES)
+def test_a_routers_packed_rows_follow_every_change(change) -> None:
+    """Logits without gradients, from the common matrix, are those with gradients, from the rows; in any order of names."""
+    router, stream = ExpertRouter(5), torch.Generator().manual_seed(0)
+    for name in "0123":
+        router.add(name, torch.randn(5, generator=stream))
+    features = torch.randn(2, 3, 5, generator=stream)
+    with torch.inference_mode():
+        router(features, list(router.rows))  # packs
+    change(router)
+    kept = dict(router.rows)
+    for names in (list(router.rows), list(router.rows)[::-1], list(router.rows)[1:]):
+        with torch.no_grad():
+            logits = router(features, names)
+        torch.testing.assert_close(logits, router(features, names).detach(), atol=0, rtol=0)
+        torch.testing.assert_close(logits, features @ torch.stack([kept[name].detach() for name in names]).T)
+    assert all(router.rows[name] is row for name, row in kept.items()), "a Parameter lost its identity"

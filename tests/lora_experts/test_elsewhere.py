@@ -61,6 +61,22 @@ def test_the_closed_form_router_is_linear_discriminant_analysis() -> None:
     )
 
 
+def test_an_expert_of_several_skills_has_the_best_of_their_logits_and_one_of_none_has_zero() -> None:
+    stream, router = torch.Generator().manual_seed(0), PrototypeRouter(4)
+    for at, owner in enumerate("abac"):
+        router.learn(owner, torch.randn(40, 4, generator=stream) + at, new=True)
+    x = torch.randn(2, 5, 4, generator=stream)
+    logits = x @ router.weight.T + router.bias
+    wanted = {
+        "a": logits[..., [0, 2]].amax(-1),
+        "b": logits[..., 1],
+        "c": logits[..., 3],
+        "none": x.new_zeros(2, 5),
+    }
+    for names in (["c", "none", "a", "b"], ["a"], ["none"]):
+        torch.testing.assert_close(router(x, names), torch.stack([wanted[name] for name in names], -1))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts")

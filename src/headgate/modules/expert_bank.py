@@ -156,6 +156,15 @@ class _Packed(NamedTuple):
     starts: tuple[int, ...]
 
 
+class _Asked(NamedTuple):
+    """Experts by name as a forward wants them; ``first``: the place where they lie one after another, or None."""
+
+    names: tuple[str, ...]
+    members: list[LowRankExpert]
+    ranks: tuple[int, ...]
+    first: int | None
+
+
 class ExpertBank(nn.Module):
     """The experts of one linear layer by name; names are compared whole, never by a part of them."""
 
@@ -164,7 +173,7 @@ class ExpertBank(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.experts = nn.ModuleDict()
         self._packed: _Packed | None = None
-        self._members: dict[tuple[str, ...], tuple[list[LowRankExpert], tuple[int, ...]]] = {}
+        self._asked: _Asked | None = None
 
     def expert(self, name: str) -> LowRankExpert:
         expert = self.experts[name]
@@ -202,21 +211,21 @@ class ExpertBank(nn.Module):
         return super()._apply(fn, recurse)
 
     def _forget_packing(self) -> None:
-        self._packed = None
-        self._members.clear()
+        self._packed = self._asked = None
 
     def members(self, names: tuple[str, ...]) -> list[LowRankExpert]:
-        """The named experts, in that order; the list is remembered, since every forward asks for the same one."""
-        return self._remembered(names)[0]
+        """The named experts, in that order."""
+        return self._asked_for(names).members
 
-    def _ranks(self, names: tuple[str, ...]) -> tuple[int, ...]:
-        return self._remembered(names)[1]
-
-    def _remembered(self, names: tuple[str, ...]) -> tuple[list[LowRankExpert], tuple[int, ...]]:
-        if names not in self._members:
+    def _asked_for(self, names: tuple[str, ...]) -> _Asked:
+        """Remembered, since every forward asks for the same ones; equal tuples compare at once where they are one object."""
+        if self._asked is None or self._asked.names != names:
             members = [self.expert(name) for name in names]
-            self._members = {names: (members, tuple(member.rank for member in members))}
-        return self._members[names]
+            places = {name: place for place, name in enumerate(self.experts)}
+            first = places[names[0]]
+            in_order = all(places[name] == first + step for step, name in enumerate(names))
+            self._asked = _Asked(names, members, tuple(m.rank for m in members), first if in_order else None)
+        return self._asked
 
     def _is_packed(self) -> bool:
         """Whether every expert still is the view that packing made of it; assigning ``.data`` ends that."""
@@ -260,23 +269,20 @@ class ExpertBank(nn.Module):
 
     def packed(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """``[R, I]`` and ``[R, O]`` of the named experts: the live values, without a copy where they lie in order."""
-        members = self.members(names)
+        _, members, ranks, first = self._asked_for(names)
         if len(members) == 1:
             return members[0].down, members[0].up
         whole = self._packed if self._is_packed() else self._pack()
         assert whole is not None
-        order = list(self.experts)
-        first = order.index(names[0])
-        if torch.is_grad_enabled() or order[first : first + len(names)] != list(names):
+        if torch.is_grad_enabled() or first is None:
             return torch.cat([m.down for m in members]), torch.cat([m.up for m in members])
-        start = whole.starts[first]
-        rows = slice(start, start + sum(m.rank for m in members))
+        rows = slice(whole.starts[first], whole.starts[first] + sum(ranks))
         return whole.down[rows], whole.up[rows]
 
     def forward(self, x_BTI: Tensor, mixture: Mixture) -> Tensor:
         """The experts' sum ``[B, T, O]``, to be added to the linear layer's own output."""
-        members, chosen, device = self.members(mixture.experts), mixture.gates.chosen, x_BTI.device.type
-        ranks, leading = self._ranks(mixture.experts), x_BTI.shape[:-1]
+        _, members, ranks, _ = self._asked_for(mixture.experts)
+        chosen, device, leading = mixture.gates.chosen, x_BTI.device.type, x_BTI.shape[:-1]
         if self._packed is None:
             self._pack()  # before any product: where factors lie must not depend on what ran before
         few = chosen is not None and not torch.is_grad_enabled() and not torch.is_autocast_enabled(device)

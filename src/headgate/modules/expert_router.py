@@ -6,10 +6,18 @@ Legend: B batch, T tokens, F features, N experts asked for, K directions of a su
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class _Packed(NamedTuple):
+    """All rows by name, in one matrix that they are views of."""
+
+    names: tuple[str, ...]
+    rows_NF: Tensor
 
 
 class ExpertRouter(nn.Module):
@@ -30,15 +38,18 @@ class ExpertRouter(nn.Module):
         self.features = features
         self.rows = nn.ParameterDict()
         self.anchors = _Tensors()
+        self._packed: _Packed | None = None
         self.register_buffer("basis", torch.zeros(features, directions))
 
     def add(self, name: str, row_F: Tensor) -> None:
         """A new expert's row, which starts (and is anchored) at ``row_F``."""
+        self._packed = None
         self.rows[name] = nn.Parameter(row_F.clone())
         if self.basis.shape[1]:
             self.anchors.put(name, row_F.clone())
 
     def remove(self, name: str) -> None:
+        self._packed = None
         del self.rows[name]
         if self.basis.shape[1]:
             self.anchors.drop(name)
@@ -61,11 +72,39 @@ class ExpertRouter(nn.Module):
 
     def weight(self, names: Sequence[str]) -> Tensor:
         """``[N, F]`` as it acts."""
-        weight_NF = torch.stack([self.rows[name] for name in names]).float()
+        weight_NF = self._stacked(names).float()
         if not self.basis.shape[1]:
             return weight_NF
         moved_NF = weight_NF - torch.stack([self.anchors.get(name) for name in names])
         return weight_NF - (moved_NF @ self.basis) @ self.basis.T
+
+    def _stacked(self, names: Sequence[str]) -> Tensor:
+        """The named rows; without gradients the matrix that all rows are views of, where they are asked for in its order."""
+        if torch.is_grad_enabled():
+            return torch.stack([self.rows[name] for name in names])
+        packed = self._packed if self._packed is not None and self._are_views(self._packed) else self._pack()
+        if packed.names == tuple(names):
+            return packed.rows_NF
+        places = {name: place for place, name in enumerate(packed.names)}
+        return packed.rows_NF[[places[name] for name in names]]
+
+    def _are_views(self, packed: _Packed) -> bool:
+        """Whether every row still is; moving to another device, a load that assigns, or other ``.data`` ends that."""
+        start, size = packed.rows_NF.data_ptr(), packed.rows_NF.stride(0) * packed.rows_NF.element_size()
+        rows = self.rows._parameters.values()  # the dict's own look-ups would cost more than the product
+        return all(
+            row is not None and row.data_ptr() == start + place * size for place, row in enumerate(rows)
+        )
+
+    @torch.no_grad()
+    def _pack(self) -> _Packed:
+        """Turn every row into a view of one matrix, as in ExpertBank; no value and no Parameter's identity changes."""
+        with torch.inference_mode(False):  # an inference tensor could not be trained later
+            rows_NF = torch.stack([row.detach() for row in self.rows.values()])
+            for row, view_F in zip(self.rows.values(), rows_NF, strict=True):
+                row.data = view_F
+        self._packed = _Packed(tuple(self.rows), rows_NF)
+        return self._packed
 
     def forward(self, features_BTF: Tensor, names: Sequence[str]) -> Tensor:
         with torch.autocast(features_BTF.device.type, enabled=False):

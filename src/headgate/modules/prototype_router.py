@@ -107,13 +107,18 @@ class PrototypeRouter(FixedPrecision):
 
     def forward(self, features_BTF: Tensor, names: Sequence[str]) -> Tensor:
         """``[B, T, N]`` fp32 logits."""
-        skills = [[p for p, owner in enumerate(self.owners) if owner == name] for name in names]
-        places = [place for own in skills for place in own]
+        place = {name: place for place, name in enumerate(names)}
+        served = [(skill, place[owner]) for skill, owner in enumerate(self.owners) if owner in place]
         with torch.autocast(features_BTF.device.type, enabled=False):
-            z_BTP = F.linear(features_BTF.float(), self.weight[places], self.bias[places])
-        centre = z_BTP.new_zeros(z_BTP.shape[:-1])
-        parts = z_BTP.split([len(own) for own in skills], dim=-1)
-        return torch.stack([part.amax(-1) if part.shape[-1] else centre for part in parts], dim=-1)
+            z_BTP = F.linear(features_BTF.float(), self.weight, self.bias)
+        z_BTN = z_BTP.new_full((*z_BTP.shape[:-1], len(names)), -torch.inf)
+        if served:
+            skills, experts = (
+                torch.tensor(column, device=z_BTP.device) for column in zip(*served, strict=True)
+            )
+            own_BTP = z_BTP.index_select(-1, skills)
+            z_BTN = z_BTN.scatter_reduce(-1, experts.expand_as(own_BTP), own_BTP, "amax")
+        return z_BTN.masked_fill(z_BTN == -torch.inf, 0.0)
 
     def structure(self) -> dict[str, Any]:
         return {"owners": list(self.owners)}

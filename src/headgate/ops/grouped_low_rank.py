@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
 
 Factors = tuple[Tensor, Tensor]
 """``down`` [r, I] and ``up`` [r, O]."""
@@ -144,11 +145,8 @@ def _back(inner_Pr: Tensor, sides: Sequence[Tensor], grouping: Grouping) -> Tens
     sizes = [stop - start for _, start, stop, _ in grouping.groups]
     for side, inner, out in zip(sides, inner_Pr.split(sizes), out_Px.split(sizes), strict=True):
         torch.mm(inner if len(side) == inner.shape[1] else inner[:, : len(side)], side, out=out)
-    first, *others = grouping.sorted_MK.unbind(1)
-    total_Mx = out_Px.index_select(0, first)
-    for places in others:
-        total_Mx += out_Px.index_select(0, places)
-    return total_Mx
+    # one pass over the pairs, where selecting and adding choice by choice would take three times K
+    return embedding_bag(grouping.sorted_MK, out_Px, mode="sum")
 
 
 def grouped_experts(

@@ -72,13 +72,19 @@ def experts_on(model: Any, count: int, all_live: bool = False) -> LoraExperts:
     )
     method.attach(describe(model))
     method.to(next(model.parameters()).device)
-    with torch.no_grad():
-        for name, parameter in method.experts.banks.named_parameters():
-            if name.endswith("up"):
-                parameter.normal_(std=0.02)
+    filled(method)
     if not all_live:
         method.experts.train_only(0)
     return method
+
+
+@torch.no_grad()
+def filled(module: Any) -> Any:
+    """No B is zero any more, of experts or of a PEFT LoRA: products with zeros could be cheaper. Returns the module."""
+    for name, parameter in module.named_parameters():
+        if name.endswith(".up") or "lora_B" in name:
+            parameter.normal_(std=0.02)
+    return module
 
 
 class Explicit:
@@ -110,6 +116,14 @@ class Training:
         self.optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-5, fused=True)
         stream = torch.Generator().manual_seed(0)
         self.ids = torch.randint(3, 4000, (4, tokens // 4), generator=stream).to(device)
+
+    def with_parameters(self, parameters: list[Any]) -> Training:
+        """The same step for other parameters: what is new joins the optimizer, what is gone leaves it."""
+        wanted = [p for p in parameters if p.requires_grad]
+        self.optimizer.param_groups[0]["params"] = wanted
+        for gone in set(self.optimizer.state) - set(wanted):
+            del self.optimizer.state[gone]
+        return self
 
     def __call__(self) -> None:
         self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss.backward()
@@ -219,11 +233,7 @@ def run(*, quick: bool, say: Say) -> Report:
 
 
 def _peft_arm(device: str) -> Any:
-    model = sliced(device, ONE_LORA)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
+    model = filled(sliced(device, ONE_LORA))
     return model, list(model.parameters())
 
 

@@ -1,108 +1,199 @@
-"""What do many experts cost? Training steps and a birth, from one expert to a thousand (``headgate bench experts --scale``).
+"""What do many experts cost? From one to a thousand against one PEFT LoRA of the same rank (``headgate bench experts --scale``).
 
-Of each number of experts: a training step with all of them mature; the same with one more that is young (sparse, as by
-default, and in the plan's dense phase); a birth with what it entails: the new factors and router rows, the optimizer's
-new groups, and the first step, in which every bank packs its factors anew; and the joins of ``merge_above``.
+Of each number of experts, in turn with the LoRA: a training step with all of them mature; the same with one more that is
+young (sparse, as by default, and, up to 64, in the plan's dense phase); greedy decoding. Of each number too: a birth with
+what it entails (factors and router row, everybody else frozen, the optimizer's new group, and what the first step takes
+more than a usual one: packing, the optimizer's state), the join that merging looks at, and the bytes held for the experts'
+factors beside the factors' own.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from headgate.experiments.benchmarks.experts import RANK, TARGETS, TOP_K, Training, sliced
-from headgate.experiments.benchmarks.frame import Report, Say, at_most, not_measured, spread, synchronize
+from headgate.experiments.benchmarks.experts import (
+    ONE_LORA,
+    RANK,
+    TARGETS,
+    TOP_K,
+    Decoding,
+    Training,
+    filled,
+    sliced,
+)
+from headgate.experiments.benchmarks.frame import (
+    Report,
+    Say,
+    at_most,
+    interleaved,
+    not_measured,
+    paired_ratio,
+    spread,
+    synchronize,
+)
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.inspect import likeness
 from headgate.models.anatomy import describe
 
 COUNTS = (1, 8, 64, 256, 1024)
-BLOCKS, TOKENS, JOINS = 2, 512, 64
-"""Joins are measured up to so many experts: N^2 products."""
-GOAL = 1.25
+BLOCKS, TOKENS, NEW_TOKENS, BIRTHS = 4, 2048, 48, 3
+FEW = 64
+"""Up to so many experts all are measured dense, and compared with each other: N forwards' worth, and N^2 products."""
+STEP_LIMITS = {64: 1.10, 1024: 1.25}
+BIRTH_LIMITS = {64: 0.1, 1024: 1.0}
+MEMORY_LIMIT = 1.10
+"""One row in sixteen is kept free for births."""
+LORA = "one PEFT LoRA"
 
 
-def crowd(count: int, device: str, dense: bool) -> tuple[Any, LoraExperts]:
-    """A model of width 1,024 with so many mature experts, one of which trains."""
-    model = sliced(device, blocks=BLOCKS)
-    method = LoraExperts(
-        experts=count,
-        r=RANK,
-        new_r=RANK,
-        alpha=2 * RANK,
-        new_alpha=2 * RANK,
-        target_modules=TARGETS,
-        top_k=TOP_K,
-        dense_phase=dense,
-        spawn={"policy": "always", "max_experts": count + 8},
-    )
-    method.attach(describe(model))
-    method.to(device)
-    method.experts.train_only(0)
-    return model, method
+class Crowd:
+    """A model of width 1,024 with so many mature experts, one of which trains, and its optimizer."""
+
+    def __init__(self, count: int, device: str, *, dense: bool = False) -> None:
+        self.model = sliced(device, blocks=BLOCKS)
+        self.method = LoraExperts(
+            experts=count,
+            r=RANK,
+            new_r=RANK,
+            alpha=2 * RANK,
+            new_alpha=2 * RANK,
+            target_modules=TARGETS,
+            top_k=TOP_K,
+            dense_phase=dense,
+            spawn={"policy": "always", "max_experts": count + 2 * BIRTHS},
+        )
+        self.method.attach(describe(self.model))
+        self.method.to(device)
+        filled(self.method)
+        self.method.experts.train_only(0)
+        self.training = Training(self.model, self.trained(), TOKENS, device)
+
+    def trained(self) -> list[Tensor]:
+        return [p for group in self.method.parameter_groups().values() for p in group]
+
+    def give_birth(self) -> None:
+        """A new expert that trains alone, in the optimizer beside the routers' rows; its first step."""
+        number = self.method.experts.add()
+        self.method.experts.train_only(number)
+        self.training = self.training.with_parameters(self.trained())
+        self.training()
+
+    def held(self) -> tuple[int, int]:
+        """Bytes of the storages behind all factors, and of the factors themselves."""
+        factors = [
+            tensor
+            for bank in self.method.experts.banks.values()
+            for tensor in (*bank.parameters(), *bank.buffers())
+        ]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in factors}
+        return sum(storages.values()), sum(t.nbytes for t in factors)
 
 
-def seconds_of(step: Training, rounds: int) -> list[float]:
-    taken = []
-    for _ in range(rounds):
-        synchronize()
-        start = time.perf_counter()
-        step()
-        synchronize()
-        taken.append(time.perf_counter() - start)
-    return taken
+def _seconds(work: Callable[[], object]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
 
 
-def measure(report: Report, count: int, device: str, rounds: int) -> dict[str, float]:
-    """Median seconds of a step while all are mature, and with one young, sparse and dense; arms are added to the report."""
-    medians: dict[str, float] = {}
-    for dense in (False, True):
-        model, method = crowd(count, device, dense)
-        groups = [p for group in method.parameter_groups().values() for p in group]
-        step = Training(model, groups, TOKENS, device)
-        step()
-        times = {"mature": seconds_of(step, rounds)} if not dense else {}
-        start = time.perf_counter()
-        number = method.experts.add()
-        method.experts.train_only(number)
-        groups = [p for group in method.parameter_groups().values() for p in group]
-        step = Training(model, groups, TOKENS, device)
-        step()
-        birth = time.perf_counter() - start
-        times["one young, dense phase" if dense else "one young"] = seconds_of(step, rounds)
-        if not dense:
-            report.arms[f"{count} experts, a birth and its first step"] = spread([birth])
-        for name, taken in times.items():
-            report.arms[f"{count} experts, {name}"] = spread(taken)
-            medians[name] = statistics.median(taken)
-        if not dense and count <= JOINS:
-            start = time.perf_counter()
-            likeness(method.experts)
-            report.arms[f"{count} experts, cosines of all"] = spread([time.perf_counter() - start])
-        method.detach()
-    return medians
+class Scale:
+    """The figures of one number of experts after another, beside one LoRA that stays."""
+
+    def __init__(self, report: Report, device: str, rounds: int) -> None:
+        self.report, self.device, self.rounds = report, device, rounds
+        lora = filled(sliced(device, ONE_LORA, blocks=BLOCKS))
+        self.lora_training = Training(lora, list(lora.parameters()), TOKENS, device)
+        self.lora_decoding = Decoding(lora, NEW_TOKENS, device)
+
+    def against_lora(self, name: str, work: Callable[[], object], lora: Callable[[], object]) -> float:
+        seconds = interleaved({name: work, LORA: lora}, rounds=self.rounds, warmup=1)
+        for arm, taken in seconds.items():
+            self.report.arms[name if arm == name else f"{name}: {LORA} in turn"] = spread(taken)
+        ratio = paired_ratio(seconds[name], seconds[LORA])
+        self.report.ratios[f"{name} / {LORA}"] = ratio
+        return ratio
+
+    def measure(self, count: int) -> dict[str, float]:
+        """Ratios to one LoRA; ``birth``: seconds beyond a usual step; ``memory``: bytes held over bytes of factors."""
+        crowd = Crowd(count, self.device)
+        found = {
+            "training": self.against_lora(f"training, {count} mature", crowd.training, self.lora_training),
+            "decoding": self.against_lora(
+                f"decoding, {count} mature",
+                Decoding(crowd.model, NEW_TOKENS, self.device),
+                self.lora_decoding,
+            ),
+        }
+        crowd.model.train()
+        births = [_seconds(crowd.give_birth) for _ in range(BIRTHS)]
+        young = f"{count} and a young one"
+        found["young"] = self.against_lora(f"training, {young}", crowd.training, self.lora_training)
+        usual = self.report.arms[f"training, {young}"]["median_s"]
+        self.report.arms[f"birth at {count}, with its first step"] = spread(births)
+        found["birth"] = max(0.0, statistics.median(births) - usual)
+        found["young decoding"] = self.against_lora(
+            f"decoding, {young}", Decoding(crowd.model, NEW_TOKENS, self.device), self.lora_decoding
+        )
+        held, own = crowd.held()
+        found["memory"] = held / own
+        self.report.ratios[f"bytes held for {young} / their factors"] = held / own
+        self.report.ratios[f"birth at {count}, seconds beyond a usual step"] = found["birth"]
+        if count <= FEW:
+            self.report.arms[f"cosines of all {count}"] = spread(
+                [_seconds(lambda: likeness(crowd.method.experts))]
+            )
+        crowd.method.detach()
+        if count <= FEW:
+            dense = Crowd(count, self.device, dense=True)
+            dense.give_birth()
+            found["dense phase"] = self.against_lora(
+                f"training, {young}, dense phase", dense.training, self.lora_training
+            )
+            dense.method.detach()
+        return found
+
+    def check(self, count: int, found: dict[str, float] | None) -> None:
+        limit, seconds = STEP_LIMITS[count], BIRTH_LIMITS[count]
+        wanted = [
+            ("training", f"training step, {count} mature experts, against one LoRA ({self.device})", limit),
+            (
+                "young",
+                f"training step, {count} experts and a young one, against one LoRA ({self.device})",
+                limit,
+            ),
+            ("decoding", f"decoding, {count} experts, against one LoRA ({self.device})", limit),
+            ("birth", f"seconds of a birth at {count} experts, with all it entails ({self.device})", seconds),
+            ("memory", f"bytes held for {count} experts, over their factors' own", MEMORY_LIMIT),
+        ]
+        for key, label, most in wanted:
+            self.report.checks.append(
+                not_measured(label, f"<= {most:g}", "left out by --quick")
+                if found is None
+                else at_most(label, found[key], most)
+            )
 
 
 def run(*, quick: bool, say: Say) -> Report:
-    """Steps and births by number of experts; the ratios are to a step of one expert."""
+    """Steps, decoding, births and memory by number of experts; the ratios are to one PEFT LoRA, measured in turn."""
     report, device = Report("experts_scale"), "cuda" if torch.cuda.is_available() else "cpu"
-    counts, rounds = (COUNTS[:3], 3) if quick else (COUNTS, 5)
-    one = 0.0
+    counts, rounds = (COUNTS[:3], 3) if quick else (COUNTS, 7)
+    say(f"experts: {BLOCKS} blocks of width 1,024, rank {RANK}, top-{TOP_K}; {TOKENS} tokens a step")
+    scale = Scale(report, device, rounds)
+    measured: dict[int, dict[str, Any]] = {}
     for count in counts:
-        medians = measure(report, count, device, rounds)
-        one = one or medians["mature"]
-        for name, median in medians.items():
-            report.ratios[f"{count} experts, {name} / one expert"] = median / one
-        say(f"experts: {count}: " + ", ".join(f"{name} {s * 1e3:.0f} ms" for name, s in medians.items()))
+        measured[count] = scale.measure(count)
+        say(
+            f"experts: {count}: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in measured[count].items())
+        )
         torch.cuda.empty_cache()
-    for count in (64, 1024):
-        label = f"training step: {count} experts and a young one, against one expert ({device})"
-        ratio = report.ratios.get(f"{count} experts, one young / one expert")
-        if ratio is None:
-            report.checks.append(not_measured(label, f"<= {GOAL}", "left out by --quick"))
-        else:
-            report.checks.append(at_most(label, ratio, GOAL))
+    for count in STEP_LIMITS:
+        scale.check(count, measured.get(count))
     return report

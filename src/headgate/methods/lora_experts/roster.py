@@ -81,6 +81,7 @@ class Roster(FixedPrecision):
         super().__init__()
         self.infos: list[ExpertInfo] = []
         self.next_number = 0
+        self._named: tuple[str, ...] = ()
         self._allocate(0)
 
     def _allocate(self, count: int, device: torch.device | None = None) -> None:
@@ -108,6 +109,14 @@ class Roster(FixedPrecision):
 
     def info(self, number: int) -> ExpertInfo:
         return self.infos[self.place(number)]
+
+    def named(self, numbers: Sequence[int]) -> tuple[tuple[str, ...], list[float]]:
+        """Names and alpha / r of these experts. While they are the same, so is the tuple: a bank knows it by looking once."""
+        infos = {info.number: info for info in self.infos}
+        names = tuple(infos[number].name for number in numbers)
+        if names != self._named:
+            self._named = names
+        return self._named, [infos[number].scale for number in numbers]
 
     @property
     def kept(self) -> list[ExpertInfo]:

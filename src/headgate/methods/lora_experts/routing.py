@@ -47,20 +47,21 @@ def phase_of(config: LoraExpertsConfig, roster: Roster, training: bool, without:
     Equation: lora_experts (temperature): tau = tau_min + (tau_0 - tau_min) 2^(-dt / h)
     Proved by: tests/lora_experts/test_laws.py::test_phases_follow_the_youngest
     """
-    ages = [age + training for age in roster.age.tolist()]
-    maturity = roster.maturity(config.maturity_steps, ahead=int(training))
-    there = [i for i, m in enumerate(maturity) if m > 0 and roster.infos[i].number not in without]
-    if config.router == "sum":
-        maturity = [1.0] * len(maturity)
-    since_birth = min(ages[i] for i in there)
+    ages, maturity = roster.age.tolist(), roster.maturity(config.maturity_steps, ahead=int(training))
+    there = [
+        (info, age + training, m)
+        for info, age, m in zip(roster.infos, ages, maturity, strict=True)
+        if m > 0 and info.number not in without
+    ]
+    since_birth = min(age for _, age, _ in there)
     decay = 2 ** (-since_birth / config.temperature_half_life)
     temperature = config.temperature_min + (config.temperature_start - config.temperature_min) * decay
+    counted = tuple(1.0 if config.router == "sum" else m for _, _, m in there)
     k: int | None = None if config.dense_phase else config.top_k
-    if all(maturity[i] >= 1 for i in there):
-        ripe = min(ages[i] - (0 if roster.infos[i].founder else config.maturity_steps) for i in there)
+    if min(counted) >= 1:
+        ripe = min(age - (0 if info.founder else config.maturity_steps) for info, age, _ in there)
         k = 1 if config.top_1_after is not None and ripe >= config.top_1_after else config.top_k
-    numbers = tuple(roster.infos[i].number for i in there)
-    return Phase(numbers, tuple(maturity[i] for i in there), temperature, k)
+    return Phase(tuple(info.number for info, _, _ in there), counted, temperature, k)
 
 
 def fixed_mixture(roster: Roster, weights: Mapping[int, float], device: torch.device) -> Mixture:
@@ -85,7 +86,8 @@ def mix(
         level = torch.ones_like(maturity) if config.router == "sum" else maturity / maturity.sum()
         weight = level.view(1, 1, -1)
         return mixture_of(roster, phase.numbers, Gates(weight, torch.zeros_like(weight)), weight)
-    logits = router(features, [str(number) for number in phase.numbers])
+    names, scales = roster.named(phase.numbers)
+    logits = router(features, names)
     gates = maturity_gates(logits, maturity, phase.temperature, phase.k, phase.young)
     probs = gates.weight
     if gates.chosen is not None:
@@ -96,16 +98,18 @@ def mix(
         assert phase.k is not None
         limit = math.ceil(config.capacity_factor * phase.k * int(valid.sum()) / len(phase.numbers))
         gates, dropped = capacity_mask(gates, valid, limit)
-    return mixture_of(roster, phase.numbers, gates, probs, dropped)
+    return _scaled(names, scales, gates, probs, dropped)
 
 
-def mixture_of(
-    roster: Roster, numbers: Sequence[int], gates: Gates, probs: Tensor, dropped: Tensor | None = None
-) -> Mixture:
+def mixture_of(roster: Roster, numbers: Sequence[int], gates: Gates, probs: Tensor) -> Mixture:
     """Gates over these experts, with every expert's alpha / r."""
-    scale = {info.number: info.scale for info in roster}
-    scales = [scale[number] for number in numbers]
+    return _scaled(*roster.named(numbers), gates, probs, None)
+
+
+def _scaled(
+    names: tuple[str, ...], scales: list[float], gates: Gates, probs: Tensor, dropped: Tensor | None
+) -> Mixture:
     scaled = gates.weight * torch.tensor(scales).to(gates.weight.device, non_blocking=True)
     # here, outside the blocks: a tensor that a recomputed block made could not be shared by the others
     paid = None if gates.chosen is None else scaled.gather(-1, gates.chosen)
-    return Mixture(tuple(map(str, numbers)), gates, probs, scaled, paid, dropped)
+    return Mixture(names, gates, probs, scaled, paid, dropped)
