@@ -253,7 +253,7 @@ def _context(model: str) -> int:
     """Positions that the model was made for; where its configuration is not here, the loader says what is too long."""
     from transformers import AutoConfig
 
-    from headgate.models.load import EMBEDDED
+    from headgate.models.places import EMBEDDED
 
     try:
         config = AutoConfig.from_pretrained(EMBEDDED if model == "embedded" else model, local_files_only=True)
