@@ -84,10 +84,11 @@ def test_a_recipe_over_lines_of_json_is_validated_without_torch(compared: bool, 
         "columns": {"prompt": "question", "completion": "answer"},
     }
     source["options"] = {"validation_share": 0.2}
+    scored = {**source["columns"], "answer": "answer"}
     content: dict[str, Any] = {
         "lora": {"r": 4, "target_modules": ["q_proj", "down_proj"], "layers": "last_2"},
         "data": {"train": source, "validation": source},
-        "evaluation": [{"task": "exact_match", **source, "split": "validation"}],
+        "evaluation": [{"task": "exact_match", **source, "columns": scored, "split": "validation"}],
     }
     if compared:
         arms = {"lora": {}, **{name: {"methods": {name: {}}} for name in SETTINGS}}
@@ -100,6 +101,22 @@ def test_a_recipe_over_lines_of_json_is_validated_without_torch(compared: bool, 
 def test_a_rank_above_every_weight_is_refused_without_torch(tmp_path: Path) -> None:
     code, said, packages = imported("validate", "wordmath/lora", "--set", "lora.r=4096", cwd=tmp_path)
     assert (code, packages) == (2, []) and "lora.r=4096 exceeds 1024" in said
+
+
+def test_ctrl_c_in_a_verb_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """typer alone would end with 130 and without a word."""
+    from headgate.cli import info, main
+
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "json_schema", pressed)
+    monkeypatch.setattr(sys, "argv", ["headgate", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("name", METHODS.names())

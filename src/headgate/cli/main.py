@@ -7,13 +7,14 @@ A verb's file is imported when that verb is called: help, a version and a typo n
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import os
 import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -97,10 +98,27 @@ def command_line(verb: str | None) -> typer.Typer:
     for name, (place, line) in VERBS.items():
         if name == verb:
             module, function = place.split(":")
-            app.command(name)(getattr(importlib.import_module(f"headgate.cli.{module}"), function))
+            app.command(name)(_heard(getattr(importlib.import_module(f"headgate.cli.{module}"), function)))
         else:
             app.command(name, help=line)(_another)
     return app
+
+
+class Interrupted(Exception):
+    """Ctrl-C inside a verb."""
+
+
+def _heard(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, whose Ctrl-C reaches ``main``: on a KeyboardInterrupt typer ends the program without a word."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+    return run
 
 
 def _another() -> None:
@@ -149,7 +167,7 @@ def main() -> None:
             if verb not in RECIPE_FIRST:
                 quiet_libraries()
         command_line(verb)(standalone_mode=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         if ranks is None or ranks.is_writer():
             print("interrupted", file=sys.stderr)
         _part(ranks)
