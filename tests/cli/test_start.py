@@ -100,7 +100,7 @@ def test_a_recipe_over_lines_of_json_is_validated_without_torch(compared: bool, 
 
 def test_a_rank_above_every_weight_is_refused_without_torch(tmp_path: Path) -> None:
     code, said, packages = imported("validate", "wordmath/lora", "--set", "lora.r=4096", cwd=tmp_path)
-    assert (code, packages) == (2, []) and "lora.r=4096 exceeds 1024" in said
+    assert (code, packages) == (2, []) and "lora.r=4096 exceeds 128" in said
 
 
 def test_ctrl_c_in_a_verb_is_told(

@@ -61,7 +61,11 @@ def _json_lines(path: Path) -> Iterator[Located]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
+                table = number == 1 and "{" not in line and any(sign in line for sign in ",;\t")
+                hint = ": if it is a table, name it .csv or .tsv" if table else ""
+                raise DataError(
+                    f"{path}:{number}: not JSON ({error.msg} at column {error.colno}){hint}"
+                ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: a JSON object is needed, not {type(row).__name__}")
             yield row, f":{number}"
