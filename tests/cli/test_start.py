@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from headgate.errors import Stopped
 from headgate.methods.names import METHODS, SETTINGS, config_class
 from headgate.methods.registry import method_class
 
@@ -103,20 +104,24 @@ def test_a_rank_above_every_weight_is_refused_without_torch(tmp_path: Path) -> N
     assert (code, packages) == (2, []) and "lora.r=4096 exceeds 128" in said
 
 
-def test_ctrl_c_in_a_verb_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("stop", "said"), [(KeyboardInterrupt, "interrupted\n"), (Stopped, "")])
+def test_ctrl_c_in_a_verb_is_told_once(
+    stop: type[KeyboardInterrupt],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """typer alone would end with 130 and without a word."""
+    """typer alone would end with 130 and without a word; a run that has saved has said so itself."""
     from headgate.cli import info, main
 
     def pressed() -> None:
-        raise KeyboardInterrupt
+        raise stop
 
     monkeypatch.setattr(info, "json_schema", pressed)
     monkeypatch.setattr(sys, "argv", ["headgate", "schema"])
     with pytest.raises(SystemExit) as ended:
         main.main()
-    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+    assert ended.value.code == 130 and capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("name", METHODS.names())

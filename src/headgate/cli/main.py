@@ -21,7 +21,7 @@ import typer
 
 import headgate
 from headgate.cli.quiet import quiet_libraries
-from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError
+from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError, Stopped
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": (
@@ -105,7 +105,11 @@ def command_line(verb: str | None) -> typer.Typer:
 
 
 class Interrupted(Exception):
-    """Ctrl-C inside a verb."""
+    """Ctrl-C inside a verb; ``told``: the run has said so itself, and what it saved."""
+
+    def __init__(self, told: bool) -> None:
+        super().__init__()
+        self.told = told
 
 
 def _heard(verb: Callable[..., None]) -> Callable[..., None]:
@@ -115,8 +119,8 @@ def _heard(verb: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any, **options: Any) -> None:
         try:
             verb(*arguments, **options)
-        except KeyboardInterrupt:
-            raise Interrupted from None
+        except KeyboardInterrupt as stop:
+            raise Interrupted(isinstance(stop, Stopped)) from None
 
     return run
 
@@ -167,8 +171,9 @@ def main() -> None:
             if verb not in RECIPE_FIRST:
                 quiet_libraries()
         command_line(verb)(standalone_mode=True)
-    except (KeyboardInterrupt, Interrupted):
-        if ranks is None or ranks.is_writer():
+    except (KeyboardInterrupt, Interrupted) as stop:
+        told = isinstance(stop, Interrupted) and stop.told
+        if not told and (ranks is None or ranks.is_writer()):
             print("interrupted", file=sys.stderr)
         _part(ranks)
         sys.exit(130)
