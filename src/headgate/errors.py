@@ -43,3 +43,7 @@ class EndedElsewhere(HeadgateError, RuntimeError):
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run after its state was saved, and what was saved has been said."""

@@ -34,6 +34,24 @@ def questions(tmp_path: Path) -> str:
     return json_lines(tmp_path / "my data, 2.jsonl", QUESTIONS)
 
 
+def test_empty_answers_are_told(tmp_path: Path) -> None:
+    rows = [
+        {**row, "answer": "" if number % 8 == 3 else row["answer"]} for number, row in enumerate(QUESTIONS)
+    ]
+    (note,) = [
+        note for note in draft(json_lines(tmp_path / "some.jsonl", rows)).notes if "empty answer" in note
+    ]
+    assert note.startswith("5 of the first 40 rows") and "some.jsonl[train]:3 is one" in note
+    with pytest.raises(DataError, match="answers of the first 40 rows are all empty"):
+        draft(json_lines(tmp_path / "all.jsonl", [{**row, "answer": " "} for row in QUESTIONS]))
+
+
+def test_a_table_under_the_name_of_lines_of_json_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("question,answer\n1+1,2\n")
+    with pytest.raises(DataError, match=r"rows.jsonl:1: not JSON .*: if it is a table, name it .csv or .tsv"):
+        draft(str(tmp_path / "rows.jsonl"))
+
+
 def test_the_text_says_what_the_content_is(questions: str) -> None:
     drafted = draft(questions, "embedded", ["backward_gate", "lora_experts"])
     assert parse_yaml(drafted.text, "draft") == drafted.content
@@ -55,6 +73,7 @@ def test_the_text_says_what_the_content_is(questions: str) -> None:
     [
         ([{"Question": f"q{n}", "Reply": f"a{n}"} for n in range(30)], {"prompt": "Question", "completion": "Reply"}, "completion"),
         ([{"id": n, "body_of_mail": f"mail {n}"} for n in range(30)], {"text": "body_of_mail"}, "all"),
+        ([{"question": f"q{n}", "answer": n} for n in range(30)], {"prompt": "question", "completion": "answer"}, "completion"),
         ([{"text": f"story {n}"} for n in range(30)], {}, "all"),
         ([{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}"}]} for n in range(30)], {}, "completion"),
     ],

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from headgate.errors import Stopped
 from headgate.methods.names import METHODS, SETTINGS, config_class
 from headgate.methods.registry import method_class
 
-HEAVY = ("torch", "transformers", "datasets", "scipy", "matplotlib")
+HEAVY = ("torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "matplotlib")
 SAY = f"""
-import atexit, sys
+import atexit, importlib.metadata, sys
 atexit.register(lambda: print("imported", *[m for m in {HEAVY!r} if m in sys.modules]))
+offered = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **asked: (  # methods of other packages come with what they import
+    [] if asked.get("group", "").startswith("headgate.") else offered(**asked)
+)
 from headgate.cli.main import main
 main()
 """
@@ -33,7 +41,7 @@ def imported(*arguments: str, cwd: Path) -> tuple[int, str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["recipes"], ["recipes", "show", "demo/gate"]]
+    "arguments", [["--help"], ["--version"], ["recipes"], ["recipes", "show", "demo/gate"], ["schema"]]
 )
 def test_lists_need_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code, said, packages = imported(*arguments, cwd=tmp_path)
@@ -66,14 +74,64 @@ def test_an_error_of_a_recipe_is_told_before_torch_is_imported(
     assert packages == []
 
 
+@pytest.mark.parametrize("compared", [False, True])
+def test_a_recipe_over_lines_of_json_is_validated_without_torch(compared: bool, tmp_path: Path) -> None:
+    """Rows, columns, golds, adapter, memory and every arm: over a model of the Llama kind names and sizes say it all."""
+    rows = [{"question": f"{n} and {n}?", "answer": f"They are {2 * n}"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {
+        "source": "jsonl",
+        "path": "rows.jsonl",
+        "columns": {"prompt": "question", "completion": "answer"},
+    }
+    source["options"] = {"validation_share": 0.2}
+    scored = {**source["columns"], "answer": "answer"}
+    content: dict[str, Any] = {
+        "lora": {"r": 4, "target_modules": ["q_proj", "down_proj"], "layers": "last_2"},
+        "data": {"train": source, "validation": source},
+        "evaluation": [{"task": "exact_match", **source, "columns": scored, "split": "validation"}],
+    }
+    if compared:
+        arms = {"lora": {}, **{name: {"methods": {name: {}}} for name in SETTINGS}}
+        content["compare"] = {"arms": arms}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    code, said, packages = imported("validate", "recipe.yaml", cwd=tmp_path)
+    assert (code, packages) == (0, []), said
+
+
+def test_a_rank_above_every_weight_is_refused_without_torch(tmp_path: Path) -> None:
+    code, said, packages = imported("validate", "wordmath/lora", "--set", "lora.r=4096", cwd=tmp_path)
+    assert (code, packages) == (2, []) and "lora.r=4096 exceeds 128" in said
+
+
+@pytest.mark.parametrize(("stop", "said"), [(KeyboardInterrupt, "interrupted\n"), (Stopped, "")])
+def test_ctrl_c_in_a_verb_is_told_once(
+    stop: type[KeyboardInterrupt],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """typer alone would end with 130 and without a word; a run that has saved has said so itself."""
+    from headgate.cli import info, main
+
+    def pressed() -> None:
+        raise stop
+
+    monkeypatch.setattr(info, "json_schema", pressed)
+    monkeypatch.setattr(sys, "argv", ["headgate", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 130 and capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize("name", METHODS.names())
 def test_settings_are_those_of_the_method(name: str) -> None:
     """The short cut to the settings, which leaves the method out, leads to the class that the method uses."""
     assert config_class(name) is method_class(name).Config
 
 
-def test_the_four_methods_have_the_short_cut() -> None:
-    assert set(SETTINGS) == {"layer_routing", "schema_bank", "lora_experts", "backward_gate"}
+def test_every_method_of_ours_has_the_short_cut() -> None:
+    assert set(SETTINGS) == set(METHODS._builtin)
 
 
 def test_names_of_policies_are_those_that_exist() -> None:

@@ -117,14 +117,16 @@ def test_structure_for_readers_who_do_not_see_it(browser: Any, address: str) -> 
     page.close()
 
 
-def test_it_prints_with_nothing_cut_off(browser: Any, address: str) -> None:
-    """On A4: no table runs over its box, and the folds are open."""
-    page, _ = opened(browser, address, {"width": 718, "height": 1000})
+@pytest.mark.parametrize("width", [718, 640])
+def test_it_prints_with_nothing_cut_off(browser: Any, address: str, width: int) -> None:
+    """On A4, with a margin of 1 or 2 cm: no table runs over its box or falls apart into cards, and the folds are open."""
+    page, _ = opened(browser, address, {"width": width, "height": 1000})
     page.emulate_media(media="print")
     cut = page.evaluate(
         "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     )
     assert cut == 0
+    assert page.evaluate("getComputedStyle(document.querySelector('.cards td')).display") == "table-cell"
     heights = (
         "(selector) => [...document.querySelectorAll(selector)].map(e => e.getBoundingClientRect().height)"
     )

@@ -143,6 +143,18 @@ def test_it_is_served_to_this_machine_alone(tmp_path: Path) -> None:
         server.close()
 
 
+def test_where_the_folders_port_is_taken_another_is_said_and_used(tmp_path: Path) -> None:
+    """``compare --live`` has no --port: a second one of the same folder, or any program there, must not cost it its page."""
+    taken = Server(tmp_path, own_port(tmp_path))
+    said: list[str] = []
+    try:
+        follow(tmp_path, None, 1, said.append, stopped=lambda: True)
+    finally:
+        taken.close()
+    assert len(said) == 2 and f"port {own_port(tmp_path)} is taken" in said[0]
+    assert said[1].startswith("live: http://127.0.0.1:") and f":{own_port(tmp_path)}/" not in said[1]
+
+
 def test_a_folder_keeps_its_port(tmp_path: Path) -> None:
     assert own_port(tmp_path) == own_port(tmp_path / "x" / "..") and 8400 <= own_port(tmp_path) < 9400
     with pytest.raises(ConfigError, match=r"--port 99999: .*choose another one"):

@@ -26,13 +26,10 @@ def data(
     loaded = with_paths(read_recipe(recipe, overrides))
     from headgate.data.shown import shown_sources
     from headgate.data.tokenizers import tokenizer_of
-    from headgate.experiments.plan import model_shape
+    from headgate.experiments.model_outline import context_length
 
     tokenizer = tokenizer_of(loaded.model.name_or_path, loaded.model.revision)
-    shape = model_shape(loaded)
-    context = (
-        None if shape is None else getattr(shape.config.get_text_config(), "max_position_embeddings", None)
-    )
+    context = context_length(loaded)
     for source in shown_sources(
         loaded.data, tokenizer, rows=rows, limit=limit or None, context_length=context
     ):

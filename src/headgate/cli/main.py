@@ -7,20 +7,21 @@ A verb's file is imported when that verb is called: help, a version and a typo n
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import os
 import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
 import headgate
 from headgate.cli.quiet import quiet_libraries
-from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError
+from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError, Stopped
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": (
@@ -97,10 +98,31 @@ def command_line(verb: str | None) -> typer.Typer:
     for name, (place, line) in VERBS.items():
         if name == verb:
             module, function = place.split(":")
-            app.command(name)(getattr(importlib.import_module(f"headgate.cli.{module}"), function))
+            app.command(name)(_heard(getattr(importlib.import_module(f"headgate.cli.{module}"), function)))
         else:
             app.command(name, help=line)(_another)
     return app
+
+
+class Interrupted(Exception):
+    """Ctrl-C inside a verb; ``told``: the run has said so itself, and what it saved."""
+
+    def __init__(self, told: bool) -> None:
+        super().__init__()
+        self.told = told
+
+
+def _heard(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, whose Ctrl-C reaches ``main``: on a KeyboardInterrupt typer ends the program without a word."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(isinstance(stop, Stopped)) from None
+
+    return run
 
 
 def _another() -> None:
@@ -149,8 +171,9 @@ def main() -> None:
             if verb not in RECIPE_FIRST:
                 quiet_libraries()
         command_line(verb)(standalone_mode=True)
-    except KeyboardInterrupt:
-        if ranks is None or ranks.is_writer():
+    except (KeyboardInterrupt, Interrupted) as stop:
+        told = isinstance(stop, Interrupted) and stop.told
+        if not told and (ranks is None or ranks.is_writer()):
             print("interrupted", file=sys.stderr)
         _part(ranks)
         sys.exit(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,8 @@ def init(
     for note in notes:
         out.print(note, markup=False, style="dim")
     out.print(f"written: {output}", markup=False)
-    out.print(f"next: headgate data {output}; headgate compare {output}", markup=False)
+    written = shlex.quote(str(output))
+    out.print(f"next: headgate data {written}; headgate compare {written}", markup=False)
 
 
 def recipes(

@@ -30,7 +30,8 @@ def report(
     port: Annotated[
         int | None,
         typer.Option(
-            help="Of --live. Without one, the same for a folder every time; 0 takes any.", show_default=False
+            help="Of --live. Without one, the same for a folder every time (or any, where it is taken); 0 takes any.",
+            show_default=False,
         ),
     ] = None,
     every: Annotated[int, typer.Option(help="Of --live: seconds between two pages, at least.")] = 5,
@@ -44,12 +45,12 @@ def report(
             out.print(str(path), markup=False)
         return
     if live:
-        from headgate.experiments.report.live import follow, own_port
+        from headgate.experiments.report.live import follow
 
         if hasattr(os, "nice"):  # not on Windows
             os.nice(10)
         stopped = _parent_is_gone() if with_parent else lambda: False
-        follow(folder, own_port(folder) if port is None else port, every, out.print, stopped)
+        follow(folder, port, every, out.print, stopped)
         return
     from headgate.experiments.report import write_report
 

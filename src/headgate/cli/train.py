@@ -48,7 +48,9 @@ def train(
         changes = [part for change in overrides or [] for part in ("--set", change)]
         raise typer.Exit(launch(["train", str(recipe), *changes, *flags], nproc, loaded.model.device))
     processes.join(loaded.model.device)
-    processes.on_writer(lambda: out.print(plan(loaded, aliases_used(recipe) if recipe else [])))
+    processes.on_writer(
+        lambda: out.print(plan(loaded, aliases_used(recipe) if recipe else [], processes.world_size()))
+    )
     if not processes.is_writer():  # it follows rank 0, which speaks
         warnings.simplefilter("ignore")
         run(loaded, fresh=fresh, resume=resume)

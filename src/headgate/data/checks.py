@@ -11,8 +11,8 @@ from headgate.errors import ConfigError, DataError, ModelError
 
 from .config import DataConfig, SourceConfig
 from .identity import hub_like, hub_place
+from .reading import check_source, divided, iterate
 from .rendering import NO_TEMPLATE
-from .sources import check_source, divided, iterate
 from .tokenizers import tokenizer_of
 
 FIRST = 100

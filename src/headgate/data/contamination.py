@@ -9,9 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import datasets
-import numpy
-
 from headgate.errors import DataError
 
 from .cache import code_version, digest, entry
@@ -51,6 +48,8 @@ def check_disjoint(
     name: str = "validation",
 ) -> OverlapReport:
     """Raises DataError (or warns) where a row of ``other`` asks exactly what a row of ``train`` asks."""
+    import datasets
+
     if isinstance(train, datasets.Dataset) and isinstance(other, datasets.Dataset):
         key = digest("overlap", train._fingerprint, other._fingerprint, code_version())
         _, kept = entry("overlap", key, lambda _folder: asdict(_overlap(train, other)))
@@ -70,6 +69,8 @@ def check_disjoint(
 
 
 def _overlap(train: Iterable[Mapping[str, Any]], other: Iterable[Mapping[str, Any]]) -> OverlapReport:
+    import numpy
+
     known = numpy.unique(_hashes(train))
     rows = list(_hashes(other))
     shared = numpy.flatnonzero(numpy.isin(numpy.asarray(rows, dtype=numpy.uint64), known))
@@ -85,11 +86,15 @@ def _overlap(train: Iterable[Mapping[str, Any]], other: Iterable[Mapping[str, An
 
 def _hashes(rows: Iterable[Mapping[str, Any]]) -> Any:
     """64 bits of every row's fingerprint: two rows in a million that differ agree with a chance of 1e-7."""
+    import numpy
+
     return numpy.fromiter((int(fingerprint(row)[:16], 16) for row in _asking(rows)), dtype=numpy.uint64)
 
 
 def _asking(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     """Only the columns that say what is asked: the others need not be decoded."""
+    import datasets
+
     if not isinstance(rows, datasets.Dataset):
         return rows
     wanted = [name for name in ("messages", "prompt", "text", "completion") if name in rows.column_names]

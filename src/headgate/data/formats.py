@@ -2,7 +2,8 @@
 
 Rows are streamed: a file of any size takes the memory of one batch (a JSON list and a text file are read whole).
 JSON and CSV are parsed here and not by the ``datasets`` builders, which name no line of a faulty file and write a
-second copy of it; parquet and Arrow go through pyarrow, saved data sets through ``datasets``.
+second copy of it; parquet and Arrow go through pyarrow, saved data sets through ``datasets``, each imported where it is
+needed: a second that lines of JSON do not wait for.
 """
 
 from __future__ import annotations
@@ -13,11 +14,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import datasets
-import fsspec
-import pyarrow
-import pyarrow.parquet
 
 from headgate.errors import DataError
 
@@ -50,6 +46,8 @@ def read_file(path: Path) -> Iterator[Located]:
 
 
 def _open(path: Path) -> Any:
+    import fsspec
+
     return fsspec.open(
         str(path), "rt", compression="infer", encoding="utf-8-sig", newline="", block_size=1 << 20
     )
@@ -63,7 +61,11 @@ def _json_lines(path: Path) -> Iterator[Located]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
+                table = number == 1 and "{" not in line and any(sign in line for sign in ",;\t")
+                hint = ": if it is a table, name it .csv or .tsv" if table else ""
+                raise DataError(
+                    f"{path}:{number}: not JSON ({error.msg} at column {error.colno}){hint}"
+                ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: a JSON object is needed, not {type(row).__name__}")
             yield row, f":{number}"
@@ -121,6 +123,8 @@ def _table(delimiter: str) -> Any:
 
 
 def _parquet(path: Path) -> Iterator[Located]:
+    import pyarrow.parquet
+
     try:
         number = 0
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -134,6 +138,8 @@ def _parquet(path: Path) -> Iterator[Located]:
 
 def _arrow(path: Path) -> Iterator[Located]:
     """Arrow IPC, as a stream (what ``datasets`` writes) or as a file."""
+    import pyarrow
+
     number = 0
     with pyarrow.memory_map(str(path)) as source:
         try:
@@ -152,6 +158,8 @@ def _arrow(path: Path) -> Iterator[Located]:
 
 def _saved(path: Path) -> Iterator[Located]:
     """A folder that ``save_to_disk`` wrote, its index mapping and column types honoured."""
+    import datasets
+
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever is torn inside

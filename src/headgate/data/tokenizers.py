@@ -14,7 +14,7 @@ def tokenizer_of(model: str, revision: str | None = None, *, local: bool = False
     """
     from transformers import AutoTokenizer
 
-    from headgate.models.load import EMBEDDED
+    from headgate.models.places import EMBEDDED
 
     path = str(EMBEDDED) if model == "embedded" or model.startswith("random:") else model
     try:

@@ -6,9 +6,9 @@ import difflib
 from pathlib import Path
 
 from headgate.data.checks import first_rows, local
-from headgate.data.sources import load_rows
 from headgate.errors import ConfigError, DataError
 from headgate.evaluation.config import ABILITIES, CODE_TASKS, NAMED, EvalTask
+from headgate.evaluation.golds import gold_answers
 from headgate.evaluation.scorers import check_golds, suited
 
 KNOWN = ("exact_match", "perplexity", *NAMED, ABILITIES)
@@ -30,6 +30,8 @@ def check_task(task: EvalTask, *, whole: bool = True) -> None:
     key = f"evaluation {task.key}"
     source = task.source_config()
     if whole:
+        from headgate.data.sources import load_rows
+
         rows = list(load_rows(source)) if task.task != "perplexity" else load_rows(source).select(range(1))
     elif local(source):
         rows = first_rows(source, key)
@@ -38,8 +40,6 @@ def check_task(task: EvalTask, *, whole: bool = True) -> None:
         return
     if task.task == "perplexity" or task.task in CODE_TASKS:
         return
-    from headgate.evaluation.tasks import gold_answers
-
     options = [row.get("choices") or () for row in rows]
     if task.mode == "likelihood":
         if not all(options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from scipy.stats import binomtest
 
 from headgate.data.sources import load_rows
-from headgate.errors import DataError
 from headgate.evaluation.abilities import abilities_task
 from headgate.evaluation.code_tasks import code_task, pass_at_k
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.extraction import choice, mathematics, texts
 from headgate.evaluation.generation import generate
+from headgate.evaluation.golds import gold_answers
 from headgate.evaluation.likelihood import likelihood_task
 from headgate.evaluation.lm_eval_bridge import harness_task
 from headgate.evaluation.perplexity import perplexity, text_perplexity
@@ -110,23 +110,6 @@ def exact_match(model: Any, tokenizer: Any, task: EvalTask, progress: Progress |
         for k in sorted({1, *task.k}):
             metrics[f"pass@{k}"] = sum(pass_at_k(n, item["passed"], k) for item in items) / len(items)
     return TaskResult(metrics | by_family(items), items)
-
-
-def gold_answers(rows: Sequence[Mapping[str, Any]], task: EvalTask) -> list[list[str]]:
-    """Every row's gold answers: ``answers``, ``answer``, or a short completion. Raises DataError for a row without."""
-    golds = []
-    for row in rows:
-        several = row.get("answers") or ([row["answer"]] if row.get("answer") is not None else None)
-        if several is None and row.get("messages") is not None and row["messages"][-1]["role"] == "assistant":
-            several = [row["messages"][-1]["content"]]
-        if several is None or not (row.get("prompt") is not None or row.get("messages") is not None):
-            raise DataError(
-                f"task {task.task} needs rows with a prompt and an answer; row '{row['example_id']}' of source "
-                f"{task.source!r} has {', '.join(name for name, value in row.items() if value is not None)}: map them with "
-                "columns: {prompt: ..., completion: ..., answer: ...}"
-            )
-        golds.append([str(gold) for gold in several])
-    return golds
 
 
 def parsed(scorer: str, output: str, options: Sequence[str]) -> str | None:

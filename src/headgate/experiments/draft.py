@@ -19,25 +19,11 @@ from headgate.data.identity import hub_like
 from headgate.data.rendering import PLAIN_CHAT
 from headgate.data.tokenizers import tokenizer_of
 from headgate.errors import DataError, ModelError
+from headgate.experiments.draft_columns import columns_of, empty_answers
 from headgate.experiments.draft_text import commented
 from headgate.methods.names import METHODS
 from headgate.methods.registry import method_class
 
-PROMPTS = (
-    "prompt",
-    "question",
-    "instruction",
-    "input",
-    "query",
-    "problem",
-    "context",
-    "source",
-    "src",
-    "title",
-)
-COMPLETIONS = (
-    "completion", "answer", "output", "response", "target", "solution", "reply", "label", "summary", "tgt",
-)  # fmt: skip
 LOOKED_AT = 200
 """Rows whose columns and lengths are looked at."""
 COUNTED = 200_000
@@ -164,7 +150,7 @@ def _look(data: str) -> _Seen:
     raw = list(islice(read_files(find_files(data, "train")), LOOKED_AT))
     if not raw:
         raise DataError(f"--data {data} has no rows")
-    columns, notes = _columns(raw[0][0], data)
+    columns, notes = columns_of(raw[0][0], data)
     source = SourceConfig(source="auto", path=data, columns=columns)
     rows = first_rows(source, f"--data {data}", LOOKED_AT)
     count = 0
@@ -176,6 +162,7 @@ def _look(data: str) -> _Seen:
         raise DataError(
             f"--data {data} has {count} rows: give at least {FEWEST}, so that some can be held out for validation"
         )
+    notes += empty_answers(rows, data)
     notes.append(f"{count if whole else f'more than {COUNTED}'} rows")
     if document:
         raise DataError(
@@ -194,31 +181,6 @@ def _has_validation(data: str) -> bool:
     except DataError:
         return False
     return True
-
-
-def _columns(row: Mapping[str, Any], data: str) -> tuple[dict[str, str], list[str]]:
-    """A mapping of columns where the reader of ``auto`` does not know them, and what to say of it."""
-    probe = SourceConfig(source="auto", path=data)
-    try:
-        first_rows(probe, data, 1)
-    except DataError as error:
-        if "fit no reader" not in str(error):
-            raise
-    else:
-        return {}, [f"columns {', '.join(map(str, row))}, as the reader expects them"]
-    texts = [str(key) for key, value in row.items() if isinstance(value, str)]
-    lowered = {key.lower(): key for key in texts}
-    prompt = next((lowered[known] for known in PROMPTS if known in lowered), None)
-    completion = next((lowered[known] for known in COMPLETIONS if known in lowered), None)
-    if prompt is None and completion is None and len(texts) == 1:
-        return {"text": texts[0]}, [f"column {texts[0]} taken as text"]
-    if prompt is None or completion is None:
-        raise DataError(
-            f"--data {data}: which column is asked and which answers cannot be told from {', '.join(map(str, row)) or 'nothing'}: "
-            "rename two of them to prompt and completion (or one to text), or write a recipe with columns: "
-            "{prompt: ..., completion: ...}"
-        )
-    return {"prompt": prompt, "completion": completion}, [f"column {prompt} is asked, {completion} answers"]
 
 
 def _max_length(seen: _Seen, model: str) -> tuple[int, str]:
@@ -253,7 +215,7 @@ def _context(model: str) -> int:
     """Positions that the model was made for; where its configuration is not here, the loader says what is too long."""
     from transformers import AutoConfig
 
-    from headgate.models.load import EMBEDDED
+    from headgate.models.places import EMBEDDED
 
     try:
         config = AutoConfig.from_pretrained(EMBEDDED if model == "embedded" else model, local_files_only=True)

@@ -3,73 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import psutil
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from headgate.experiments.model_outline import Outlined, outlined
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep import expand
-from headgate.methods.registry import build_stack
-from headgate.methods.stage import schedule_stages
-from headgate.models.anatomy import describe
-from headgate.models.load import EMBEDDED
-from headgate.models.shapes import SHAPES
-from headgate.training import processes
+from headgate.methods.stage import Stage, schedule_stages, whole_run
+from headgate.models.drivers import cuda_is_here, cuda_memory
 
 
-def model_shape(recipe: Recipe) -> Any:
-    """The model on the meta device (shapes, no weights), or None where its config cannot be read from here."""
-    name = recipe.model.name_or_path
-    try:
-        if name.startswith("random:") and name.removeprefix("random:") in SHAPES:
-            config = AutoConfig.for_model(**SHAPES[name.removeprefix("random:")])
-        else:
-            path = str(EMBEDDED) if name == "embedded" else name.removeprefix("random:")
-            config = AutoConfig.from_pretrained(path, revision=recipe.model.revision)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError):
-        return None
+def plan(recipe: Recipe, aliases: Sequence[str] = (), ranks: int = 1) -> str:
+    """Model, trainable parameters, methods, stages, steps, tokens, memory estimate, run directory.
 
-
-def lora_parameters(recipe: Recipe, model: Any) -> int | None:
-    """Trainable parameters of the adapter, counted on the meta device."""
-    from headgate.models.adapters import add_adapter
-
-    if model is None:
-        return None
-    if recipe.lora is None:
-        adapters = build_stack(recipe.methods, recipe.seed).adapters()
-        adapters.attach(describe(model))
-        trained = list(adapters.parameters())
-        adapters.detach()
-        return sum(p.numel() for p in trained or model.parameters())
-    with torch.device("meta"):
-        adapted = add_adapter(model, recipe.lora)
-    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-
-
-def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
-    """Model, trainable parameters, methods, stages, steps, tokens, memory estimate, run directory."""
+    Without methods neither torch nor transformers is imported, where ``models.outline`` knows the model.
+    """
     recipe = with_paths(recipe)
     training = recipe.training
     lines = [f"{recipe.name}  (seed {recipe.seed})"]
-    model = model_shape(recipe)
-    trainable = None
+    model = outlined(recipe)
     if model is None:
         lines.append(f"  model      {recipe.model.name_or_path} (its shape is not known from here)")
     else:
-        total = sum(p.numel() for p in model.parameters())
-        trainable = lora_parameters(recipe, model)
-        share = f", adapter {trainable:,} ({trainable / total:.2%})" if trainable is not None else ""
-        lines.append(f"  model      {recipe.model.name_or_path}: {total:,} parameters{share}")
+        lines.append(
+            f"  model      {recipe.model.name_or_path}: {model.parameters:,} parameters, adapter {model.trainable:,} "
+            f"({model.trainable / model.parameters:.2%})"
+        )
     for name in recipe.methods:
         lines.append(f"  method     {name}")
-    ranks = processes.world_size()
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks
     if recipe.model.parallel is not None:
         parallel = recipe.model.parallel
@@ -85,11 +48,7 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
         lines.append(
             f"  steps      {steps}, {batch} examples a step, at most {steps * batch * recipe.data.max_length:,} tokens"
         )
-    methods = build_stack(recipe.methods, recipe.seed)
-    methods.data.check_replay(recipe.data.replay is not None)
-    if model is not None:
-        methods.check_model(describe(model))
-    stages = training.stages or methods.stages(training.learning_rate)
+    stages = _stages(recipe, model, steps)
     if recipe.data.stream:
         for skill in recipe.data.stream:
             lines.append(f"  skill      {skill.skill}: {skill.source}, {skill.steps} steps")
@@ -99,9 +58,8 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
             lines.append(
                 f"  stage      {scheduled.name}: steps {scheduled.start + 1}-{scheduled.stop}, {rates}"
             )
-        methods.check_run(steps)
     if model is not None and steps != 0:
-        lines.append(f"  memory     {_memory_line(recipe, model, trainable or 0)}")
+        lines.append(f"  memory     {_memory_line(recipe, model)}")
     for task in recipe.evaluation:
         lines.append(
             f"  evaluate   {task.key} on {task.path or task.source}/{task.split}"
@@ -117,13 +75,29 @@ def plan(recipe: Recipe, aliases: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def _memory_line(recipe: Recipe, model: Any, trainable: int) -> str:
+def _stages(recipe: Recipe, model: Outlined | None, steps: int | None) -> Sequence[Stage]:
+    """The run's stages. Raises what the methods say against the model, the data or the length of the run."""
+    training = recipe.training
+    if not recipe.methods:
+        return training.stages or whole_run(training.learning_rate)
+    from headgate.methods.registry import build_stack
+
+    methods = build_stack(recipe.methods, recipe.seed)
+    methods.data.check_replay(recipe.data.replay is not None)
+    if model is not None and model.anatomy is not None:
+        methods.check_model(model.anatomy)
+    stages = training.stages or methods.stages(training.learning_rate)
+    if steps and not recipe.data.stream:
+        schedule_stages(stages, steps)  # shares that do not add up are told first
+        methods.check_run(steps)
+    return stages
+
+
+def _memory_line(recipe: Recipe, model: Outlined) -> str:
     """The estimate, and what to lower where this machine has less."""
-    needed = _memory(recipe, model, trainable)
-    on_gpu = torch.cuda.is_available() and recipe.model.device in ("auto", "cuda")
-    here = (
-        torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().total
-    ) / 2**30
+    needed = _memory(recipe, model)
+    on_gpu = recipe.model.device in ("auto", "cuda") and cuda_is_here()
+    here = (cuda_memory() if on_gpu else psutil.virtual_memory().total) / 2**30
     if needed <= here:
         return f"about {needed:.1f} GiB"
     return (
@@ -132,29 +106,24 @@ def _memory_line(recipe: Recipe, model: Any, trainable: int) -> str:
     )
 
 
-def _memory(recipe: Recipe, model: Any, trainable: int) -> float:
+def _memory(recipe: Recipe, model: Outlined) -> float:
     """GiB on a rank: weights, adapter with AdamW's two moments and gradient, activations of one micro-batch.
 
     Of a base in N shares a rank holds one, and whole what runs: two blocks (one is gathered ahead), embeddings, head.
     """
-    config = model.config.get_text_config()
-    weights = sum(p.numel() for p in model.parameters())
-    bytes_each = {"float32": 4, "auto": 2 if torch.cuda.is_available() else 4}.get(recipe.model.dtype, 2)
-    base = weights * (0.55 if recipe.model.load_in_4bit else bytes_each)
+    bytes_each = {"float32": 4, "auto": 2 if cuda_is_here() else 4}.get(recipe.model.dtype, 2)
+    base = model.parameters * (0.55 if recipe.model.load_in_4bit else bytes_each)
     shares = recipe.model.parallel.fsdp if recipe.model.parallel is not None else 1
     if shares > 1:
-        anatomy = describe(model)
-        ends = sum(p.numel() for m in {anatomy.embedding, anatomy.head} for p in m.parameters())
-        running = 2 * sum(p.numel() for p in anatomy.blocks[0].parameters()) + ends
-        base = base / shares + running * bytes_each
+        base = base / shares + model.running * bytes_each
     tokens = recipe.training.per_device_train_batch_size * min(
-        recipe.data.max_length, getattr(config, "max_position_embeddings", None) or recipe.data.max_length
+        recipe.data.max_length, model.context_length or recipe.data.max_length
     )
-    per_token = 34 * config.hidden_size * config.num_hidden_layers * bytes_each / 2
+    per_token = 34 * model.hidden_size * model.num_blocks * bytes_each / 2
     if recipe.model.activation_checkpointing:
         per_token /= 8
     chunked = recipe.training.loss == "chunked" or (
-        recipe.training.loss == "auto" and config.vocab_size >= 32_768
+        recipe.training.loss == "auto" and model.vocab_size >= 32_768
     )
-    logits = 0 if chunked else tokens * config.vocab_size * 12
-    return float(base + trainable * 16 + tokens * per_token + logits) / 2**30
+    logits = 0 if chunked else tokens * model.vocab_size * 12
+    return float(base + model.trainable * 16 + tokens * per_token + logits) / 2**30

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headgate.errors import CheckpointError, ConfigError
+from headgate.errors import CheckpointError, ConfigError, Stopped
 from headgate.evaluation.predictions import write_predictions
 from headgate.evaluation.tasks import run_task
 from headgate.experiments.console import Console as Console
@@ -179,7 +179,7 @@ def _train(
     if trainer.signals.stopping and trainer.state.global_step < trainer.state.max_steps:
         console.say(f"stopped at step {trainer.state.global_step}: saved in {directory.trainer_dir}")
         processes.barrier()
-        raise KeyboardInterrupt
+        raise Stopped
     validation = final_validation(trainer)
     trainer.save_model(str(directory.checkpoint))
     prepared.tokenizer.save_pretrained(directory.checkpoint)

@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from headgate.config import StrictConfig, build_config
 from headgate.methods.continual import ContinualBaseline
+from headgate.methods.continual_config import AGEMConfig
 from headgate.methods.protocols import Reading
 from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
@@ -32,13 +32,6 @@ from headgate.methods.step import Step
 from headgate.models.aside import evaluating
 from headgate.ops.gradient_projection import projection_coefficient
 from headgate.ops.randomness import generator
-
-
-class AGEMConfig(StrictConfig):
-    """``per_skill``: documents kept of each segment. ``rows``: of them in a step's reference gradient."""
-
-    per_skill: int = Field(default=256, ge=1)
-    rows: int = Field(default=8, ge=1)
 
 
 class AGEM(ContinualBaseline):

@@ -18,11 +18,9 @@ from headgate.methods.base import Method
 from headgate.methods.compose_data import DataNeeds
 from headgate.methods.compose_evaluation import EvaluationVerbs
 from headgate.methods.protocols import StepCost, having
-from headgate.methods.stage import ScheduledStage, Stage
+from headgate.methods.stage import LORA_GROUP, ScheduledStage, Stage, whole_run
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
-
-LORA_GROUP = "lora"
 
 
 class MethodStack(nn.Module):
@@ -165,7 +163,7 @@ class MethodStack(nn.Module):
             )
         rates = self.group_learning_rates(learning_rate, leave_out=curricula)
         if not curricula:
-            return [Stage(name="train", share=1.0, train={LORA_GROUP: learning_rate, **rates})]
+            return whole_run(learning_rate, rates)
         (stages,) = curricula.values()
         return [stage.model_copy(update={"train": {**rates, **stage.train}}) for stage in stages]
 

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from headgate.config import StrictConfig, build_config
 from headgate.methods.continual import ContinualBaseline
+from headgate.methods.continual_config import DERPPConfig
 from headgate.methods.protocols import Reading
 from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
@@ -35,16 +35,6 @@ from headgate.ops.head_loss import shifted_rows
 
 ROWS_AT_ONCE = 16
 """Documents in a forward that only looks."""
-
-
-class DERPPConfig(StrictConfig):
-    """``alpha``: of the old logits. ``beta``: of the old rows' own loss. ``per_skill``: documents kept of each segment;
-    ``rows``: of them in each of a micro-batch's two draws."""
-
-    alpha: float = Field(default=0.1, ge=0)
-    beta: float = Field(default=0.5, ge=0)
-    per_skill: int = Field(default=256, ge=1)
-    rows: int = Field(default=4, ge=1)
 
 
 class DERPP(ContinualBaseline):

@@ -21,24 +21,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
 from headgate.methods.continual import ContinualBaseline
+from headgate.methods.continual_config import EWCConfig
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.modules.fixed_precision import FixedPrecision
-
-
-class EWCConfig(StrictConfig):
-    """``strength``: lambda. ``decay``: gamma, of earlier skills' Fisher. ``beta``: of the running Fisher."""
-
-    strength: float = Field(default=30.0, ge=0)
-    decay: float = Field(default=1.0, gt=0, le=1)
-    beta: float = Field(default=0.95, ge=0, lt=1)
 
 
 class FisherMemory(FixedPrecision):

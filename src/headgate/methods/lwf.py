@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
 from headgate.methods.continual import ContinualBaseline
+from headgate.methods.continual_config import LwFConfig
 from headgate.methods.protocols import StepCost
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
@@ -31,13 +31,6 @@ from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fixed_precision import FixedPrecision
-
-
-class LwFConfig(StrictConfig):
-    """``weight``: of the old model's answers. ``temperature``: T, at which they are compared."""
-
-    weight: float = Field(default=1.0, ge=0)
-    temperature: float = Field(default=2.0, gt=0)
 
 
 class Before(FixedPrecision):

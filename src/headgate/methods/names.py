@@ -32,8 +32,12 @@ SETTINGS = {
     "schema_bank": "headgate.methods.schema_bank.config:SchemaBankConfig",
     "lora_experts": "headgate.methods.lora_experts.config:LoraExpertsConfig",
     "backward_gate": "headgate.methods.backward_gate.config:BackwardGateConfig",
+    "ewc": "headgate.methods.continual_config:EWCConfig",
+    "agem": "headgate.methods.continual_config:AGEMConfig",
+    "derpp": "headgate.methods.continual_config:DERPPConfig",
+    "lwf": "headgate.methods.continual_config:LwFConfig",
 }
-"""``Config`` of those whose settings have a file of their own, which needs no torch."""
+"""``Config`` of Headgate's own, in files that need no torch; another package's comes with its method."""
 
 
 def config_class(name: str) -> type[StrictConfig]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -67,6 +67,15 @@ class ScheduledStage:
     @property
     def name(self) -> str:
         return self.stage.name
+
+
+LORA_GROUP = "lora"
+"""The adapter, or with ``lora: null`` the whole model."""
+
+
+def whole_run(learning_rate: float, more: Mapping[str, float] | None = None) -> list[Stage]:
+    """The one stage of a run without a curriculum: the adapter, and ``more`` groups at their rates."""
+    return [Stage(name="train", share=1.0, train={LORA_GROUP: learning_rate, **(more or {})})]
 
 
 def schedule_stages(stages: Sequence[Stage], max_steps: int) -> list[ScheduledStage]:

@@ -15,6 +15,7 @@ from headgate.errors import ConfigError, ModelError
 from headgate.models.anatomy import describe, is_linear
 from headgate.models.config import LoraConfig
 from headgate.models.private import whole_sizes
+from headgate.models.targets import blocks_of, check_rank, target_modules
 
 
 def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
@@ -25,18 +26,20 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
     import peft
 
     peft_config: Any
-    anatomy = describe(model)
+    anatomy: Any = describe(model)
     if config.peft_type.lower() != "lora":
         peft_config = other_config(config)
     else:
-        targets = _target_modules(anatomy, config.target_modules)
-        _check_rank(anatomy, targets, config.r)
+        linears = {name: module for name, module in anatomy.model.named_modules() if is_linear(module)}
+        targets = target_modules(linears, anatomy.family.linears, config.target_modules)
+        sizes = {n: (m.in_features, m.out_features) for n, m in linears.items() if hasattr(m, "in_features")}
+        check_rank(sizes, targets, config.r)
         peft_config = peft.LoraConfig(
             r=config.r,
             lora_alpha=config.alpha,  # type: ignore[arg-type]  # a scale: PEFT divides it by r
             lora_dropout=config.dropout,
             target_modules=targets,
-            layers_to_transform=_layers(config.layers, anatomy.num_blocks),
+            layers_to_transform=blocks_of(config.layers, anatomy.num_blocks),
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
             task_type="CAUSAL_LM",
@@ -75,55 +78,6 @@ def other_config(config: LoraConfig) -> Any:
         return kind(task_type="CAUSAL_LM", **config.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"lora (peft_type={wanted}): {str(error).splitlines()[0]}") from None
-
-
-def _target_modules(anatomy: Any, targets: list[str] | str) -> list[str] | str:
-    if targets == "auto":
-        return list(anatomy.family.linears)
-    if isinstance(targets, str):
-        return targets  # PEFT's own words: "all-linear", or a regular expression
-    names = [name for name, module in anatomy.model.named_modules() if is_linear(module)]
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
-            close = difflib.get_close_matches(target, leaves, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the model has {', '.join(leaves)}"
-            raise ModelError(f"lora.target_modules: {target!r} matches nothing: {hint}")
-    return targets
-
-
-def _check_rank(anatomy: Any, targets: list[str] | str, rank: int) -> None:
-    """A rank above the widest target's own can be no choice: refused before tensors of it are made."""
-    chosen = [
-        module
-        for name, module in anatomy.model.named_modules()
-        if is_linear(module)
-        and (isinstance(targets, str) or name.rsplit(".", 1)[-1] in {t.rsplit(".", 1)[-1] for t in targets})
-    ]
-    widths = [min(m.in_features, m.out_features) for m in chosen if hasattr(m, "in_features")]
-    if widths and rank > max(widths):
-        raise ConfigError(
-            f"lora.r={rank} exceeds {max(widths)}, the full rank of the largest weight that it would adapt: lower it"
-        )
-
-
-def _layers(layers: str | list[int], num_blocks: int) -> list[int] | None:
-    """``all``, ``last_n`` or a list of block indices, as PEFT wants them."""
-    if layers == "all":
-        return None
-    if isinstance(layers, str):
-        if not layers.startswith("last_") or not layers[5:].isdigit():
-            raise ModelError(f"lora.layers={layers!r}: give all, last_<n>, or a list of block numbers")
-        count = int(layers[5:])
-        if not 1 <= count <= num_blocks:
-            raise ModelError(f"lora.layers={layers!r}, but the model has {num_blocks} blocks")
-        return list(range(num_blocks - count, num_blocks))
-    outside = [layer for layer in layers if not 0 <= layer < num_blocks]
-    if outside:
-        raise ModelError(
-            f"lora.layers: {outside} outside the model's {num_blocks} blocks (0..{num_blocks - 1})"
-        )
-    return list(layers)
 
 
 def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:

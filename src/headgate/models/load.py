@@ -26,11 +26,11 @@ from headgate.models.anatomy import describe
 from headgate.models.compiled import compile_parts
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.models.devices import choose_device, choose_dtype
+from headgate.models.places import EMBEDDED
 from headgate.models.shapes import SHAPES
 from headgate.models.sharding import distributed, keep_in_step, shard, sharding_of
 
 Config = TypeVar("Config", bound=StrictConfig)
-EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",

@@ -7,8 +7,10 @@ neither the data order nor another method's draws, and a resumed run repeats the
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # the generated word problems draw without it
+    import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -19,6 +21,8 @@ def derive_seed(*parts: int | str) -> int:
 
 def generator(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
     """The stream of ``purpose`` at ``step``: always the same numbers for the same three arguments."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive_seed(seed, step, purpose))
 
 
@@ -27,6 +31,8 @@ def seed_device(seed: int, device: torch.device) -> None:
 
     ``torch.manual_seed`` does this for every backend it knows of, present or not, which takes a millisecond.
     """
+    import torch
+
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

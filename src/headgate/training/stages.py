@@ -11,8 +11,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from headgate.errors import ConfigError
-from headgate.methods.compose import LORA_GROUP
-from headgate.methods.stage import Stage
+from headgate.methods.stage import LORA_GROUP, Stage
 from headgate.methods.step import Step
 from headgate.models import private
 from headgate.training import replicas

@@ -101,7 +101,7 @@ class Server:
 
 def follow(
     folder: Path,
-    port: int,
+    port: int | None,
     every: int,
     say: Callable[[str], None] = lambda _line: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -111,7 +111,7 @@ def follow(
     The folder need not exist yet. After the last page it is served until somebody has seen it, or three turns have passed.
 
     Args:
-        port: 0 takes any that is free. every: seconds between two pages, at least. stopped: whether to give up.
+        port: 0 takes any that is free, None the folder's own, or any where that is taken. every: seconds between two pages, at least. stopped: whether to give up.
 
     Returns the last page that was written; None where there never was anything to show.
     Raises ConfigError where the port is taken or ``every`` is below one second.
@@ -119,7 +119,7 @@ def follow(
     if every < 1:
         raise ConfigError(f"--every {every}: give at least one second")
     (folder / "report").mkdir(parents=True, exist_ok=True)
-    server, written, last, next_time = Server(folder, port), None, None, 0.0
+    server, written, last, next_time = _server(folder, port, say), None, None, 0.0
     say(f"live: {server.address} (or the file {folder / 'report' / 'index.html'})")
     try:
         while not (ended := stopped()):
@@ -141,6 +141,19 @@ def follow(
     finally:
         server.close()
     return written
+
+
+def _server(folder: Path, port: int | None, say: Callable[[str], None]) -> Server:
+    """On the port that was asked for. Nobody asked for the folder's own: where it is taken another one is said and used."""
+    if port is not None:
+        return Server(folder, port)
+    try:
+        return Server(folder, own_port(folder))
+    except ConfigError:
+        say(
+            f"live: port {own_port(folder)} is taken (by another --live of this folder?), so another one is used"
+        )
+        return Server(folder, 0)
 
 
 def _write(folder: Path, refresh: int | None) -> Written | None:

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from headgate.errors import ConfigError
-from headgate.methods.compose import LORA_GROUP as ADAPTER
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.learned import ROUTER
+from headgate.methods.stage import LORA_GROUP as ADAPTER
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 

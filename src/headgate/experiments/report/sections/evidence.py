@@ -35,6 +35,6 @@ def shipped_evidence(study: Study) -> list[Block]:
                 ]
                 for row in rows
             ],
-            (4,),
+            (3, 4),
         ),
     ]
