@@ -44,7 +44,7 @@ def server_of(file: Path) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel = str(file), 512, 1
     params.cpuparams.n_threads, params.verbosity = 1, 0
-    # unless told, keys and values are kept in f16, and flash attention rounds to it
+    # unless told, keys and values are kept in f16, and flash attention, which rounds to it, is on
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(params)
