@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
 from headgate.experiments.served import load_written
+from headgate.methods.layer_routing.opened import HostGates
 
 from ..layer_routing.conftest import batch_of
 from .conftest import exported, routed
@@ -77,7 +78,7 @@ def test_an_emptied_cache_forgets_the_last_text(granularity: str) -> None:
 
 
 def test_operations_of_a_step() -> None:
-    """All gates open, so that what is left is bookkeeping: none for a route that is kept, eight for a mask."""
+    """All gates open, so that what is left is bookkeeping: none for a route that is kept, three for a mask."""
     model, _, method = routed(granularity="sample", prefix_tokens=4)
     method.budget.set_threshold(torch.tensor(-1e9))
     ids = torch.randint(3, 1000, (1, 9), generator=torch.Generator().manual_seed(1))
@@ -94,8 +95,46 @@ def test_operations_of_a_step() -> None:
         mask = step()
     method.set_routing("removed")
     full = step()
-    assert kept == full and mask <= full + 8
+    assert kept == full and mask <= full + 3
     method.set_routing("on")
     method.budget.set_threshold(torch.tensor(1e9))
     closed = (full - step()) / len(method.blocks)
     assert closed > 30, "of a closed block only keys and values are made"
+
+
+def test_a_route_a_token_costs_its_router_and_four_operations() -> None:
+    """The gates compared with the threshold, made numbers, and copied once; which tokens are real is not asked."""
+    model, _, method = routed(granularity="token")
+    method.budget.set_threshold(torch.tensor(-1e9))
+    ids = torch.randint(3, 1000, (1, 9), generator=torch.Generator().manual_seed(1))
+    assert method.router is not None and method.execution.anatomy is not None
+
+    @torch.no_grad()
+    def step() -> int:
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        with Operations() as operations:
+            model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        return operations.count
+
+    routed_step = step()
+    with torch.no_grad(), Operations() as router:
+        method.router(torch.zeros(1, 1, method.execution.anatomy.hidden_size))
+    method.set_routing("removed")
+    assert routed_step <= step() + router.count + 4
+
+
+def test_gates_of_one_token_a_row_read_as_those_of_many() -> None:
+    """The host's copy of a step against the copy of a longer forward with the same gates."""
+    stream = torch.Generator().manual_seed(5)
+    for rows in (1, 3, 6):
+        for values in ((0.0, 1.0), (0.0, 0.5, 1.0), (1.0,), (0.0,), (0.5,)):
+            drawn = torch.randint(len(values), (rows, 1, 4), generator=stream)
+            weight = torch.tensor(values)[drawn]
+            step, longer = HostGates(weight), HostGates(weight.repeat(1, 2, 1))
+            assert torch.equal(step.opened, longer.opened[:, :1])
+            assert torch.equal(step.ones, longer.ones[:, :1])
+            for first in range(4):
+                one, two = step.of_block(first, first + 1), longer.of_block(first, first + 1)
+                assert (one.kind, one.hard) == (two.kind, two.hard)
+                found = one.tokens(0, rows, 1, weight.device).flat_M.tolist()
+                assert found == weight[:, 0, first].nonzero()[:, 0].tolist()

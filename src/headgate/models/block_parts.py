@@ -60,8 +60,8 @@ class OpenTokens:
 
     def __init__(self, open_BT: Tensor, device: torch.device) -> None:
         self.rows, self.length = open_BT.shape
-        if self.length == 1:  # a decoding step counts every operation
-            self._of_a_step(open_BT[:, 0].tolist(), device)
+        if self.length == 1:
+            self._one_a_row(open_BT[:, 0].tolist(), device)
             return
         row_M, col_M = open_BT.nonzero(as_tuple=True)
         has_B = open_BT.any(1)
@@ -74,8 +74,16 @@ class OpenTokens:
         )
         self.runs = runs_of(has_B.nonzero()[:, 0].tolist())
 
-    def _of_a_step(self, open_B: list[bool], device: torch.device) -> None:
-        """One token a row: its row is its place."""
+    @classmethod
+    def of_step(cls, open_B: list[bool], device: torch.device) -> OpenTokens:
+        """Of one token a row, told in Python: a decoding step counts every operation."""
+        tokens = cls.__new__(cls)
+        tokens.rows, tokens.length = len(open_B), 1
+        tokens._one_a_row(open_B, device)
+        return tokens
+
+    def _one_a_row(self, open_B: list[bool], device: torch.device) -> None:
+        """A token's row is its place."""
         rows = [row for row, opened in enumerate(open_B) if opened]
         self.width, self.runs = int(bool(rows)), runs_of(rows)
         (self.flat_M,) = uploaded([torch.tensor(rows, dtype=torch.long)], device)

@@ -7,6 +7,8 @@ for all of its tokens.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -16,22 +18,42 @@ NAMES = {(True, True, True): "open", (False, True, True): "full", (False, False,
 
 
 class HostGates:
-    """The host's copy of gates ``[B|1, T|1, G]``, and the gates of every block, made when first asked for."""
+    """The host's copy of gates ``[B|1, T|1, G]``, and the gates of every block, made when first asked for.
+
+    ``step`` ``[B|1][G]``: the copy of one token a row, in Python: a decoding step counts every operation. None of more.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        weight = weight.detach()
-        self.opened, self.ones = torch.stack([weight != 0, weight == 1]).cpu()
+        self.step: list[list[float]] | None = None
+        if weight.shape[1] == 1:
+            self._host = weight.detach().cpu()
+            self.step = self._host.squeeze(1).tolist()
         self._kinds = [NAMES.get(row, "mixed") for row in self._asked()]
         self._blocks: dict[int, BlockGates] = {}
 
+    @cached_property
+    def _opened_and_ones(self) -> Tensor:
+        if self.step is not None:
+            return torch.stack([self._host != 0, self._host == 1])
+        weight = self.weight.detach()
+        return torch.stack([weight != 0, weight == 1]).cpu()
+
+    @property
+    def opened(self) -> Tensor:
+        """Not 0; on the host."""
+        return self._opened_and_ones[0]
+
+    @property
+    def ones(self) -> Tensor:
+        """Exactly 1; on the host."""
+        return self._opened_and_ones[1]
+
     def _asked(self) -> list[tuple[bool, bool, bool]]:
         """Of every gate: are all of them 1, some not 0, all not 0?"""
-        if (
-            self.opened.shape[0] * self.opened.shape[1] == 1
-        ):  # one token: a decoding step counts every operation
-            opened, ones = self.opened.flatten().tolist(), self.ones.flatten().tolist()
-            return list(zip(ones, opened, opened, strict=True))
+        if self.step is not None:
+            gates = map(set, zip(*self.step, strict=True))
+            return [(found == {1.0}, found != {0.0}, 0.0 not in found) for found in gates]
         every, some = self.opened.flatten(0, 1).all(0), self.opened.flatten(0, 1).any(0)
         asked = torch.stack([self.ones.flatten(0, 1).all(0), some, every], 1).tolist()
         return [(row[0], row[1], row[2]) for row in asked]
@@ -74,6 +96,8 @@ class BlockGates:
     @property
     def hard(self) -> bool:
         """Whether every open gate is 1."""
+        if self.gates.step is not None:
+            return {gate for row in self.gates.step for gate in row[self.inside]} <= {0.0, 1.0}
         return bool((self.gates.opened[..., self.inside] == self.ones).all())
 
     def open_tokens(self, unit: int, rows: int, length: int) -> Tensor:
@@ -84,8 +108,15 @@ class BlockGates:
         """Where those are; made once, and used at every step of a route that is kept."""
         key = (unit, rows, length)
         if key not in self._tokens:
-            self._tokens[key] = OpenTokens(self.open_tokens(unit, rows, length), device)
+            self._tokens[key] = self._found(*key, device)
         return self._tokens[key]
+
+    def _found(self, unit: int, rows: int, length: int, device: torch.device) -> OpenTokens:
+        step = self.gates.step
+        if step is None or length > 1:
+            return OpenTokens(self.open_tokens(unit, rows, length), device)
+        opened = [row[self.inside.start + unit] != 0 for row in step]
+        return OpenTokens.of_step(opened * (rows // len(opened)), device)
 
 
 def all_open() -> BlockGates:

@@ -45,10 +45,11 @@ def decide(
     if config.routes_per == "token":
         logits = router(hidden)
         if now.training and config.budget == "exact":  # what is exported holds no budget
-            return _exact(Route(logits, context, logits, free=context.valid), config, now)
+            return _exact(Route(logits, context, logits, all_free=True), config, now)
         weight, member = _token_gates(config, logits, context, now)
-        weight = _shuffle(weight, context.valid, now)
-        return Route(weight, context, logits, member=member, free=context.valid)
+        if now.shuffled and not now.training:
+            weight = _shuffled(weight, context.valid, now)
+        return Route(weight, context, logits, member=member, all_free=True)
     return _per_document(config, router, hidden, context, now)
 
 
@@ -128,17 +129,18 @@ def _per_document(
     logits = router(pooled.unsqueeze(0))
     if now.training and config.budget == "exact":  # what is exported holds no budget
         free = context.valid & ~_prefix(context, length)
-        route = _exact(Route(logits, context, logits, free=free, memory=memory), config, now)
-        route.weight, route.free = _spread(route.weight[0], context, length)
+        route = _exact(Route(logits, context, logits, routed=free, memory=memory), config, now)
+        route.weight, route.routed = _spread(route.weight[0], context, length)
         return route
     if now.training:
         weight = gumbel_gates(logits, now.temperature, now.streams(), scale=now.noise).weight[0]
     else:
         weight = threshold_gates(logits, now.threshold).weight[0]
-    weight = _shuffle(weight, memory.count > 0, now)
+    if now.shuffled and not now.training:
+        weight = _shuffled(weight, memory.count > 0, now)
     spread, free = _spread(weight, context, length)
     memory = _kept(memory, weight, context, length, training=now.training)
-    return Route(spread, context, logits, free=free, memory=memory)
+    return Route(spread, context, logits, routed=free, memory=memory)
 
 
 def _exact(route: Route, config: LayerRoutingConfig, now: Situation) -> Route:
@@ -158,7 +160,7 @@ def _random(config: LayerRoutingConfig, context: Context, now: Situation) -> Rou
     count = len(now.fixed)
     if config.routes_per == "token":
         drawn = hashed_uniform(key, count, now.salt) < now.share
-        return Route(drawn.float(), context, free=context.valid)
+        return Route(drawn.float(), context, all_free=True)
     prefix = _prefix(context, config.prefix_tokens)
     marks = hashed_uniform(key, 1, now.salt).double()
     total, seen = prefix_sums(marks, context.document, prefix, context.num_documents)
@@ -166,13 +168,11 @@ def _random(config: LayerRoutingConfig, context: Context, now: Situation) -> Rou
     drawn = (hashed_uniform((memory.total[:, 0] * (1 << 24)).long(), count, now.salt) < now.share).float()
     spread, free = _spread(drawn, context, config.prefix_tokens)
     memory = _kept(memory, drawn, context, config.prefix_tokens, training=now.training)
-    return Route(spread, context, free=free, memory=memory)
+    return Route(spread, context, routed=free, memory=memory)
 
 
-def _shuffle(gates: Tensor, real: Tensor, now: Situation) -> Tensor:
+def _shuffled(gates: Tensor, real: Tensor, now: Situation) -> Tensor:
     """Control: the same gates, handed to other tokens (or documents)."""
-    if not now.shuffled or now.training:
-        return gates
     ours = gates[real]
     order = torch.randperm(len(ours), generator=now.streams()).to(ours.device)
     shuffled = gates.clone()

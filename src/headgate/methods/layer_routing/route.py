@@ -20,8 +20,8 @@ class Route:
     """Gates of one forward.
 
     ``weight`` ``[B|1, T|1, G]``; ``logits`` ``[B, T, G]``, ``[1, D, G]`` or ``[1, 1, G]`` as the router gave them;
-    ``free`` ``[B, T]``: real tokens whose gates the route decides (not a prefix at full depth); None where every gate was
-    decided in an earlier forward.
+    ``routed`` ``[B, T]``: real tokens whose gates the route decides (not a prefix at full depth); ``all_free``: those are all
+    of them.
     """
 
     weight: Tensor
@@ -29,9 +29,18 @@ class Route:
     logits: Tensor | None = None
     log_prob: Tensor | None = None
     member: Tensor | None = None
-    free: Tensor | None = None
+    routed: Tensor | None = None
+    all_free: bool = False
     memory: Memory | None = None
     _host: HostGates | None = None
+
+    @property
+    def free(self) -> Tensor | None:
+        """Real tokens whose gates the route decides; None where every gate was decided in an earlier forward.
+
+        A decoding step never asks, and then need not know which tokens are real.
+        """
+        return self.context.valid if self.all_free else self.routed
 
     @property
     def on_host(self) -> HostGates:
