@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headgate.ops.depth import (
@@ -57,6 +57,7 @@ def test_reinforce_is_the_gradient_of_expected_cost() -> None:
     st.lists(st.floats(-5, 5), min_size=1, max_size=30, unique=True),
     st.floats(0, 1),
 )
+@example([0.0, 5.0, 4.999999999999999], 0.25)
 def test_threshold_opens_what_is_wanted(values: list[float], share: float) -> None:
     logit = torch.tensor(values, dtype=torch.float64)
     worth = torch.full_like(logit, 1 / len(values))

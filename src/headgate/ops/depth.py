@@ -74,7 +74,10 @@ def threshold_for(logit_N: Tensor, worth_N: Tensor, wanted: Tensor, counted_N: T
     logit_N, worth_N = logit_N.masked_fill(~counted_N, -torch.inf), worth_N.masked_fill(~counted_N, 0)
     order = logit_N.argsort(descending=True)
     sorted_N, total_N = logit_N[order], worth_N[order].cumsum(0)
-    edges = torch.cat([sorted_N[:1] + 1, (sorted_N[1:] + sorted_N[:-1]) / 2, sorted_N[-1:] - 1])
+    upper, lower = sorted_N[:-1], sorted_N[1:]
+    half_way = (upper + lower) / 2
+    between = torch.where(half_way < upper, half_way, lower)  # of adjacent floats the half is one of the two
+    edges = torch.cat([sorted_N[:1] + 1, between, sorted_N[-1:] - 1])
     number = counted_N.sum()
     place = torch.arange(len(edges), device=edges.device)
     least = sorted_N.index_select(0, (number - 1).clamp(min=0).view(1))
