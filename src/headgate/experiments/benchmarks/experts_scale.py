@@ -1,8 +1,8 @@
 """What do many experts cost? From one to a thousand against one PEFT LoRA of the same rank (``headgate bench experts --scale``).
 
-Of each number of experts, in turn with the LoRA: a training step with all of them mature; the same with one more that is
-young (sparse, as by default, and, up to 64, in the plan's dense phase); greedy decoding. Of each number too: a birth with
-what it entails (factors and router row, everybody else frozen, the optimizer's new group, and what the first step takes
+Of each number of experts and a young one beside them, which is when they cost most, in turn with the LoRA: a training step
+(sparse, as by default, and, up to 64, in the plan's dense phase), and greedy decoding. Of each number too: a birth with what
+it entails (factors and router row, everybody else frozen, the optimizer's new group, and what the first step takes
 more than a usual one: packing, the optimizer's state), the join that merging looks at, and the bytes held for the experts'
 factors beside the factors' own.
 """
@@ -122,23 +122,14 @@ class Scale:
 
     def measure(self, count: int) -> dict[str, float]:
         """Ratios to one LoRA; ``birth``: seconds beyond a usual step; ``memory``: bytes held over bytes of factors."""
-        crowd = Crowd(count, self.device)
-        found = {
-            "training": self.against_lora(f"training, {count} mature", crowd.training, self.lora_training),
-            "decoding": self.against_lora(
-                f"decoding, {count} mature",
-                Decoding(crowd.model, NEW_TOKENS, self.device),
-                self.lora_decoding,
-            ),
-        }
-        crowd.model.train()
+        crowd, young = Crowd(count, self.device), f"{count} and a young one"
+        crowd.training()
         births = [_seconds(crowd.give_birth) for _ in range(BIRTHS)]
-        young = f"{count} and a young one"
-        found["young"] = self.against_lora(f"training, {young}", crowd.training, self.lora_training)
+        found = {"training": self.against_lora(f"training, {young}", crowd.training, self.lora_training)}
         usual = self.report.arms[f"training, {young}"]["median_s"]
         self.report.arms[f"birth at {count}, with its first step"] = spread(births)
         found["birth"] = max(0.0, statistics.median(births) - usual)
-        found["young decoding"] = self.against_lora(
+        found["decoding"] = self.against_lora(
             f"decoding, {young}", Decoding(crowd.model, NEW_TOKENS, self.device), self.lora_decoding
         )
         held, own = crowd.held()
@@ -162,9 +153,8 @@ class Scale:
     def check(self, count: int, found: dict[str, float] | None) -> None:
         limit, seconds = STEP_LIMITS[count], BIRTH_LIMITS[count]
         wanted = [
-            ("training", f"training step, {count} mature experts, against one LoRA ({self.device})", limit),
             (
-                "young",
+                "training",
                 f"training step, {count} experts and a young one, against one LoRA ({self.device})",
                 limit,
             ),
@@ -183,7 +173,7 @@ class Scale:
 def run(*, quick: bool, say: Say) -> Report:
     """Steps, decoding, births and memory by number of experts; the ratios are to one PEFT LoRA, measured in turn."""
     report, device = Report("experts_scale"), "cuda" if torch.cuda.is_available() else "cpu"
-    counts, rounds = (COUNTS[:3], 3) if quick else (COUNTS, 7)
+    counts, rounds = (COUNTS[:3], 3) if quick else (COUNTS, 5)
     say(f"experts: {BLOCKS} blocks of width 1,024, rank {RANK}, top-{TOP_K}; {TOKENS} tokens a step")
     scale = Scale(report, device, rounds)
     measured: dict[int, dict[str, Any]] = {}
