@@ -2,8 +2,7 @@
 
 Of each number of experts and a young one beside them, which is when they cost most, in turn with the LoRA: a training step
 (sparse, as by default, and, up to 64, in the plan's dense phase), and greedy decoding. Of each number too: a birth with what
-it entails (factors and router row, everybody else frozen, the optimizer's new group, and what the first step takes
-more than a usual one: packing, the optimizer's state), the join that merging looks at, and the bytes held for the experts'
+it entails (factors and router row, everybody else frozen, packing, the optimizer's parameters and state), the join that merging looks at, and the bytes held for the experts'
 factors beside the factors' own.
 """
 
@@ -77,12 +76,24 @@ class Crowd:
     def trained(self) -> list[Tensor]:
         return [p for group in self.method.parameter_groups().values() for p in group]
 
-    def give_birth(self) -> None:
-        """A new expert that trains alone, in the optimizer beside the routers' rows; its first step."""
-        number = self.method.experts.add()
-        self.method.experts.train_only(number)
-        self.training = self.training.with_parameters(self.trained())
-        self.training()
+    def give_birth(self) -> float:
+        """Seconds of a new expert that trains alone, with all that it entails; beyond what a token and an update take anyway."""
+
+        def born() -> None:
+            self.method.experts.train_only(self.method.experts.add())
+            self.training = self.training.with_parameters(self.trained())
+            self.use()
+
+        return _seconds(born) - _seconds(self.use)
+
+    def use(self) -> None:
+        """A token and an update: after a birth they pack its factors and make its optimizer's state."""
+        with torch.no_grad():
+            self.model(input_ids=self.training.ids[:1, :1], use_cache=False)
+        for parameter in self.trained():
+            parameter.grad = torch.zeros_like(parameter)
+        self.training.optimizer.step()
+        self.training.optimizer.zero_grad()
 
     def held(self) -> tuple[int, int]:
         """Bytes of the storages behind all factors, and of the factors themselves."""
@@ -124,18 +135,16 @@ class Scale:
         """Ratios to one LoRA; ``birth``: seconds beyond a usual step; ``memory``: bytes held over bytes of factors."""
         crowd, young = Crowd(count, self.device), f"{count} and a young one"
         crowd.training()
-        births = [_seconds(crowd.give_birth) for _ in range(BIRTHS)]
+        births = [crowd.give_birth() for _ in range(BIRTHS)]
         found = {"training": self.against_lora(f"training, {young}", crowd.training, self.lora_training)}
-        usual = self.report.arms[f"training, {young}"]["median_s"]
-        self.report.arms[f"birth at {count}, with its first step"] = spread(births)
-        found["birth"] = max(0.0, statistics.median(births) - usual)
+        self.report.arms[f"birth at {count}"] = spread(births)
+        found["birth"] = statistics.median(births)
         found["decoding"] = self.against_lora(
             f"decoding, {young}", Decoding(crowd.model, NEW_TOKENS, self.device), self.lora_decoding
         )
         held, own = crowd.held()
         found["memory"] = held / own
         self.report.ratios[f"bytes held for {young} / their factors"] = held / own
-        self.report.ratios[f"birth at {count}, seconds beyond a usual step"] = found["birth"]
         if count <= FEW:
             self.report.arms[f"cosines of all {count}"] = spread(
                 [_seconds(lambda: likeness(crowd.method.experts))]
