@@ -86,7 +86,7 @@ def instrument(tree: Path) -> None:
 def _prepare(tree: Path) -> None:
     """This process works in ``tree`` and sees its Headgate, and so do the processes that its tests start."""
     os.chdir(tree)
-    packages = [str(tree / "src"), str(tree / "examples" / "headgate-lisa")]
+    packages = [str(tree / "src"), str(tree / "examples" / "headgate-lisa" / "src")]
     os.environ["PYTHONPATH"] = os.pathsep.join(packages)
     sys.path[:] = [str(tree), *packages, *(p for p in sys.path if "headgate" not in p)]
     sys.dont_write_bytecode = True
