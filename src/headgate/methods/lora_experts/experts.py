@@ -81,6 +81,9 @@ class ExpertSet(nn.Module):
         return (self.bank(site).expert(name) for site in self.banks)
 
     def live_factors(self, number: int) -> list[nn.Parameter]:
+        """The factors that train; of a thousand experts nearly all are frozen everywhere and cost no look."""
+        if len(self.roster.info(number).frozen) == len(self.banks):
+            return []
         return [parameter for part in self.parts(number) for parameter in part.parameters()]
 
     def factors(self, number: int) -> list[Factors]:
@@ -90,10 +93,10 @@ class ExpertSet(nn.Module):
 
     def size(self, rank: int) -> int:
         """Numbers in an expert of this rank."""
-        return sum(rank * (inputs + outputs) for inputs, outputs in self.sizes.values())
+        return rank * sum(inputs + outputs for inputs, outputs in self.sizes.values())
 
     def total_size(self) -> int:
-        return sum(self.size(info.rank) for info in self.roster)
+        return self.size(sum(info.rank for info in self.roster))
 
     def mature(self) -> list[int]:
         maturity = self.roster.maturity(self.config.maturity_steps)
@@ -140,7 +143,7 @@ class ExpertSet(nn.Module):
         cap, limit = self.config.max_parameters, self.config.spawn.max_experts
         if len(kept) >= limit:
             return f"spawn.max_experts={limit} reached: raise it, or set evict: true"
-        size = sum(self.size(info.rank) for info in kept) + self.size(rank)
+        size = self.size(sum(info.rank for info in kept) + rank)
         if cap is not None and size > cap:
             return (
                 f"an expert of rank {rank} makes {size} parameters, over max_parameters={cap}: raise it, lower new_r, "
@@ -226,8 +229,8 @@ class ExpertSet(nn.Module):
         """Parameters become buffers at the given sites (None: all): no gradient, momentum or decay moves them."""
         info = self.roster.info(number)
         for site in self.banks if sites is None else sites:
-            self.bank(site).expert(info.name).freeze(True)
             if site not in info.frozen:
+                self.bank(site).expert(info.name).freeze(True)
                 info.frozen.append(site)
 
     def thaw(self, number: int) -> None:

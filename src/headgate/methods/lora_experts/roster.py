@@ -82,6 +82,7 @@ class Roster(FixedPrecision):
         self.infos: list[ExpertInfo] = []
         self.next_number = 0
         self._named: tuple[str, ...] = ()
+        self._places: dict[int, int] = {}
         self._allocate(0)
 
     def _allocate(self, count: int, device: torch.device | None = None) -> None:
@@ -102,21 +103,20 @@ class Roster(FixedPrecision):
 
     def place(self, number: int) -> int:
         """Index of an expert. Raises KeyError for one that does not exist."""
-        for index, info in enumerate(self.infos):
-            if info.number == number:
-                return index
-        raise KeyError(number)
+        if len(self._places) != len(self.infos):
+            self._places = {info.number: place for place, info in enumerate(self.infos)}
+        return self._places[number]
 
     def info(self, number: int) -> ExpertInfo:
         return self.infos[self.place(number)]
 
     def named(self, numbers: Sequence[int]) -> tuple[tuple[str, ...], list[float]]:
         """Names and alpha / r of these experts. While they are the same, so is the tuple: a bank knows it by looking once."""
-        infos = {info.number: info for info in self.infos}
-        names = tuple(infos[number].name for number in numbers)
+        infos = [self.info(number) for number in numbers]
+        names = tuple(info.name for info in infos)
         if names != self._named:
             self._named = names
-        return self._named, [infos[number].scale for number in numbers]
+        return self._named, [info.scale for info in infos]
 
     @property
     def kept(self) -> list[ExpertInfo]:
@@ -142,6 +142,7 @@ class Roster(FixedPrecision):
         for name in BUFFERS:
             old: Tensor = getattr(self, name)
             self.register_buffer(name, torch.cat([old[:place], old[place + 1 :]]))
+        self._places = {}
         return self.infos.pop(place)
 
     def served_shares(self, numbers: Sequence[int]) -> list[float]:
@@ -185,5 +186,5 @@ class Roster(FixedPrecision):
     def restore(self, structure: Mapping[str, Any]) -> None:
         """The saved experts, with room for their figures."""
         self.infos = [ExpertInfo(**facts) for facts in structure["experts"]]
-        self.next_number = structure["next_number"]
+        self.next_number, self._places = structure["next_number"], {}
         self._allocate(len(self.infos), self.age.device)
