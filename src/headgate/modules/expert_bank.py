@@ -290,9 +290,10 @@ class ExpertBank(nn.Module):
             taken = [(members[place], gate) for place, gate in mixture.of_one_token()]
             return one_token_low_rank(x_BTI, [(m.down, m.up, gate) for m, gate in taken])
         few = few and chosen is not None and gathered_is_faster(leading.numel(), ranks, chosen.shape[-1])
-        if chosen is not None and mixture.paid is not None and device == "cpu" and not few:
+        if chosen is not None and mixture.paid is not None and device == "cpu":
+            # few tokens too: to see that a thousand experts are still views of one matrix takes longer than their products
             width = self.in_features + self.out_features
-            if grouped_is_faster(leading.numel(), ranks, chosen.shape[-1], width):
+            if few or grouped_is_faster(leading.numel(), ranks, chosen.shape[-1], width):
                 return grouped_experts(
                     x_BTI, _Factors(members), mixture.paid, chosen, mixture.grouping(leading)
                 )

@@ -79,12 +79,14 @@ class ExpertRouter(nn.Module):
         return weight_NF - (moved_NF @ self.basis) @ self.basis.T
 
     def _stacked(self, names: Sequence[str]) -> Tensor:
-        """The named rows; without gradients the matrix that all rows are views of, where they are asked for in its order."""
+        """The named rows; without gradients rows of the matrix that all are views of, where they are asked for in its order."""
         if torch.is_grad_enabled():
             return torch.stack([self.rows[name] for name in names])
         packed = self._packed if self._packed is not None and self._are_views(self._packed) else self._pack()
-        if packed.names == tuple(names):
-            return packed.rows_NF
+        first = packed.names.index(names[0])
+        rows = slice(first, first + len(names))  # a newborn, which stands last, is not asked for
+        if packed.names[rows] == tuple(names):
+            return packed.rows_NF[rows]
         places = {name: place for place, name in enumerate(packed.names)}
         return packed.rows_NF[[places[name] for name in names]]
 

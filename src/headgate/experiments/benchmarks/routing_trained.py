@@ -93,7 +93,7 @@ def run(*, quick: bool, say: Say) -> Report:
     report = Report("routing_trained")
     shapes = [(batch, prompt) for batch in (1, 8, 16) for prompt in (64, 1024)]
     if device == "cpu":
-        shapes = [(1, 64), (8, 64), (1, 1024)]
+        shapes = [(1, 64), (8, 64), (16, 64), (1, 1024)]
     shapes = shapes[:1] if quick else shapes
     new, rounds = (8, 3) if quick else (32, 7)
     for granularity in ("sample", "token"):
