@@ -21,6 +21,7 @@ from headgate.cli.options import (
     chosen_recipe,
     executor_options,
 )
+from headgate.errors import ConfigError
 from headgate.experiments.evidence import Finding, findings
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
@@ -60,6 +61,8 @@ def compare(
     from headgate.experiments.report.live import followed
 
     parallel = executor is not None or workers is not None
+    if option and not parallel:
+        raise ConfigError(f"--option {option[0]}: it is an executor's: name one with --executor")
     made = make_executor(executor or "local", workers, executor_options(option or [])) if parallel else None
     if loaded.compare is not None and loaded.compare.map is not None:
         _compare_map(loaded, made, live, allow_unverified)

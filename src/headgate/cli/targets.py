@@ -12,8 +12,8 @@ from huggingface_hub.errors import HFValidationError
 import headgate.serving  # noqa: F401  # an exported folder is a model by name
 from headgate.errors import CheckpointError, ConfigError, ModelError
 from headgate.experiments.run_directory import RunDirectory
-from headgate.models.adapters import is_local
 from headgate.models.load import load_model
+from headgate.models.places import is_local
 from headgate.training.checkpoint import STRUCTURE_FILE, last_valid
 from headgate.training.saved import load
 

@@ -66,6 +66,10 @@ def first_rows(source: SourceConfig, key: str, count: int = FIRST) -> list[dict[
         rows = list(
             islice(iterate(source.model_copy(update={"limit": min(source.limit or count, count)})), count)
         )
+        if rows and all(row.get("completion") == "" for row in rows):
+            raise DataError(
+                f"every answer of '{source.path or source.source}' is empty: check columns.completion"
+            )
         if not rows:
             raise DataError(f"split '{source.split}' of '{source.path or source.source}' is empty: check split, filter and options")  # fmt: skip
     except ConfigError as error:

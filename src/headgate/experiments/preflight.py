@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from headgate.errors import ConfigError, ModelError
 from headgate.experiments.metric import validation_losses
 from headgate.experiments.recipe import Recipe
+from headgate.models.places import check_place
 
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "tensorboard": (("tensorboard", "tensorboardX"), "pip install 'headgate[track]'"),
@@ -35,6 +36,7 @@ def check_recipe(recipe: Recipe) -> None:
 
         check_entry(recipe)
     check_packages(recipe)
+    check_place(recipe.model.name_or_path)
     check_early_stopping(recipe)
     check_routing(recipe)
     check_parallel(recipe)
@@ -161,5 +163,12 @@ def check_output(folder: Path) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ConfigError(f"output_dir={folder}: {nearest} is a file, not a folder: choose another")
-    if not os.access(nearest, os.W_OK):
-        raise ConfigError(f"output_dir={folder}: nothing can be written in {nearest}: choose another")
+    try:
+        with tempfile.TemporaryFile(
+            dir=nearest
+        ):  # permissions say little to root, or of a read-only file system
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir={folder}: nothing can be written in {nearest} ({error.strerror}): choose another"
+        ) from None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from headgate.errors import ConfigError, ModelError
 from headgate.models.anatomy import describe, is_linear
 from headgate.models.config import LoraConfig
+from headgate.models.places import is_local
 from headgate.models.private import whole_sizes
 from headgate.models.targets import blocks_of, check_rank, target_modules
 
@@ -93,11 +94,6 @@ def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
         raise ModelError(
             f"adapter {folder!r} does not fit this base model: {str(error).splitlines()[0]}"
         ) from error
-
-
-def is_local(name: str) -> bool:
-    """Whether a name can only mean a folder of this machine: the hub's are ``owner/name``, and ``runs`` is where runs lie."""
-    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
 
 
 def check_adapter(folder: str) -> None:

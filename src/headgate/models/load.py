@@ -20,23 +20,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from headgate.config import StrictConfig, complaints
 from headgate.errors import ConfigError, ModelError
-from headgate.models.adapters import add_adapter, is_local, load_adapter
+from headgate.models.adapters import add_adapter, load_adapter
 from headgate.models.alignment import align
 from headgate.models.anatomy import describe
 from headgate.models.compiled import compile_parts
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.models.devices import choose_device, choose_dtype
-from headgate.models.places import EMBEDDED
+from headgate.models.places import EMBEDDED, check_place
 from headgate.models.shapes import SHAPES
 from headgate.models.sharding import distributed, keep_in_step, shard, sharding_of
 
 Config = TypeVar("Config", bound=StrictConfig)
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
@@ -66,7 +60,7 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
             )
     else:
         path = str(EMBEDDED) if name == "embedded" else name
-        _check_folder(path)
+        check_place(name)
         try:
             if parallel is not None:
                 shape = AutoConfig.from_pretrained(path, revision=config.revision)
@@ -94,18 +88,6 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
     align(model)
     model.eval()
     return model, tokenizer
-
-
-def _check_folder(path: str) -> None:
-    folder = Path(path)
-    if not folder.exists():
-        if is_local(path):
-            raise ModelError(f"model folder {path!r} does not exist: check model.name_or_path")
-        return
-    if not (folder / "config.json").exists():
-        raise ModelError(f"model folder {path!r} has no config.json: it is not a saved transformers model")
-    if not any((folder / name).exists() for name in WEIGHT_FILES):
-        raise ModelError(f"model folder {path!r} has no weights (looked for {', '.join(WEIGHT_FILES)})")
 
 
 def _quantization(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:

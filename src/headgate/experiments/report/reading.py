@@ -149,6 +149,8 @@ def _find(folder: Path, path: str) -> RunDirectory | None:
 
 
 def _single(folder: Path, run: Run) -> Study:
+    if "seed" not in run.recipe:
+        raise CheckpointError(f"{folder}/recipe.yaml names no seed: it is not what a run leaves behind")
     arm = Arm("+".join(run.methods) or run.recipe.get("name", folder.name), {run.recipe["seed"]: run})
     return Study(
         kind="run",
