@@ -10,6 +10,7 @@ import torch
 
 from headgate.methods.context import Context, Places
 from headgate.methods.layer_routing.config import LayerRoutingConfig
+from headgate.methods.layer_routing.figures import telemetry
 from headgate.methods.layer_routing.kv import without_closed
 from headgate.methods.layer_routing.policies import _spread, route_losses
 from headgate.methods.layer_routing.route import Route
@@ -76,3 +77,18 @@ def test_an_entropy_bonus_lowers_the_loss_of_undecided_gates() -> None:
     torch.testing.assert_close(found, -0.1 * by_hand)
     (gradient,) = torch.autograd.grad(found, logits)
     assert bool((gradient.sign() == logits.sign()).all())
+
+
+def test_the_entropy_that_is_logged_is_a_share_of_the_most_there_can_be() -> None:
+    """1 where every gate is undecided, 0 where all are decided, in between by hand in bits."""
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    places = Places(valid, torch.zeros(1, 2, dtype=torch.long), torch.arange(2)[None])
+    context = Context(places, None, 1, 1, None)
+
+    def logged(logits: torch.Tensor) -> float:
+        return float(telemetry(Route((logits > 0).float(), context, logits))["routing/entropy"])
+
+    assert logged(torch.zeros(1, 2, 3)) == pytest.approx(1.0)
+    assert logged(torch.full((1, 2, 3), 40.0)) == pytest.approx(0.0, abs=1e-6)
+    quarter = torch.full((1, 2, 3), math.log(1 / 3))  # p = 1/4
+    assert logged(quarter) == pytest.approx(0.25 * 2 + 0.75 * math.log2(4 / 3))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.ops.depth import adaptivity, lagrangian
+from headgate.ops.depth import adaptivity, depth_penalty, lagrangian
 
 
 @given(st.floats(0, 1), st.floats(0.1, 0.9), st.floats(-2, 2), st.floats(0, 5))
@@ -34,3 +34,9 @@ def test_adaptivity_of_soft_gates_is_their_mutual_information() -> None:
     torch.testing.assert_close(adaptivity(gates, valid), wanted)
     # one gate for all tokens depends on none
     torch.testing.assert_close(adaptivity(torch.tensor([[[0.3]]]), valid), torch.tensor([0.0]))
+
+
+def test_the_price_of_a_gate_rises_from_nothing_to_all_with_its_depth() -> None:
+    """lambda sum w_l g_l by hand; a single gate is the last one too, and pays in full."""
+    assert float(depth_penalty(torch.tensor([0.9, 0.5, 0.25]), 2.0)) == pytest.approx(2 * (0.5 * 0.5 + 0.25))
+    assert float(depth_penalty(torch.tensor([0.3]), 2.0)) == pytest.approx(0.6)
