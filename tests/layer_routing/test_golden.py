@@ -37,13 +37,16 @@ CASES: dict[str, dict[str, Any]] = {
     "reinforce": {"policy": "reinforce", "features": "embedding", "init_keep": 0.5, "kd": False},
     "topk": {"policy": "topk", "kd": False},
 }
+SEEDS = {"gumbel_sample": 6}
+"""Where 3 is not the seed: at 3 a document's gate of the nineteenth step lies 6e-4 from its threshold, and falls the other way on
+another processor; at 6 none comes nearer than .02."""
 
 
 def losses(folder: Path, name: str) -> dict[str, list[float]]:
     """Every loss of every step."""
     # temperature_decay 1: when the temperature falls is a law of its own, in test_budget
     options = {"temperature_decay": 1.0, **CASES[name]}
-    trainer = trainer_of(folder, options, max_steps=STEPS, save_strategy="no")
+    trainer = trainer_of(folder, options, max_steps=STEPS, save_strategy="no", seed=SEEDS.get(name, 3))
     trainer.train()
     rows = logs_of(trainer)
     names = sorted({key for row in rows for key in row if key == "loss" or key.startswith("loss/")})
@@ -56,12 +59,8 @@ def test_losses_are_what_they_were(tmp_path: Path, name: str) -> None:
     recorded = json.loads(FILE.read_text())[name]
     measured = losses(tmp_path, name)
     assert measured.keys() == recorded.keys()
-    # a document's hard gate near its threshold may fall the other way on another processor: one step then differs by .003
-    # in the loss and by more in the budget's part
-    flips = name == "gumbel_sample"
     for key, values in recorded.items():
-        allowed = (5e-3 if key == "loss" else 5e-2) if flips else 1e-5
-        assert measured[key] == pytest.approx(values, rel=1e-4, abs=allowed), key
+        assert measured[key] == pytest.approx(values, rel=1e-4, abs=1e-5), key
 
 
 if __name__ == "__main__":
