@@ -36,12 +36,12 @@ def questions(tmp_path: Path) -> str:
 
 def test_empty_answers_are_told(tmp_path: Path) -> None:
     rows = [
-        {**row, "answer": "" if number % 8 == 3 else row["answer"]} for number, row in enumerate(QUESTIONS)
+        {**row, "answer": "" if number % 8 == 0 else row["answer"]} for number, row in enumerate(QUESTIONS)
     ]
     (note,) = [
         note for note in draft(json_lines(tmp_path / "some.jsonl", rows)).notes if "empty answer" in note
     ]
-    assert note.startswith("5 of the first 40 rows") and "some.jsonl[train]:3 is one" in note
+    assert note.startswith("5 of the first 40 rows") and "some.jsonl[train]:0 is one" in note
     with pytest.raises(DataError, match="answers of the first 40 rows are all empty"):
         draft(json_lines(tmp_path / "all.jsonl", [{**row, "answer": " "} for row in QUESTIONS]))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from headgate.errors import ConfigError
 from headgate.modules.arrow import ArrowRouter, direction
-from headgate.modules.expert_bank import LowRankExpert
+from headgate.modules.low_rank_expert import LowRankExpert
 
 from .conftest import attached, batch_of, logits_of, model_of
 

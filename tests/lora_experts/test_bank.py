@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from headgate.modules.expert_bank import SPARE, ExpertBank, LowRankExpert, Mixture
+from headgate.modules.expert_bank import SPARE, ExpertBank, Mixture
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.feature_sketch import FeatureSketch
+from headgate.modules.low_rank_expert import LowRankExpert
 from headgate.ops.causal_mean import causal_mean
 from headgate.ops.gating import Gates
 

@@ -77,28 +77,30 @@ def test_an_emptied_cache_forgets_the_last_text(granularity: str) -> None:
     assert not torch.allclose(logits["first"][0, -1], logits["second"][0, -1])
 
 
+@torch.no_grad()
+def operations_of_a_step(model: Any) -> int:
+    """Torch operations of one decoding step after nine tokens."""
+    ids = torch.randint(3, 1000, (1, 9), generator=torch.Generator().manual_seed(1))
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    with Operations() as operations:
+        model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+    return operations.count
+
+
 def test_operations_of_a_step() -> None:
     """All gates open, so that what is left is bookkeeping: none for a route that is kept, three for a mask."""
     model, _, method = routed(granularity="sample", prefix_tokens=4)
     method.budget.set_threshold(torch.tensor(-1e9))
-    ids = torch.randint(3, 1000, (1, 9), generator=torch.Generator().manual_seed(1))
 
-    @torch.no_grad()
-    def step() -> int:
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        with Operations() as operations:
-            model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
-        return operations.count
-
-    kept = step()
+    kept = operations_of_a_step(model)
     with method.execution.under(torch.ones(len(method.blocks))):
-        mask = step()
+        mask = operations_of_a_step(model)
     method.set_routing("removed")
-    full = step()
+    full = operations_of_a_step(model)
     assert kept == full and mask <= full + 3
     method.set_routing("on")
     method.budget.set_threshold(torch.tensor(1e9))
-    closed = (full - step()) / len(method.blocks)
+    closed = (full - operations_of_a_step(model)) / len(method.blocks)
     assert closed > 30, "of a closed block only keys and values are made"
 
 
@@ -106,21 +108,13 @@ def test_a_route_a_token_costs_its_router_and_four_operations() -> None:
     """The gates compared with the threshold, made numbers, and copied once; which tokens are real is not asked."""
     model, _, method = routed(granularity="token")
     method.budget.set_threshold(torch.tensor(-1e9))
-    ids = torch.randint(3, 1000, (1, 9), generator=torch.Generator().manual_seed(1))
     assert method.router is not None and method.execution.anatomy is not None
 
-    @torch.no_grad()
-    def step() -> int:
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        with Operations() as operations:
-            model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
-        return operations.count
-
-    routed_step = step()
+    routed_step = operations_of_a_step(model)
     with torch.no_grad(), Operations() as router:
         method.router(torch.zeros(1, 1, method.execution.anatomy.hidden_size))
     method.set_routing("removed")
-    assert routed_step <= step() + router.count + 4
+    assert routed_step <= operations_of_a_step(model) + router.count + 4
 
 
 def test_gates_of_one_token_a_row_read_as_those_of_many() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ def check_data(config: DataConfig, model: str, revision: str | None = None) -> l
     conversations = False
     for key, source in sources_of(config):
         rows = first_rows(source, key)
+        empty_answers(rows, key)
         conversations = conversations or any("messages" in row for row in rows)
         lines.append(f"{key}: {summary(source, rows)}")
     if conversations and config.chat_template is None:
@@ -66,10 +67,6 @@ def first_rows(source: SourceConfig, key: str, count: int = FIRST) -> list[dict[
         rows = list(
             islice(iterate(source.model_copy(update={"limit": min(source.limit or count, count)})), count)
         )
-        if rows and all(row.get("completion") == "" for row in rows):
-            raise DataError(
-                f"every answer of '{source.path or source.source}' is empty: check columns.completion"
-            )
         if not rows:
             raise DataError(f"split '{source.split}' of '{source.path or source.source}' is empty: check split, filter and options")  # fmt: skip
     except ConfigError as error:
@@ -77,6 +74,19 @@ def first_rows(source: SourceConfig, key: str, count: int = FIRST) -> list[dict[
     except DataError as error:
         raise DataError(f"{key}: {error}") from error
     return rows
+
+
+def empty_answers(rows: Sequence[Mapping[str, Any]], place: str) -> list[Mapping[str, Any]]:
+    """Rows with a prompt and an empty completion. Raises DataError, beginning with ``place``, where all are."""
+    empty = [
+        row for row in rows if row.get("prompt") is not None and not str(row.get("completion") or "").strip()
+    ]
+    if empty and len(empty) == len(rows):
+        raise DataError(
+            f"{place}: the answers of the first {len(rows)} rows are all empty, and nothing can be learned of them: "
+            "check columns.completion"
+        )
+    return empty
 
 
 def local(source: SourceConfig) -> bool:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headgate.data.checks import first_rows
+from headgate.data.checks import empty_answers, first_rows
 from headgate.data.config import SourceConfig
 from headgate.data.files import find_files
 from headgate.data.formats import read_files
@@ -19,7 +19,7 @@ from headgate.data.identity import hub_like
 from headgate.data.rendering import PLAIN_CHAT
 from headgate.data.tokenizers import tokenizer_of
 from headgate.errors import DataError, ModelError
-from headgate.experiments.draft_columns import columns_of, empty_answers
+from headgate.experiments.draft_columns import columns_of
 from headgate.experiments.draft_text import commented
 from headgate.methods.names import METHODS
 from headgate.methods.registry import method_class
@@ -162,7 +162,11 @@ def _look(data: str) -> _Seen:
         raise DataError(
             f"--data {data} has {count} rows: give at least {FEWEST}, so that some can be held out for validation"
         )
-    notes += empty_answers(rows, data)
+    if empty := empty_answers(rows, f"--data {data}"):
+        notes.append(
+            f"{len(empty)} of the first {len(rows)} rows have an empty answer ({empty[0]['example_id']} is one): the "
+            "model learns to say nothing there; take them out if that is not meant"
+        )
     notes.append(f"{count if whole else f'more than {COUNTED}'} rows")
     if document:
         raise DataError(

@@ -1,8 +1,8 @@
-"""Which column of a data file is asked and which one answers, and whether it does answer."""
+"""Which column of a data file is asked and which one answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from headgate.data.checks import first_rows
@@ -52,19 +52,3 @@ def columns_of(row: Mapping[str, Any], data: str) -> tuple[dict[str, str], list[
             "{prompt: ..., completion: ...}"
         )
     return {"prompt": prompt, "completion": completion}, [f"column {prompt} is asked, {completion} answers"]
-
-
-def empty_answers(rows: Sequence[Mapping[str, Any]], data: str) -> list[str]:
-    """What to say of rows with a prompt and an empty completion. Raises DataError where no row has another one."""
-    asked = [row for row in rows if row.get("prompt") is not None]
-    empty = [row for row in asked if not str(row.get("completion") or "").strip()]
-    if not empty:
-        return []
-    if len(empty) == len(rows):
-        raise DataError(
-            f"--data {data}: the answers of the first {len(rows)} rows are all empty: nothing can be learned"
-        )
-    return [
-        f"{len(empty)} of the first {len(rows)} rows have an empty answer ({empty[0]['example_id']} is one): the model learns "
-        "to say nothing there; take them out if that is not meant"
-    ]

@@ -163,10 +163,9 @@ def check_output(folder: Path) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ConfigError(f"output_dir={folder}: {nearest} is a file, not a folder: choose another")
+    # permissions say little to root, or of a read-only file system
     try:
-        with tempfile.TemporaryFile(
-            dir=nearest
-        ):  # permissions say little to root, or of a read-only file system
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise ConfigError(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headgate.modules.expert_bank import LowRankExpert
+from headgate.modules.low_rank_expert import LowRankExpert
 from headgate.ops.gating import Gates, at_least_fp32, top_k_gates
 
 

@@ -14,7 +14,6 @@ Legend: B batch, T tokens, I inputs, O outputs, N experts taking part, r one exp
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from headgate.modules.low_rank_expert import LowRankExpert
 from headgate.ops.gathered_low_rank import (
     Rows,
     chosen_rows,
@@ -76,56 +76,6 @@ class Mixture:
             chosen_MK = self.gates.chosen.expand(*leading, k).reshape(-1, k)
             self.grouped[leading] = group_by_expert(chosen_MK, len(self.experts))
         return self.grouped[leading]
-
-
-class LowRankExpert(nn.Module):
-    """``down`` [r, I] and ``up`` [r, O]: PEFT's lora_A, and the transpose of its lora_B."""
-
-    down: Tensor
-    up: Tensor
-
-    def __init__(self, down_rI: Tensor, up_rO: Tensor) -> None:
-        super().__init__()
-        self.down, self.up = nn.Parameter(down_rI), nn.Parameter(up_rO)
-
-    @classmethod
-    def fresh(
-        cls, in_features: int, out_features: int, rank: int, stream: torch.Generator | None
-    ) -> LowRankExpert:
-        """LoRA's start: uniform A as in PEFT (Kaiming, a = sqrt 5), B = 0."""
-        bound = 1 / math.sqrt(in_features)
-        down_rI = (torch.rand(rank, in_features, generator=stream) * 2 - 1) * bound
-        return cls(down_rI, torch.zeros(rank, out_features))
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def frozen(self) -> bool:
-        return not isinstance(self.down, nn.Parameter)
-
-    def freeze(self, frozen: bool) -> None:
-        """Turn parameters into buffers, or back; names and values stay."""
-        if frozen == self.frozen:
-            return
-        for name in ("down", "up"):
-            tensor: Tensor = getattr(self, name).detach()
-            delattr(self, name)
-            if frozen:
-                self.register_buffer(name, tensor)
-            else:
-                self.register_parameter(name, nn.Parameter(tensor))
-
-    @torch.no_grad()
-    def widened(self, stream: torch.Generator | None) -> LowRankExpert:
-        """Twice the rank, the same function: A' = [A; random], B' = [B; 0].
-
-        Equation: lora_experts (rank doubling): A' = [A; random], B' = [B, 0], alpha' = 2 alpha
-        Proved by: tests/lora_experts/test_bank.py::test_a_wider_expert_is_the_same_function
-        """
-        more = LowRankExpert.fresh(self.down.shape[1], self.up.shape[1], self.rank, stream).to(self.down)
-        return LowRankExpert(torch.cat([self.down, more.down]), torch.cat([self.up, more.up]))
 
 
 class _Factors(Sequence[Factors]):
@@ -212,10 +162,6 @@ class ExpertBank(nn.Module):
 
     def _forget_packing(self) -> None:
         self._packed = self._asked = None
-
-    def members(self, names: tuple[str, ...]) -> list[LowRankExpert]:
-        """The named experts, in that order."""
-        return self._asked_for(names).members
 
     def _asked_for(self, names: tuple[str, ...]) -> _Asked:
         """Remembered, since every forward asks for the same ones; equal tuples compare at once where they are one object."""

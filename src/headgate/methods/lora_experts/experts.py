@@ -18,7 +18,8 @@ from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.roster import ExpertInfo, Roster
 from headgate.methods.lora_experts.routers import RouterSet
 from headgate.methods.lora_experts.targets import is_target
-from headgate.modules.expert_bank import ExpertBank, LowRankExpert
+from headgate.modules.expert_bank import ExpertBank
+from headgate.modules.low_rank_expert import LowRankExpert
 from headgate.ops.expert_merging import Factors
 from headgate.ops.randomness import generator
 

@@ -81,6 +81,7 @@ class Roster(FixedPrecision):
         super().__init__()
         self.infos: list[ExpertInfo] = []
         self.next_number = 0
+        # remembered: among a thousand experts a forward would look for them longer than it computes
         self._named: tuple[str, ...] = ()
         self._places: dict[int, int] = {}
         self._allocate(0)
