@@ -333,3 +333,16 @@ def test_caps_are_errors_unless_eviction_makes_room() -> None:
     tight.experts.current = 1
     tight.experts.add()
     assert [info.number for info in tight.experts.roster] == [1, 2] and tight.experts.total_size() == 2 * size
+
+
+def test_what_is_frozen_in_part_trains_the_rest() -> None:
+    """The group holds exactly the factors that are Parameters: of none, some and all of an expert's linears frozen."""
+    _, anatomy = model_of()
+    method = attached(anatomy, experts=3, spawn={"policy": "always", "max_experts": 3}, freeze_others=False)
+    experts = method.experts
+    experts.freeze(1, experts.sites_named(["q_proj"]))
+    experts.freeze(2)
+    trained = method.parameter_groups()["experts"]
+    assert {id(p) for p in trained} == {id(p) for p in experts.banks.parameters()}
+    counts = [len(experts.live_factors(number)) for number in range(3)]
+    assert counts[0] == 2 * len(experts.banks) > counts[1] > counts[2] == 0
