@@ -28,7 +28,7 @@ LISTED = {
     "lora_experts": {
         "bank", "temperature", "gates", "balance", "z-loss", "entropies", "capacity", "KD", "projection", "orthogonality",
         "embedding", "similarity", "threshold 5.1", "calibrated threshold", "interval", "NT-Xent", "rank doubling", "merge",
-        "likeness", "rank law 5.6", "closed-form router", "Arrow",
+        "likeness", "rank law 5.6", "closed-form router", "Bayes router", "Arrow",
     },
 }  # fmt: skip
 """Label by label what each method's specification writes as a formula."""

@@ -15,6 +15,7 @@ from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.stage import Stage
 from headgate.models.anatomy import Anatomy, describe
 from headgate.models.load import load_model
+from headgate.modules.bayes_router import BASE, BayesRouter
 from headgate.training.trainer import HeadgateTrainer
 
 from ..training.arguments import arguments_in
@@ -47,6 +48,11 @@ def louden(method: LoraExperts, seed: int = 5) -> None:
             tensor.copy_(torch.randn(tensor.shape, generator=stream) * 0.2)
     for tensor in method.experts.routers.parameters():
         tensor.copy_(torch.randn(tensor.shape, generator=stream) * 0.3)
+    router = method.experts.routers.closed_form
+    if isinstance(router, BayesRouter):
+        for name in [BASE, *(info.name for info in method.experts.roster)]:
+            if name not in router.owners:
+                router.learn(name, torch.randint(3, 1000, (20, 30), generator=stream))
 
 
 def batch_of(rows: int = 3, length: int = 9, left: bool = False, padded: bool = True) -> dict[str, Tensor]:

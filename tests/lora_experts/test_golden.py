@@ -81,6 +81,7 @@ RUNS: dict[str, Callable[[Path], Any]] = {
     "learned, by document": stream(granularity="sequence", prefix_tokens=4, freeze_others=False),
     "prepass": stream(features="prepass", top_1_after=1),
     "prototype": stream(router="prototype"),
+    "bayes": stream(router="bayes"),
     "oracle": stream(router="oracle", spawn={"policy": "oracle"}),
     "sum": stream(router="sum", orthogonality=0.5),
     "eviction": stream(router="prototype", evict=True, spawn={"policy": "always", "max_experts": 2}),

@@ -25,6 +25,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "uniform": {"router": "uniform"},
     "sum": {"router": "sum"},
     "prototype": {"router": "prototype"},
+    "bayes": {"router": "bayes"},
+    "bayes, by document": {"router": "bayes", "granularity": "sequence", "prefix_tokens": 3},
 }
 
 

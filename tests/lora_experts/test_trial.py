@@ -295,17 +295,18 @@ def test_a_boundarys_forwards_are_in_the_account(tmp_path: Path) -> None:
     read: list[Any] = []
     trainer = stream_of(tmp_path, ("adding", True, 4, 20), ("counting", True, 4, 20))
     (method,) = trainer.methods
-    taken = method.routed.take_readings
-    method.routed.take_readings = lambda: read.extend(found := taken()) or found
+    taken = method.routed.readings.take
+    method.routed.readings.take = lambda: read.extend(found := taken()) or found
     trainer.train()
     counted, total = sum(r.tokens for r in read), trainer.run_state.totals()
     besides = sum(forward_flops(trainer.anatomy, r.tokens, r.pairs, heads=r.heads) for r in read)
-    method.routed.take_readings = list
+    assert taken() == [], "the account has taken all"
+    method.routed.readings.take = list
     assert counted > 2048, "the reference text alone is so long"
-    assert method.routed._readings == [] and total.flops > besides > 0
+    assert total.flops > besides > 0
     trainer = stream_of(tmp_path / "unread", ("adding", True, 4, 20), ("counting", True, 4, 20))
     (method,) = trainer.methods
-    method.routed.take_readings = list
+    method.routed.readings.take = list
     trainer.train()
     assert total.flops - trainer.run_state.totals().flops == pytest.approx(besides, rel=1e-6)
 
@@ -324,11 +325,18 @@ def test_labels_of_packed_documents_are_taken_out_one_by_one() -> None:
 
 # -- resuming ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("spawn", "at"),
-    [({}, [9, 11, 17, 21]), ({"max_experts": 2}, [15, 17, 18]), ({"cooldown": 200}, [11])],
-    ids=["free", "capped", "cooling"],
+    ("spawn", "at", "router"),
+    [
+        ({}, [9, 11, 17, 21], "prototype"),
+        ({"max_experts": 2}, [15, 17, 18], "prototype"),
+        ({"cooldown": 200}, [11], "prototype"),
+        ({}, [9, 17], "bayes"),
+    ],
+    ids=["free", "capped", "cooling", "bayes"],
 )
-def test_trials_are_resumed_bitwise(tmp_path: Path, spawn: dict[str, Any], at: list[int]) -> None:
+def test_trials_are_resumed_bitwise(
+    tmp_path: Path, spawn: dict[str, Any], at: list[int], router: str
+) -> None:
     """Before and after each check, of an expert on trial and of an older one that trains further."""
 
     def make(folder: Path) -> Any:
@@ -338,7 +346,7 @@ def test_trials_are_resumed_bitwise(tmp_path: Path, spawn: dict[str, Any], at: l
             ("counting", True, 6, 9),
             ("adding", True, 6, 40),
         ]
-        return stream_of(folder, *parts, spawn=spawn)
+        return stream_of(folder, *parts, spawn=spawn, router=router)
 
     resumed(tmp_path, make, at)
 

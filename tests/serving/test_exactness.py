@@ -69,6 +69,8 @@ def test_every_family(family: str, tmp_path: Path) -> None:
         {"granularity": "sequence", "prefix_tokens": 3},
         {"router": "uniform"},
         {"router": "prototype"},
+        {"router": "bayes"},
+        {"router": "bayes", "granularity": "sequence", "prefix_tokens": 3, "top_k": 1},
         {"features": "prepass"},
         {"features": "block 1", "top_k": 1},
     ],

@@ -1,4 +1,4 @@
-"""Running means that never see the future, another document, or padding.
+"""Running sums and means that never see the future, another document, or padding.
 
 Legend: B batch, T tokens, H features.
 """
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 
-def causal_mean(
+def causal_sum(
     x_BTH: Tensor,
     counted_BT: Tensor,
     document_BT: Tensor,
     past: tuple[Tensor, Tensor] | None = None,
     packed: bool = True,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """mean_t = (sum of counted x_s, s <= t, in the document of t) / (their number), in fp32; zero before the first.
+) -> tuple[Tensor, Tensor]:
+    """``[B, T, H]`` sum of the counted x_s, s <= t, in the document of t, and ``[B, T]`` their number; fp32.
 
-    ``document_BT`` numbers the documents of a row, which lie one after another. ``past`` is what an earlier call on
-    the same rows returned as its second value, the sum ``[B, H]`` and the number ``[B]``: it continues the first
-    document. ``packed`` False says that every row is one document, which spares the work for several. What is not
-    counted adds exactly zero.
+    ``document_BT`` numbers the documents of a row, which lie one after another. ``past`` is the sum
+    ``[B, H]`` and the number ``[B]`` at the end of an earlier call on the same rows: it continues the first document.
+    ``packed`` False says that every row is one document, which spares the work for several. What is not counted adds
+    exactly zero.
     """
     x_BTH = torch.where(counted_BT.unsqueeze(-1), x_BTH.float(), 0)
     total_BTH, number_BT = x_BTH.cumsum(1), counted_BT.float().cumsum(1)
@@ -39,4 +39,16 @@ def causal_mean(
     if past is not None:
         total_BTH = total_BTH + past[0].unsqueeze(1) * first_BT.unsqueeze(-1)
         number_BT = number_BT + past[1].unsqueeze(1) * first_BT
+    return total_BTH, number_BT
+
+
+def causal_mean(
+    x_BTH: Tensor,
+    counted_BT: Tensor,
+    document_BT: Tensor,
+    past: tuple[Tensor, Tensor] | None = None,
+    packed: bool = True,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """``causal_sum`` over its number, zero before the first; and what continues it, the sum ``[B, H]`` and the number ``[B]``."""
+    total_BTH, number_BT = causal_sum(x_BTH, counted_BT, document_BT, past, packed)
     return total_BTH / number_BT.clamp(min=1).unsqueeze(-1), (total_BTH[:, -1], number_BT[:, -1])

@@ -184,7 +184,7 @@ def run(*, quick: bool, say: Say) -> Report:
     """AUROC, false spawns and experts found against true skills, by stream and kind of threshold."""
     report, folder = Report("novelty"), Path(os.environ.get("HEADGATE_SHARED", "../shared")) / "data"
     model, tokenizer = load_model("embedded", lora=None)
-    mix = reference_text(model, 0)
+    mix = skill_embeddings(model, [reference_text(model, 0)])
     for stream, skills in sources(folder).items():
         tallies: dict[str, list[Tally]] = {name: [] for name in RULES}
         for seed in range(1 if quick else 3):

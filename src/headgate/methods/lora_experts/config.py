@@ -20,9 +20,11 @@ class LoraExpertsConfig(StrictConfig):
         target_modules: linears with experts; ``auto``: the attention projections of the model's family.
         experts: experts at the start, all mature.
         r, alpha: of the experts at the start. new_r, new_alpha: of those that appear later.
-        router: ``learned``; ``prototype`` (closed form from each skill's first look, no gradient: what a stream
-            without replay needs); ``uniform`` (equal gates), ``sum`` (every gate 1, as O-LoRA adds its adapters) and
+        router: ``learned``; ``prototype`` and ``bayes`` (closed form from each skill's first look, no gradient: what a stream
+            without replay needs; the one from mean embeddings, the other from a bigram model of its text, which knows a
+            skill by fewer tokens); ``uniform`` (equal gates), ``sum`` (every gate 1, as O-LoRA adds its adapters) and
             ``oracle`` (the expert of the stage's skill alone) are controls without parameters.
+        keep_base: a ``bayes`` router leaves what reads like the base's own writing to the base.
         router_sites: one router for all linears, or one each.
         features: ``embedding`` (running mean of the document's token embeddings, and the token's own), ``block k``
             (input of block k: experts then sit on the blocks from k on only) or ``prepass`` (final hidden state with
@@ -66,7 +68,8 @@ class LoraExpertsConfig(StrictConfig):
     alpha: float = Field(16, gt=0)
     new_r: int = Field(16, ge=1)
     new_alpha: float = Field(32, gt=0)
-    router: Literal["learned", "prototype", "uniform", "sum", "oracle"] = "learned"
+    router: Literal["learned", "prototype", "bayes", "uniform", "sum", "oracle"] = "learned"
+    keep_base: bool = True
     router_sites: Literal["shared", "per_site"] = "shared"
     features: str = "embedding"
     granularity: Literal["token", "sequence"] = "token"
@@ -142,6 +145,10 @@ class LoraExpertsConfig(StrictConfig):
                     )
         if self.router_sites == "per_site" and not learned:
             raise ValueError(f"router_sites: per_site needs router: learned, and this one is {self.router!r}")
+        if self.router == "bayes" and self.features != "embedding":
+            raise ValueError(
+                f"features={self.features!r}: router: bayes reads token ids alone, leave features out"
+            )
         if self.burst is not None and (self.spawn.policy != "novelty" or self.router == "oracle"):
             raise ValueError(
                 f"burst needs spawn.policy: novelty and a router that can find the burst again, not "
@@ -159,7 +166,9 @@ class LoraExpertsConfig(StrictConfig):
         return int(self.features.split()[1]) if BLOCK.fullmatch(self.features) else 0
 
     def feature_width(self, hidden_size: int) -> int:
-        """Of what the router reads: mean and token side by side, or one vector."""
+        """Of what the router reads: mean and token side by side, or one vector. A Bayes router reads no hidden state."""
+        if self.router == "bayes":
+            return 0
         return (
             2 * hidden_size if self.features == "embedding" and self.granularity == "token" else hidden_size
         )

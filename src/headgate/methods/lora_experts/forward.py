@@ -18,17 +18,18 @@ from headgate.errors import ModelError
 from headgate.methods.context import PREPARED_MASKS, Context, padding_mask_alone, remember
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.experts import ExpertSet
-from headgate.methods.lora_experts.features import MEMORY, keep_on_cache, router_features
+from headgate.methods.lora_experts.features import MEMORY, keep_on_cache, router_features, text_evidence
+from headgate.methods.lora_experts.readings import Readings
 from headgate.methods.lora_experts.routers import SHARED
 from headgate.methods.lora_experts.routes import ARROW, ONE, REMOVED, check_route, fixed_weights, is_fixed
 from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
-from headgate.methods.protocols import Reading
 from headgate.methods.step import IGNORE_INDEX, real_tokens
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.surgery import Handle, on_block_input, on_linear, override_attribute, override_forward
 from headgate.modules.arrow import ArrowRouter
+from headgate.modules.bayes_router import BayesRouter
 from headgate.modules.expert_bank import Mixture
 
 PREPASS = "headgate_experts_prepass"
@@ -49,7 +50,8 @@ class RoutedForward:
     """The experts at work in a model. It has no state that outlives a run of forwards, apart from ``route``.
 
     ``route``: what an evaluation is routed by (routes.py). ``evaluated``: the skill whose rows come, which only the
-    oracle reads. ``record``: the first training forward of a micro-batch since ``start_recording``.
+    oracle reads. ``record``: the first training forward of a micro-batch since ``start_recording``. ``readings``: what was
+    read besides.
     """
 
     def __init__(self, config: LoraExpertsConfig, experts: ExpertSet) -> None:
@@ -58,11 +60,11 @@ class RoutedForward:
         self.running: Pass | None = None
         self.record: Pass | None = None
         self.arrows: dict[str, ArrowRouter] = {}
+        self.readings = Readings()
         self._anatomy: Anatomy | None = None
         self._suspended, self._recording = False, False
         self._without: tuple[int, ...] = ()
         self._features: list[Tensor] | None = None
-        self._readings: list[Reading] = []
 
     # -- installation -----------------------------------------------------------------------------------
     def attach(self, anatomy: Anatomy, linears: Mapping[str, nn.Module]) -> list[Handle]:
@@ -138,7 +140,7 @@ class RoutedForward:
             with self.aside():
                 for batch in batches:
                     self.anatomy.model(**model_inputs(batch, labels=False), use_cache=False)
-                    self.note_reading(real_tokens(batch).sum(-1))
+                    self.readings.note(real_tokens(batch).sum(-1))
             return torch.cat(self._features)
         finally:
             self._features = None
@@ -152,17 +154,8 @@ class RoutedForward:
                 tokens = float(batch["labels"][..., 1:].ne(IGNORE_INDEX).sum())
                 loss = self.anatomy.model(**model_inputs(batch), use_cache=False).loss
                 total, count = total + float(loss) * tokens, count + tokens
-                self.note_reading(real_tokens(batch).sum(-1))
+                self.readings.note(real_tokens(batch).sum(-1))
         return total / max(count, 1.0)
-
-    def note_reading(self, lengths: Tensor, heads: float = 1.0) -> None:
-        """Rows (or documents) of these lengths were read outside the steps."""
-        tokens = lengths.double()
-        self._readings.append(Reading(float(tokens.sum()), float((tokens * (tokens + 1) / 2).sum()), heads))
-
-    def take_readings(self) -> list[Reading]:
-        readings, self._readings = self._readings, []
-        return readings
 
     # -- the backbone -----------------------------------------------------------------------------------
     def around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,8 +202,11 @@ class RoutedForward:
     def _read_first(self, call: dict[str, Any], backbone: Callable[..., Any]) -> None:
         """Features that exist before the first block."""
         assert self.running is not None
-        if not self.experts.routers:
-            self.read_features(torch.zeros(1, 1, 1, device=self.running.context.valid.device))
+        router = self.experts.routers.closed_form
+        if isinstance(router, BayesRouter):
+            self._decide(text_evidence(router, self.running.context, prefix=self._prefix))
+        elif not self.experts.routers:
+            self._decide(torch.zeros(1, 1, 1, device=self.running.context.valid.device))
         elif self.config.features == "embedding":
             embeds = call.get("inputs_embeds")
             self.read_features(self.anatomy.embedding(call["input_ids"]) if embeds is None else embeds)
@@ -226,24 +222,28 @@ class RoutedForward:
             hidden, self.running.prepass = prepass(self.anatomy, backbone, call, past, PREPASS, caches=caches)
         return hidden
 
+    @property
+    def _prefix(self) -> int | None:
+        """Tokens of a document that its gates are fixed by; None: every token moves them."""
+        return self.config.prefix_tokens if self.config.granularity == "sequence" else None
+
     def read_features(self, hidden: Tensor) -> None:
         """Take the router's features from a hidden state; a shared router decides here, once."""
         running = self.running
         if running is None or self.idle or running.mixtures or running.phase is None:  # no router is asked
             return
-        if not self.experts.routers:
-            running.features = hidden
-        else:
-            running.features = router_features(
-                hidden,
-                running.context,
-                prefix=self.config.prefix_tokens if self.config.granularity == "sequence" else None,
-                pair=self.config.features == "embedding",
-            )
-            if self._features is not None:
-                self._features.append(running.features[running.context.valid])
+        pair = self.config.features == "embedding"
+        features = router_features(hidden, running.context, prefix=self._prefix, pair=pair)
+        if self._features is not None:
+            self._features.append(features[running.context.valid])
+        self._decide(features)
+
+    def _decide(self, features: Tensor) -> None:
+        """What a forward's routers read is there; one that all linears share gives its gates now."""
+        assert self.running is not None
+        self.running.features = features
         if self.config.router_sites == SHARED or not self.experts.routers:
-            running.mixtures[SHARED] = self._mix(running, SHARED)
+            self.running.mixtures[SHARED] = self._mix(self.running, SHARED)
 
     def _mix(self, running: Pass, site: str) -> Mixture:
         assert running.phase is not None and running.features is not None

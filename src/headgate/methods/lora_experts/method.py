@@ -166,7 +166,7 @@ class LoraExperts(Method):
         return self.trial.rows.tokens_in(batch)
 
     def take_readings(self) -> Sequence[Reading]:
-        return self.routed.take_readings()
+        return self.routed.readings.take()
 
     def on_step_start(self, step: Step) -> None:
         self.routed.start_recording()

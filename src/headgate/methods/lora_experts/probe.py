@@ -67,11 +67,11 @@ def skill_embeddings(
     return Look(torch.cat(means), torch.cat(tokens))
 
 
-def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> Look:
-    """What the bare model writes by itself (32 documents, 2,048 tokens).
+def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> dict[str, Tensor]:
+    """What the bare model writes by itself, as a batch (32 documents, 2,048 tokens).
 
-    Its token mean is what every skill's embedding has in common, and it needs no data: the first skill of a stream
-    could not be centred by skills that are still to come.
+    It needs no data. Its token mean is what every skill's embedding has in common: the first skill of a stream
+    could not be centred by skills that are still to come. And it is what a Bayes router knows the base by.
     """
     anatomy: Any = describe(model)
     device = next(anatomy.model.parameters()).device
@@ -92,5 +92,4 @@ def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) 
             max_new_tokens=REFERENCE_TOKENS,
             pad_token_id=start,
         )
-    batch = {"input_ids": written, "attention_mask": torch.ones_like(written)}
-    return skill_embeddings(model, [batch], bypassed=bypassed)
+    return {"input_ids": written, "attention_mask": torch.ones_like(written)}

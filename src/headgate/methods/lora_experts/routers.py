@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from headgate.methods.lora_experts.config import LoraExpertsConfig
+from headgate.modules.bayes_router import BayesRouter
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.prototype_router import PrototypeRouter
 from headgate.ops.randomness import generator
 
 SHARED = "shared"
+ClosedForm = PrototypeRouter | BayesRouter
 
 
 class RouterSet(nn.Module):
@@ -32,6 +34,8 @@ class RouterSet(nn.Module):
         width = self.config.feature_width(hidden_size)
         if self.config.router == "prototype":
             self.by_site[SHARED] = PrototypeRouter(width)
+        if self.config.router == "bayes":
+            self.by_site[SHARED] = BayesRouter()
         if self.config.router == "learned":
             for site in [SHARED] if self.config.router_sites == SHARED else sites:
                 self.by_site[site] = ExpertRouter(width, directions=self.config.gate_projection)
@@ -42,9 +46,9 @@ class RouterSet(nn.Module):
     def __iter__(self) -> Iterator[str]:
         return iter(self.by_site)
 
-    def at(self, site: str = SHARED) -> ExpertRouter | PrototypeRouter:
+    def at(self, site: str = SHARED) -> ExpertRouter | ClosedForm:
         router = self.by_site[site]
-        assert isinstance(router, (ExpertRouter, PrototypeRouter))
+        assert isinstance(router, (ExpertRouter, PrototypeRouter, BayesRouter))
         return router
 
     @property
@@ -52,9 +56,9 @@ class RouterSet(nn.Module):
         return [router for router in self.by_site.values() if isinstance(router, ExpertRouter)]
 
     @property
-    def closed_form(self) -> PrototypeRouter | None:
+    def closed_form(self) -> ClosedForm | None:
         """The router that is computed from what skills look like, where the settings ask for it."""
-        routers = (router for router in self.by_site.values() if isinstance(router, PrototypeRouter))
+        routers = (r for r in self.by_site.values() if isinstance(r, (PrototypeRouter, BayesRouter)))
         return next(routers, None)
 
     def add(self, number: int, seed: int, device: torch.device) -> None:

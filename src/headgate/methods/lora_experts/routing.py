@@ -3,6 +3,7 @@
     tau = tau_min + (tau_0 - tau_min) 2^(-dt / h)                 dt: age of the youngest expert
     g_i proportional to m_i exp(z_i / tau)                        m_i: maturity; 0 takes no part at all
     the top k of the mature ones and every young one; then the top 1 of all with its probability among them
+    beside them, with a Bayes router, the base's own writing: its gate is nobody's, and goes to the base
 
 An expert of maturity 0 is left out of every product rather than multiplied by zero: the function at its birth is
 then the old one bit for bit. Its first training step counts as age 1, or it could never receive a gradient; the
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.roster import Roster
+from headgate.methods.lora_experts.routers import ClosedForm
+from headgate.modules.bayes_router import BASE, BayesRouter
 from headgate.modules.expert_bank import Mixture
 from headgate.modules.expert_router import ExpertRouter
-from headgate.modules.prototype_router import PrototypeRouter
 from headgate.ops.gating import Gates, capacity_mask, maturity_gates
 
 
@@ -74,7 +76,7 @@ def mix(
     config: LoraExpertsConfig,
     roster: Roster,
     phase: Phase,
-    router: ExpertRouter | PrototypeRouter | None,
+    router: ExpertRouter | ClosedForm | None,
     features: Tensor,
     valid: Tensor,
     *,
@@ -87,11 +89,17 @@ def mix(
         weight = level.view(1, 1, -1)
         return mixture_of(roster, phase.numbers, Gates(weight, torch.zeros_like(weight)), weight)
     names, scales = roster.named(phase.numbers)
-    logits = router(features, names)
-    gates = maturity_gates(logits, maturity, phase.temperature, phase.k, phase.young)
+    classes, always = names, phase.young
+    if isinstance(router, BayesRouter) and BASE in router.owners:
+        classes, always = (*names, BASE), [*phase.young, len(names)]
+        maturity = torch.cat([maturity, maturity.new_ones(1)])
+    logits = router(features, classes)
+    gates = maturity_gates(logits, maturity, phase.temperature, phase.k, always)
     probs = gates.weight
     if gates.chosen is not None:
         probs = torch.softmax(logits / phase.temperature + maturity.log(), dim=-1)
+    if classes != names:  # the base's gate multiplies nothing
+        gates, probs = _without_last(gates), probs[..., :-1]
     dropped = None
     sparse = phase.k is not None and (gates.chosen is not None or not phase.young)
     if capacity and config.capacity_factor is not None and sparse:
@@ -99,6 +107,12 @@ def mix(
         limit = math.ceil(config.capacity_factor * phase.k * int(valid.sum()) / len(phase.numbers))
         gates, dropped = capacity_mask(gates, valid, limit)
     return _scaled(names, scales, gates, probs, dropped)
+
+
+def _without_last(gates: Gates) -> Gates:
+    """Of the experts, where the last gate was the base's, which stands last among the chosen too."""
+    chosen = None if gates.chosen is None else gates.chosen[..., :-1]
+    return Gates(gates.weight[..., :-1], gates.logits[..., :-1], chosen)
 
 
 def mixture_of(roster: Roster, numbers: Sequence[int], gates: Gates, probs: Tensor) -> Mixture:

@@ -8,14 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from headgate.errors import ConfigError
+from headgate.methods.documents import documents_in
 from headgate.methods.lora_experts.bursts import FIRST_SEEN
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.forward import RoutedForward
 from headgate.methods.lora_experts.probe import Look, reference_text, skill_embeddings
 from headgate.methods.lora_experts.spawn import Decision, Evidence, build_policy
 from headgate.methods.stage import ScheduledStage
+from headgate.methods.step import IGNORE_INDEX
+from headgate.modules.bayes_router import BASE, NOTHING, BayesRouter
 from headgate.modules.skill_library import SkillLibrary
 from headgate.ops.novelty import token_mean
 
@@ -53,6 +57,7 @@ class SkillStream(nn.Module):
         self.decisions: list[dict[str, Any]] = []
         self.similarities: Tensor | None = None
         self.likeness: dict[int, float] | None = None
+        self._written: dict[str, Tensor] | None = None
 
     # -- a skill begins ---------------------------------------------------------------------------------
     def begin(self, scheduled: ScheduledStage, probe: Batches, merged: list[list[int]]) -> Segment:
@@ -121,10 +126,9 @@ class SkillStream(nn.Module):
             return None, policy.decide(Evidence(*nothing, **common))
         routed = self.routed
         if not bool(self.library.has_reference):
-            mix, tokens = reference_text(routed.anatomy.model, self.seed, routed.bypassed)
+            mix, tokens = skill_embeddings(routed.anatomy.model, [self.written()], bypassed=routed.bypassed)
             self.library.set_reference(token_mean(mix, tokens), mix)
-            for heads in (1.0, 0.0):  # written, then read
-                routed.note_reading(tokens, heads)
+            routed.readings.note(tokens, heads=0.0)
         samples, seen = max(config.min_samples, FIRST_SEEN if self.config.burst else 0), -1
         if config.gate == "own_loss":
             common |= self.losses_alone(probe)
@@ -137,7 +141,7 @@ class SkillStream(nn.Module):
                 min_tokens=config.min_tokens,
                 bypassed=routed.bypassed,
             )
-            routed.note_reading(look.tokens, heads=0.0)
+            routed.readings.note(look.tokens, heads=0.0)
             decision = policy.decide(Evidence(*look, **common))
             more = len(look.tokens) > seen and samples < most
             if decision.kind != "undecided" or not more:
@@ -179,9 +183,22 @@ class SkillStream(nn.Module):
     def introduce(self, number: int, batches: Batches, *, new: bool) -> None:
         """The closed-form router's first look at a skill; a skill that recurs looks the same and is not entered twice."""
         router = self.routed.experts.routers.closed_form
-        if router is not None and (new or str(number) not in router.owners):
-            rows = self.routed.features_of(itertools.islice(iter(batches), PROTOTYPE_BATCHES))
-            router.learn(str(number), rows, new=True)
+        if router is None or not (new or str(number) not in router.owners):
+            return
+        first = itertools.islice(iter(batches), PROTOTYPE_BATCHES)
+        if isinstance(router, BayesRouter):
+            if self.config.keep_base and BASE not in router.owners:
+                router.learn(BASE, self.written()["input_ids"])
+            router.learn(str(number), _texts(first), new=True)
+        else:
+            router.learn(str(number), self.routed.features_of(first), new=True)
+
+    def written(self) -> dict[str, Tensor]:
+        """What the base writes by itself; once, though the library and a router may both ask."""
+        if self._written is None:
+            self._written = reference_text(self.routed.anatomy.model, self.seed, self.routed.bypassed)
+            self.routed.readings.note(self._written["attention_mask"].sum(-1), heads=1.0)
+        return self._written
 
     def remember(self, number: int, look: Look, label: str | None = None, new: bool = False) -> int | None:
         """The library learns what a skill of the expert's looks like, a new name or skill by itself; the skill's key.
@@ -226,6 +243,13 @@ class SkillStream(nn.Module):
         self.skill, self.decisions = structure["skill"], list(structure["decisions"])
         likeness = structure["likeness"]
         self.likeness = None if likeness is None else {int(number): value for number, value in likeness}
+
+
+def _texts(batches: Batches) -> Tensor:
+    """``[D, T]`` token ids of every document, ``NOTHING`` after its end."""
+    documents = [row[..., 0] for batch in batches for row in documents_in(batch).unbind()]
+    ids = pad_sequence(documents, batch_first=True, padding_value=NOTHING)
+    return ids.masked_fill(ids == IGNORE_INDEX, NOTHING)
 
 
 def _plain(value: Any) -> Any:

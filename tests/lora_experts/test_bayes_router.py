@@ -1,0 +1,183 @@
+"""A skill is known by its text: evidence is a bigram model written out, and what no skill explains is left to the base."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from headgate.errors import ConfigError, ModelError
+from headgate.methods.lora_experts import LoraExperts
+from headgate.methods.lora_experts.probe import reference_text
+from headgate.modules.bayes_router import BASE, BUCKETS, NOTHING, BayesRouter
+
+from .conftest import attached, batch_of, logits_of, model_of, stream_stages, trainer_of
+
+TEXTS = {"a": [[5, 6, 7, 5, 6], [9, 5]], "b": [[6, 6, 8]], "c": [[12, 5, 6, 9, 12, 5, 7, 8]]}
+
+
+def padded(texts: list[list[int]]) -> Tensor:
+    longest = max(map(len, texts))
+    return torch.tensor([text + [NOTHING] * (longest - len(text)) for text in texts])
+
+
+def router_of(*owners: str) -> BayesRouter:
+    router = BayesRouter()
+    for owner in owners:
+        router.learn(owner, padded(TEXTS[owner]), new=True)
+    return router
+
+
+def witten_bell(texts: list[list[int]], text: list[int]) -> list[float]:
+    """P of every token after the one before it: counted in Python, interpolated as Witten & Bell (1991) do."""
+    tokens = Counter(token for one in texts for token in one)
+    pairs = Counter((a, b) for one in texts for a, b in itertools.pairwise(one))
+    total, kinds = sum(tokens.values()), len(tokens)
+    out = []
+    for place, token in enumerate(text):
+        alone = (tokens[token] + kinds / BUCKETS) / (total + kinds)
+        before = text[place - 1]
+        spread = 1 + len({b for a, b in pairs if a == before})
+        out.append((pairs[before, token] + spread * alone) / (tokens[before] + spread) if place else alone)
+    return out
+
+
+def evidence(router: BayesRouter, text: list[int]) -> Tensor:
+    """``[T, P]`` sums over the text so far."""
+    ids = torch.tensor([text])
+    before = torch.tensor([[NOTHING, *text[:-1]]])
+    return router.log_probability(ids, before)[0].cumsum(0)
+
+
+def test_evidence_is_the_bigram_model_written_out() -> None:
+    """softmax of it is Bayes' rule with equal priors, at every token."""
+    text = [9, 5, 6, 7, 30, 6, 6]
+    wanted = torch.tensor([witten_bell(TEXTS[owner], text) for owner in "abc"]).double().log().cumsum(1).T
+    z = evidence(router_of(*"abc"), text)
+    torch.testing.assert_close(z.softmax(-1), wanted.softmax(-1).float(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(z.sum(-1), torch.zeros(len(text)), atol=1e-5, rtol=0)
+
+
+def test_a_later_skill_changes_no_earlier_ones_evidence_and_one_that_goes_leaves_no_trace() -> None:
+    text = [9, 5, 6, 7, 30, 6, 6]
+    two, three = router_of("a", "b"), router_of("a", "c", "b")
+    difference = evidence(two, text) @ torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(difference, evidence(three, text) @ torch.tensor([1.0, 0.0, -1.0]))
+    three.remove("c")
+    assert three.owners == two.owners
+    assert all(torch.equal(one, other) for one, other in zip(three.buffers(), two.buffers(), strict=True))
+
+
+def test_counts_do_not_depend_on_the_parts_that_a_text_came_in() -> None:
+    at_once, by_parts = router_of("a"), BayesRouter()
+    for text in TEXTS["a"]:
+        by_parts.learn("a", padded([text]))
+    assert by_parts.owners == ["a"]
+    assert all(
+        torch.equal(one, other) for one, other in zip(at_once.buffers(), by_parts.buffers(), strict=True)
+    )
+
+
+def test_an_expert_has_the_probability_of_all_its_skills_and_one_of_none_stands_at_the_centre() -> None:
+    router = router_of(*"abc")
+    router.give("c", "a")
+    z = evidence(router, [9, 5, 6])[None]
+    logits = router(z, ["b", "none", "a"])
+    posterior = z.softmax(-1)
+    share = logits[..., [0, 2]].softmax(-1)
+    torch.testing.assert_close(share, torch.stack([posterior[..., 1], posterior[..., [0, 2]].sum(-1)], -1))
+    assert torch.equal(logits[..., 1], torch.zeros(1, 3))
+    assert torch.equal(router(z, ["none"]), torch.zeros(1, 3, 1))
+
+
+def test_ids_beyond_the_buckets_share_them() -> None:
+    """Any vocabulary: counts of what falls into a bucket together are added up, and nothing is out of range."""
+    router = BayesRouter()
+    router.learn("a", torch.tensor([[3, 3 + BUCKETS, 250_000]]))
+    assert float(router.tokens_MP[3, 0]) == 2 and float(router.total_P) == 3 and float(router.distinct_P) == 2
+    assert evidence(router, [250_000, 3]).isfinite().all()
+
+
+# -- in a model -------------------------------------------------------------------------------------------------
+def mixed(*, base: bool = True, top_k: int = 2, **options: Any) -> tuple[Any, LoraExperts]:
+    """Three loud experts of one skill each, and the base's own writing."""
+    model, anatomy = model_of()
+    method = attached(anatomy, experts=3, router="bayes", top_k=top_k, **options)
+    router = method.experts.routers.closed_form
+    assert isinstance(router, BayesRouter) and BASE in router.owners
+    if not base:
+        router.remove(BASE)
+    return model, method
+
+
+def gates_of(method: LoraExperts, model: Any, **batch: Tensor) -> Any:
+    model.train()
+    model(**batch)
+    model.eval()
+    assert method.routed.running is not None
+    (mixture,) = method.routed.running.mixtures.values()
+    return mixture
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_what_the_base_gets_is_missing_from_the_experts_gates(top_k: int) -> None:
+    """g_i = p_i over the chosen and the base; without the base among the classes they sum to one."""
+    model, method = mixed(top_k=top_k)
+    batch = batch_of()
+    mixture = gates_of(method, model, **batch)
+    router, running = method.experts.routers.closed_form, method.routed.running
+    assert running is not None and running.phase is not None and isinstance(router, BayesRouter)
+    p = (router(running.features, ["0", "1", "2", BASE]) / running.phase.temperature).softmax(-1)
+    kept = torch.zeros_like(p).scatter(-1, p[..., :3].topk(top_k, -1).indices, 1.0)
+    kept[..., 3] = 1
+    wanted = p * kept / (p * kept).sum(-1, keepdim=True)
+    valid = batch["attention_mask"].bool()
+    torch.testing.assert_close(mixture.gates.weight[valid], wanted[valid][:, :3])
+    _, other = mixed(base=False, top_k=top_k)
+    if top_k > 1:  # one alone keeps its probability
+        sums = gates_of(other, other.routed.anatomy.model, **batch).gates.weight.sum(-1)
+        torch.testing.assert_close(sums[valid], torch.ones_like(sums[valid]))
+
+
+def test_the_bases_own_writing_is_left_to_the_base() -> None:
+    """Other samples of the same model: nearly no expert takes part; without the class, somebody must."""
+    texts = reference_text(model_of()[0], 11)["input_ids"]
+    method_of: dict[bool, float] = {}
+    for base in (True, False):
+        model, anatomy = model_of()
+        method = LoraExperts(experts=2, router="bayes", keep_base=base)
+        method.attach(anatomy)
+        for number in (0, 1):
+            skill = (
+                torch.randint(3, 60, (16, 24), generator=torch.Generator().manual_seed(number)) + 400 * number
+            )
+            batch = {"input_ids": skill, "labels": skill, "attention_mask": torch.ones_like(skill)}
+            method.stream.introduce(number, [batch], new=True)
+        weight = gates_of(method, model, input_ids=texts).gates.weight.sum(-1)
+        method_of[base] = float(weight[:, 16:].mean())
+    assert method_of[False] > 0.9 and method_of[True] < 0.1, method_of
+
+
+def test_embeddings_in_place_of_ids_are_refused_by_name() -> None:
+    model, _ = mixed()
+    embeds = model.get_input_embeddings()(batch_of()["input_ids"])
+    with pytest.raises(ModelError, match=r"router: bayes reads token ids.*hand on input_ids"):
+        logits_of(model, inputs_embeds=embeds)
+
+
+def test_features_that_it_would_not_read_are_refused() -> None:
+    with pytest.raises(ConfigError, match="router: bayes reads token ids alone"):
+        LoraExperts(router="bayes", features="prepass")
+
+
+def test_a_stream_teaches_it_every_skill_once_and_the_base_before_them(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, LoraExperts(router="bayes", r=2, new_r=2), stages=stream_stages(2), seed=1)
+    trainer.train()
+    (method,) = trainer.methods
+    assert method.experts.routers.closed_form.owners == [BASE, "0", "1", "2"]
+    assert (method.experts.routers.closed_form.total_P > 0).all()
