@@ -218,6 +218,34 @@ def test_closed_blocks_do_not_run() -> None:
     assert 0.5 * (1 - method.shares.keys_values) - 0.08 < saved < 0.5
 
 
+def test_the_executed_share_is_what_the_counter_counts() -> None:
+    """Per token, with every block open in part, and with one that is closed to every token and makes no keys."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, _, anatomy = model_of("llama")
+    ids = batch_of(1, 64, padded=False)["input_ids"]
+    method = attach(Forced(keep=1, policy="gumbel", granularity="token", kd=False), anatomy)
+
+    def flops(gates: Tensor) -> int:
+        method.gates = gates
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+        return counter.get_total_flops()
+
+    full, none = flops(torch.ones(1, 1, 3)), flops(torch.zeros(1, 1, 3))
+    token = torch.ones(1, 64, 3)
+    token[:, ::2] = 0  # the last token is open: a row ends there
+    for closed in ([], [1], [0, 2]):
+        gates = token.clone()
+        gates[..., closed] = 0
+        rates = gates.mean((0, 1))
+        # of the routable blocks; attention's products grow with the open queries alone
+        executed = (
+            float(method.shares.executed(rates, method.config, "sparse")) - method.shares.always
+        ) / 0.75
+        assert (flops(gates) - none) / (full - none) == pytest.approx(executed, abs=0.02), closed
+
+
 def test_unknown_families_are_refused_by_name() -> None:
     model, _, anatomy = model_of("phi3", lora=False)
     with pytest.raises(ModelError, match=r"no sparse engine for architecture 'phi3'.*engine: masked"):

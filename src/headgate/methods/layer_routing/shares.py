@@ -73,8 +73,12 @@ class Shares:
         if engine == "masked":
             return 1.0 + patched
         used = self.used_at(rates)
-        makes_all_keys = config.routes_per == "token" and config.kv == "full"
-        return patched + (used + (1 - used) * self.keys_values if makes_all_keys else used)
+        if config.routes_per != "token" or config.kv != "full":
+            return patched + used
+        attention = rates[:: config.gates_per_block]
+        # of a block that is closed to every token nobody asks for keys and values
+        closed = torch.where(attention > 0, 1 - attention, 0).sum()
+        return patched + used + closed * self.keys_values / self.num_blocks
 
 
 def open_rates(route: Route) -> Tensor:
