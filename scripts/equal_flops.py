@@ -59,7 +59,8 @@ def main() -> None:
     router, a, b = (points(comparison, arm) for arm in (arguments.router, *arguments.masks))
     margins = [r.loss - mixture(r.share, one, other) for r, one, other in zip(router, a, b, strict=True)]
     interval = paired_t(margins)
-    assert interval is not None, "one seed has no interval"
+    if interval is None:
+        raise SystemExit(f"{len(margins)} seeds of margin {margins[0]:+.3f} have no interval: run more")
     share = sum(point.share for point in router) / len(router)
     print(f"{arguments.router} executes {share:.3f} of full depth")
     print(
