@@ -41,7 +41,7 @@ def write_lines_atomically(path: Path, pieces: Iterable[str]) -> None:
     sync_folder(path.parent)
 
 
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+def write_json(path: Path, content: object, indent: int | None = 1) -> None:
     """``content`` as JSON, atomically."""
     write_atomically(path, json.dumps(content, indent=indent))
 

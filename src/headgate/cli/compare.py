@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -29,6 +29,7 @@ from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
 if TYPE_CHECKING:
     from headgate.experiments.compare import Comparison
     from headgate.experiments.executors import Executor
+    from headgate.experiments.records import ArmRow, ComparisonTable
 
 
 def compare(
@@ -77,7 +78,7 @@ def compare(
             out.print(f"report: {page()}")
 
 
-def _show(comparison: Comparison, report: dict[str, Any]) -> None:
+def _show(comparison: Comparison, report: ComparisonTable) -> None:
     out.print(comparison_table(report))
     for line in verdict_lines(report):
         out.print(line)
@@ -114,7 +115,7 @@ def _compare_map(recipe: Recipe, executor: Executor | None, live: bool, allow_un
     out.print(f"report: {written.page}")
 
 
-def comparison_table(report: dict[str, Any]) -> Table:
+def comparison_table(report: ComparisonTable) -> Table:
     """One row an arm: the metric over seeds, the difference from the baseline with its interval, the cost."""
     n = len(report["seeds"])
     table = Table(
@@ -154,7 +155,7 @@ def comparison_table(report: dict[str, Any]) -> Table:
             "-" if arm["loss"] is None else f"{arm['loss']:.4f}",
             "-" if cost["eval_loss"] is None else f"{cost['eval_loss']:.4f}",
             f"{cost['steps']:.0f}",
-            f"{cost['trained_tokens'] / seconds:,.0f}" if seconds else "-",
+            f"{(cost['trained_tokens'] or 0) / seconds:,.0f}" if seconds else "-",
             f"{seconds:.1f}",
         )
     return table
@@ -170,14 +171,14 @@ def evidence_table(shipped: Sequence[Finding]) -> Table:
     return table
 
 
-def _mean(arm: dict[str, Any]) -> str:
+def _mean(arm: ArmRow) -> str:
     if arm["item_interval"] is None:
         return f"{arm['mean']:.4f}"
     low, high = arm["item_interval"]
     return f"{arm['mean']:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def verdict_lines(report: dict[str, Any]) -> list[str]:
+def verdict_lines(report: ComparisonTable) -> list[str]:
     """What is not verified; what could have been seen, beside every null; and the tuned values."""
     lines = [
         f"{name}: NOT VERIFIED: what was saved is not what is reported here (headgate verify)"

@@ -25,7 +25,7 @@ def live_console() -> Iterator[Any]:
     old = warnings.showwarning
     seen: set[str] = set()
 
-    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    def show(message: object, category: type[Warning], *_: object, **__: object) -> None:
         text = str(message)
         if issubclass(category, UserWarning) and text not in seen:
             seen.add(text)
@@ -56,7 +56,7 @@ def live_console() -> Iterator[Any]:
         warnings.showwarning = old
 
 
-def result_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+def result_table(title: str, rows: dict[str, dict[str, object]]) -> Table:
     """One row a task: accuracy with its interval, loss, perplexity, items, and the depth it ran at where that varies."""
     routed = any("depth" in metrics for metrics in rows.values())
     table = Table(title=title, title_justify="left")

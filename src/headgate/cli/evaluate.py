@@ -15,7 +15,7 @@ from headgate.cli.targets import open_target
 from headgate.config import build_config
 from headgate.errors import ConfigError
 from headgate.evaluation.config import CODE_TASKS, EvalTask
-from headgate.evaluation.predictions import write_predictions
+from headgate.evaluation.predictions import Figures, Item, write_predictions
 from headgate.evaluation.sandbox import describe_isolation
 from headgate.evaluation.tasks import TASKS, run_task
 from headgate.experiments.paired import paired_lines, paired_report
@@ -145,7 +145,7 @@ def evaluate(
         )
         for one in target
     ]
-    results: dict[str, Any] = found[0][0]
+    results: Figures = found[0][0]
     if paired:
         results = {}
         for config in configs:
@@ -167,7 +167,7 @@ def measure(
     adapter: str | None,
     output: Path | None,
     several: bool,
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+) -> tuple[Figures, dict[str, list[Item]]]:
     """Metrics and items of every task on one target; the table is printed and the predictions are written."""
     model, tokenizer, folder = open_target(
         target, device=device, allow_partial=allow_partial, adapter=adapter
@@ -195,7 +195,7 @@ def measure(
     return metrics, items
 
 
-def details(metrics: dict[str, Any]) -> list[str]:
+def details(metrics: Figures) -> list[str]:
     """What does not fit in the table: every scorer, how programs ended, several lengths."""
     lines = []
     if "scorers" in metrics:

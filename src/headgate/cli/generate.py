@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from transformers import TextStreamer
@@ -21,6 +21,9 @@ from headgate.methods.layer_routing.method import LayerRouting
 from headgate.serving import HeadgateForCausalLM
 from headgate.serving.chooser import choose
 from headgate.serving.lossless import check_lossless, lossless_decoding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ROUTING_HELP = (
     "How methods act: on, removed; auto (an expert chosen by each prompt's text), expert:NAME, mixture:a=.5,b=.5 "
@@ -154,7 +157,9 @@ def converse(model: Any, tokenizer: Any, options: dict[str, Any], *, raw: bool) 
         turns.append({"role": "assistant", "content": answer.text})
 
 
-def stream_one(model: Any, tokenizer: Any, ids: list[int], options: dict[str, Any]) -> Generation:
+def stream_one(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: list[int], options: dict[str, Any]
+) -> Generation:
     """Print one continuation token by token; the same tokens as without streaming."""
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     (result,) = generate_batch(model, tokenizer, [ids], streamer=streamer, **options)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from headgate.cli.console import out
 from headgate.errors import ConfigError
+from headgate.evaluation.predictions import Figures
 from headgate.experiments.inspection import inspect_oracle, inspect_run
 from headgate.experiments.rank_sweep import rank_sweeps
 from headgate.experiments.run_directory import RunDirectory
@@ -96,7 +97,7 @@ def _rank_laws(folder: Path) -> None:
         out.print(f"{told} would gain {proposal.gain:.1%}")
 
 
-def _schemas(found: dict[str, Any]) -> None:
+def _schemas(found: Figures) -> None:
     for block in found["blocks"]:
         told = [f"block {block['block']}", f"{len(block['dead'])} dead of {len(block['load'])}"]
         for field in ("nmi", "alignment", "reuse"):
@@ -113,7 +114,7 @@ def _schemas(found: dict[str, Any]) -> None:
         out.print(table)
 
 
-def _depth(found: dict[str, Any]) -> None:
+def _depth(found: Figures) -> None:
     title = f"layer_routing: {found['utilization']:.1%} of the blocks over {found['tokens']:,} tokens"
     table = Table(title=title, title_justify="left")
     for column in ("token category", "tokens", "blocks that ran"):
@@ -127,7 +128,7 @@ def _depth(found: dict[str, Any]) -> None:
     out.print(f"I(gate; token) of each, nats: {nats}")
 
 
-def _experts(found: dict[str, Any]) -> None:
+def _experts(found: Figures) -> None:
     experts = found["experts"]
     table = Table(
         title=f"lora_experts: {len(experts)} experts, cosine of their updates", title_justify="left"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress, TaskID
 from transformers import TrainerCallback
 
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
-def describe_log(logs: dict[str, Any]) -> str:
+
+def describe_log(logs: dict[str, object]) -> str:
     """The few figures of a log that fit on a line."""
     parts = []
     for name, label, form in (
@@ -38,16 +41,27 @@ class Bar(TrainerCallback):
         self.progress = progress
         self.task: TaskID | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.task = self.progress.add_task(
             "train", total=state.max_steps, completed=state.global_step, detail=""
         )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if self.task is not None:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, object] | None = None,
+        **_: object,
+    ) -> None:
         if self.task is not None and logs and describe_log(logs):
             self.progress.update(self.task, detail=describe_log(logs))
 
@@ -58,10 +72,19 @@ class Lines(TrainerCallback):
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.start, self.first = time.monotonic(), state.global_step
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, object] | None = None,
+        **_: object,
+    ) -> None:
         text = describe_log(logs or {})
         if not text:
             return

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.live import Live
@@ -24,6 +24,7 @@ from headgate.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from headgate.experiments.records import SweepTable
     from headgate.experiments.sweep import Progress, Sweep
 
 
@@ -73,7 +74,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-def groups_table(table: dict[str, Any]) -> Table:
+def groups_table(table: SweepTable) -> Table:
     """One row per setting: mean and SD over its seeds."""
     from headgate.experiments.sweep_table import cell, headline
 

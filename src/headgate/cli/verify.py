@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from headgate.cli.console import live_console, out
 from headgate.cli.options import JsonOption
 from headgate.errors import CheckpointError, HeadgateError
+from headgate.experiments.records import Verification
 from headgate.experiments.run_directory import find_runs
 from headgate.experiments.verification import verify_run
 from headgate.files import write_json
@@ -25,9 +26,10 @@ def verify(
         raise CheckpointError(
             f"no run at or below {target}: give a run directory or a folder that holds some"
         )
-    checks: list[dict[str, Any]] = []
+    checks: list[dict[str, object]] = []
     verified = True
     for directory in runs:
+        record: Verification
         with live_console():
             try:
                 record = verify_run(directory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 _PLACES = {
     "Collator": "collation",
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from .templates import prompt_ids as prompt_ids
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The public names, imported when first used: a configuration is read without torch or datasets."""
     if name in _PLACES:
         return getattr(importlib.import_module(f"headgate.data.{_PLACES[name]}"), name)

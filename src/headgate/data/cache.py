@@ -43,7 +43,7 @@ def _temporary(wanted: str) -> Path:
     return Path(tempfile.mkdtemp(prefix="headgate-"))
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """A short name for what is given: equal for equal content, in every process."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -59,14 +59,14 @@ def code_version() -> str:
     return content.hexdigest()[:16]
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content))
     os.replace(temporary, path)
 
 
-def read_json(path: Path) -> Any | None:
+def read_json(path: Path) -> Any:
     """What ``write_json`` wrote, or None."""
     try:
         return json.loads(path.read_text())
@@ -74,7 +74,7 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def entry(kind: str, key: str, fill: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+def entry(kind: str, key: str, fill: Callable[[Path], dict[str, object]]) -> tuple[Path, dict[str, Any]]:
     """The folder of ``key`` and its summary; ``fill(folder)`` makes it where it is missing, once, whoever asks.
 
     Other processes that want the same entry wait for the one that fills it.

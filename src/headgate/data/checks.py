@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from headgate.errors import ConfigError, DataError, ModelError
 
@@ -58,7 +57,7 @@ def sources_of(config: DataConfig) -> Iterator[tuple[str, SourceConfig]]:
         yield "data.validation", validation
 
 
-def first_rows(source: SourceConfig, key: str, count: int = FIRST) -> list[dict[str, Any]]:
+def first_rows(source: SourceConfig, key: str, count: int = FIRST) -> list[dict[str, object]]:
     """The first normalised rows; none of hub data. Errors begin with the key of the source."""
     try:
         check_source(source)
@@ -76,7 +75,7 @@ def first_rows(source: SourceConfig, key: str, count: int = FIRST) -> list[dict[
     return rows
 
 
-def empty_answers(rows: Sequence[Mapping[str, Any]], place: str) -> list[Mapping[str, Any]]:
+def empty_answers(rows: Sequence[Mapping[str, object]], place: str) -> list[Mapping[str, object]]:
     """Rows with a prompt and an empty completion. Raises DataError, beginning with ``place``, where all are."""
     empty = [
         row for row in rows if row.get("prompt") is not None and not str(row.get("completion") or "").strip()
@@ -96,7 +95,7 @@ def local(source: SourceConfig) -> bool:
     return hub_place(source) is None
 
 
-def summary(source: SourceConfig, rows: list[dict[str, Any]]) -> str:
+def summary(source: SourceConfig, rows: list[dict[str, object]]) -> str:
     """A source and what its first rows hold."""
     place = source.path or source.source
     if not rows:

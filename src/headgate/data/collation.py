@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from .templates import IGNORED
@@ -41,7 +42,7 @@ class Collator:
         self.column_owners = dict(column_owners or {})
         self.pad_to_multiple_of = pad_to_multiple_of
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[RawRow]) -> dict[str, object]:
         width = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -60,7 +61,7 @@ class Collator:
                 batch[name] = self._column(name, rows, packed)
         return batch
 
-    def _column(self, name: str, rows: Sequence[Mapping[str, Any]], packed: bool) -> Any:
+    def _column(self, name: str, rows: Sequence[RawRow], packed: bool) -> object:
         missing = [row for row in rows if row.get(name) is None]
         if missing:
             owner = self.column_owners.get(name)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import string as strings
 from collections.abc import Mapping
-from typing import Any
 
 from headgate.errors import DataError
 
 from .config import SourceConfig
 
 
-def mapped(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Mapping[str, Any]:
+def mapped(raw: Mapping[str, object], where: str, config: SourceConfig) -> Mapping[str, object]:
     """The row with ``config.columns`` applied: each new name holds a column's value, or a filled template."""
     if not config.columns:
         return raw
@@ -25,7 +24,7 @@ def mapped(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Mapping[
     return row
 
 
-def kept(raw: Mapping[str, Any], where: str, config: SourceConfig) -> bool:
+def kept(raw: Mapping[str, object], where: str, config: SourceConfig) -> bool:
     """Whether ``config.filter`` lets the row through."""
     for name, wanted in config.filter.items():
         value = raw[column(raw, name, where, "filter")]
@@ -35,7 +34,7 @@ def kept(raw: Mapping[str, Any], where: str, config: SourceConfig) -> bool:
     return True
 
 
-def column(raw: Mapping[str, Any], name: str, where: str, key: str) -> str:
+def column(raw: Mapping[str, object], name: str, where: str, key: str) -> str:
     """``name`` where the row has it. Raises DataError naming the place, the columns and the likely one."""
     if name in raw:
         return name
@@ -44,7 +43,7 @@ def column(raw: Mapping[str, Any], name: str, where: str, key: str) -> str:
     raise DataError(f"{where}: {key} asks for column '{name}', which is not there: {hint}")
 
 
-def _filled(template: str, raw: Mapping[str, Any], where: str, new: str) -> str:
+def _filled(template: str, raw: Mapping[str, object], where: str, new: str) -> str:
     try:
         names = [name for _, name, _, _ in strings.Formatter().parse(template) if name]
     except ValueError as error:

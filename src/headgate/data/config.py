@@ -49,7 +49,7 @@ class SourceConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _list_of_sources(cls, given: Any) -> Any:
+    def _list_of_sources(cls, given: object) -> object:
         return {"source": MIXTURE, "mix": given} if isinstance(given, list) else given
 
     @model_validator(mode="after")

@@ -7,11 +7,16 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from .cache import code_version, digest, entry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Overlap = Literal["error", "warn"]
 
@@ -25,7 +30,7 @@ class OverlapReport:
     examples: tuple[str, ...]
 
 
-def asked(row: Mapping[str, Any]) -> str:
+def asked(row: RawRow) -> str:
     """What a row asks: its prompt, text or user turns; what it answers where that is empty."""
     if row.get("messages") is not None:
         users = [str(turn.get("content") or "") for turn in row["messages"] if turn["role"] == "user"]
@@ -33,7 +38,7 @@ def asked(row: Mapping[str, Any]) -> str:
     return str(row.get("prompt") or row.get("text") or row.get("completion") or "")
 
 
-def fingerprint(row: Mapping[str, Any]) -> str:
+def fingerprint(row: Mapping[str, object]) -> str:
     """Hash of what a row asks: letters and digits only, lower case; as it stands where it has neither."""
     content = asked(row)
     normal = re.sub(r"[\W_]+", " ", content.lower()).strip()
@@ -41,8 +46,8 @@ def fingerprint(row: Mapping[str, Any]) -> str:
 
 
 def check_disjoint(
-    train: Iterable[Mapping[str, Any]],
-    other: Iterable[Mapping[str, Any]],
+    train: Iterable[RawRow],
+    other: Iterable[RawRow],
     *,
     overlap: Overlap = "error",
     name: str = "validation",
@@ -68,7 +73,7 @@ def check_disjoint(
     return report
 
 
-def _overlap(train: Iterable[Mapping[str, Any]], other: Iterable[Mapping[str, Any]]) -> OverlapReport:
+def _overlap(train: Iterable[Mapping[str, object]], other: Iterable[Mapping[str, object]]) -> OverlapReport:
     import numpy
 
     known = numpy.unique(_hashes(train))
@@ -84,19 +89,19 @@ def _overlap(train: Iterable[Mapping[str, Any]], other: Iterable[Mapping[str, An
     return OverlapReport(len(rows), len(shared), tuple(examples))
 
 
-def _hashes(rows: Iterable[Mapping[str, Any]]) -> Any:
+def _hashes(rows: Iterable[Mapping[str, object]]) -> npt.NDArray[np.uint64]:
     """64 bits of every row's fingerprint: two rows in a million that differ agree with a chance of 1e-7."""
     import numpy
 
     return numpy.fromiter((int(fingerprint(row)[:16], 16) for row in _asking(rows)), dtype=numpy.uint64)
 
 
-def _asking(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def _asking(rows: Iterable[Mapping[str, object]]) -> Iterable[Mapping[str, object]]:
     """Only the columns that say what is asked: the others need not be decoded."""
     import datasets
 
     if not isinstance(rows, datasets.Dataset):
         return rows
     wanted = [name for name in ("messages", "prompt", "text", "completion") if name in rows.column_names]
-    chosen: Iterable[Mapping[str, Any]] = rows.select_columns(wanted)
+    chosen: Iterable[RawRow] = rows.select_columns(wanted)
     return chosen

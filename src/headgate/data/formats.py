@@ -11,15 +11,16 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from headgate.data.readers.base import Row
 from headgate.errors import DataError
 
 from .files import DataFiles, kind_of
 
-Located = tuple[dict[str, Any], str]  # a raw row and its place, "file:line"
+Located = tuple[Row, str]  # a raw row and its place, "file:line"
 BATCH = 1000
 csv.field_size_limit(sys.maxsize)
 
@@ -107,7 +108,7 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _table(delimiter: str) -> Any:
+def _table(delimiter: str) -> Callable[[Path], Iterator[Located]]:
     def read(path: Path) -> Iterator[Located]:
         with _open(path) as file:
             reader = csv.DictReader(file, delimiter=delimiter, restkey="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from . import wordmath
 from .cache import cache_root, digest, read_json, write_json
@@ -28,7 +28,7 @@ def content_digest(config: DataConfig | SourceConfig) -> str:
     return digest([_source(source) if source is not None else None for source in sources])
 
 
-def _source(config: SourceConfig) -> Any:
+def _source(config: SourceConfig) -> object:
     if config.mix:
         return [_source(part) for part in config.mix]
     if config.path is not None and (Path(config.path).expanduser().exists() or not hub_like(config.path)):
@@ -80,7 +80,7 @@ def file_digest(path: Path) -> str:
     return value
 
 
-def _sha256(file: Any) -> str:
+def _sha256(file: BinaryIO) -> str:
     content = hashlib.sha256()
     while block := file.read(1 << 20):
         content.update(block)

@@ -9,11 +9,16 @@ overlap; where they do not, the overlap is doubled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy
 
+from headgate.data.spans import Ids
+
 from .spans import Span, edges, token_ranges
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 LONG = 400_000
 """Characters from which a text goes in pieces."""
@@ -23,8 +28,8 @@ GROUP = 8
 
 
 def tokenise_long(
-    text: str, spans: Sequence[Span], backend: Any, *, add_special_tokens: bool
-) -> tuple[Any, list[Span], int]:
+    text: str, spans: Sequence[Span], backend: Tokenizer, *, add_special_tokens: bool
+) -> tuple[Ids, list[Span], int]:
     """(ids, trained index ranges, index after the text's last token).
 
     A text whose spans are the whole of it is joined from pieces; one with a prompt inside is encoded in one pass.
@@ -39,11 +44,11 @@ def tokenise_long(
     return numpy.concatenate([*parts, _array(around.ids[stop:])]), [(first, end)], end
 
 
-def _array(ids: Sequence[int]) -> Any:
+def _array(ids: Sequence[int]) -> Ids:
     return numpy.asarray(ids, dtype=numpy.int32)
 
 
-def joined(text: str, backend: Any, piece: int = PIECE, overlap: int = OVERLAP) -> Iterator[list[int]]:
+def joined(text: str, backend: Tokenizer, piece: int = PIECE, overlap: int = OVERLAP) -> Iterator[list[int]]:
     """The ids of the text, piece after piece."""
     starts = list(range(0, max(1, len(text) - overlap), piece))
     held: tuple[list[int], list[int], list[int]] | None = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from headgate.errors import DataError
 
@@ -16,11 +16,18 @@ from .rendering import render
 from .spans import encoder
 from .templates import EncodedRow
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
 SAMPLE = 32
 
 
 def check_masks(
-    rows: Sequence[Mapping[str, Any]], encoded: Sequence[EncodedRow], tokenizer: Any, loss_on: str
+    rows: Sequence[Mapping[str, object]],
+    encoded: Sequence[EncodedRow],
+    tokenizer: PreTrainedTokenizerBase,
+    loss_on: str,
 ) -> int:
     """Rows compared, spread over ``rows``. Raises DataError naming the row, what is trained and what should be."""
     step = max(1, len(rows) // SAMPLE)
@@ -42,7 +49,7 @@ def check_masks(
 
 
 def mask_difference(
-    row: Mapping[str, Any], encoded: EncodedRow, tokenizer: Any, loss_on: str
+    row: Mapping[str, object], encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, loss_on: str
 ) -> tuple[str, str, bool] | None:
     """(what is trained, what should be, whether this tokenizer spells the row exactly), or None where they agree."""
     text, spans, chat = render(row, tokenizer, loss_on)
@@ -68,7 +75,7 @@ def mask_difference(
 
 
 def _content(
-    encoded: EncodedRow, start: int, stop: int, eos: int | None, backend: Any, chat: bool
+    encoded: EncodedRow, start: int, stop: int, eos: int | None, backend: Tokenizer, chat: bool
 ) -> list[int]:
     """The ids of a range without what was put around the text; a chat template writes that itself."""
     ids: list[int] = encoded.ids[start:stop].tolist()

@@ -9,11 +9,12 @@ of tokens; methods need ``example_id`` and tags per document.)
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from .templates import IGNORED
@@ -40,7 +41,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return bins
 
 
-def pack(rows: Sequence[Mapping[str, Any]], max_length: int) -> datasets.Dataset:
+def pack(rows: Sequence[RawRow], max_length: int) -> datasets.Dataset:
     """Packed rows: token columns joined, other columns as lists with one entry per document.
 
     The first label of a document is ignored: the causal shift would have the previous document predict it.

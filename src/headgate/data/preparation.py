@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import datasets
 import pyarrow
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from .config import DataConfig
@@ -20,7 +21,10 @@ from .row_store import as_table, pyarrow_table
 from .sources import MIX
 from .token_store import BatchEncoder, check_sample, tokens_of
 
-Transform = Callable[[Mapping[str, Any]], Any]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Transform = Callable[[RawRow], object]
 _BOOKKEEPING = ("row", "trained", "truncated")
 __all__ = ["DataReport", "PreparedDataset", "effective_max_length", "padding_estimate", "prepare"]
 
@@ -43,8 +47,8 @@ def effective_max_length(config: DataConfig, context_length: int | None) -> int:
 
 
 def prepare(
-    rows: Iterable[Mapping[str, Any]],
-    tokenizer: Any,
+    rows: Iterable[RawRow],
+    tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     *,
     context_length: int | None = None,
@@ -71,7 +75,7 @@ def prepare(
 
 
 def _prepare(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, object]],
     encoder: BatchEncoder,
     config: DataConfig,
     columns: Mapping[str, Transform],
@@ -106,8 +110,8 @@ def _with_columns(
     if not columns:
         return dataset
     numbers = column(tokens, "row")
-    made: dict[str, list[Any]] = {name: [] for name in columns}
-    last, values = -1, dict[str, Any]()
+    made: dict[str, list[object]] = {name: [] for name in columns}
+    last, values = -1, dict[str, object]()
     for number in numbers.tolist():
         if number != last:
             row = rows[number]

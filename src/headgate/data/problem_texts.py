@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import datasets
 
+from headgate.data.readers.base import RawRow
 
-def text_of(row: Mapping[str, Any]) -> str:
+
+def text_of(row: RawRow) -> str:
     """The problem text of a normalised row."""
     return str(row.get("prompt") or row.get("text") or row.get("messages"))
 

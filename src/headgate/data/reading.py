@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from headgate.errors import DataError
 
@@ -140,7 +139,7 @@ def _hub(path: str, name: str | None, config: SourceConfig) -> Iterator[Located]
         yield dict(row), f"{path}[{config.split}] row {number}"
 
 
-def _identity(raw: dict[str, Any], config: SourceConfig, index: int, part: int) -> str:
+def _identity(raw: dict[str, object], config: SourceConfig, index: int, part: int) -> str:
     own = next((raw[key] for key in ("example_id", "id", "task_id") if raw.get(key) is not None), None)
     stem = Path(config.path).name if config.path else config.source
     identity = str(own) if own is not None else f"{stem}[{config.split}]:{index}"

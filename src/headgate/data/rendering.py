@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from .spans import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_TEMPLATE = (
@@ -29,7 +33,7 @@ PLAIN_CHAT = (
 """A template for a base model, which has none: roles as words, an answer up to its end of sequence trained."""
 
 
-def render(row: Mapping[str, Any], tokenizer: Any, loss_on: str) -> tuple[str, list[Span], bool]:
+def render(row: RawRow, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> tuple[str, list[Span], bool]:
     """(text, trained spans, whether a chat template made it). Raises DataError naming the row."""
     if row.get("messages") is not None:
         return *conversation(row, tokenizer, loss_on), True
@@ -43,7 +47,7 @@ def render(row: Mapping[str, Any], tokenizer: Any, loss_on: str) -> tuple[str, l
     return text, [(0 if loss_on == "all" else len(bare), len(text))], False
 
 
-def conversation(row: Mapping[str, Any], tokenizer: Any, loss_on: str) -> tuple[str, list[Span]]:
+def conversation(row: RawRow, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> tuple[str, list[Span]]:
     """A conversation's text and assistant spans: all of them, the last one's, or everything."""
     turns, tools = list(row["messages"]), row.get("tools") or None
     if not any(turn["role"] == "assistant" for turn in turns):
@@ -122,7 +126,7 @@ def _appended(tokenizer: Any, turns: Sequence[Any], tools: Any) -> tuple[str, li
     return text, spans
 
 
-def _training_form(tokenizer: Any, where: str) -> str:
+def _training_form(tokenizer: PreTrainedTokenizerBase, where: str) -> str:
     from trl.chat_template_utils import get_training_chat_template
 
     try:
@@ -137,5 +141,5 @@ def _training_form(tokenizer: Any, where: str) -> str:
     return str(template)
 
 
-def _where(row: Mapping[str, Any]) -> str:
+def _where(row: Mapping[str, object]) -> str:
     return f"row '{row.get('example_id', '?')}'"

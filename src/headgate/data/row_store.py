@@ -109,7 +109,7 @@ def _alike(parts: list[datasets.Dataset]) -> list[datasets.Dataset]:
     return [datasets.Dataset(pyarrow_table(_conformed(part.data.table, schema))) for part in parts]
 
 
-def pyarrow_table(table: pyarrow.Table) -> Any:
+def pyarrow_table(table: pyarrow.Table) -> object:
     """A table in memory as ``datasets`` holds it."""
     return datasets.table.InMemoryTable(table)
 
@@ -130,7 +130,7 @@ class _Stream:
         self.file.close()
 
 
-def json_value(value: Any) -> Any:
+def json_value(value: object) -> object:
     """A JSON column's value, whether Arrow or ``datasets`` gave it."""
     return json.loads(value) if isinstance(value, str) else value
 

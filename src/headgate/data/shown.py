@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import datasets
+
+from headgate.data.readers.base import Row
 
 from .checks import local, sources_of
 from .config import DataConfig, SourceConfig
@@ -14,6 +16,9 @@ from .preparation import prepare
 from .report import DataReport
 from .sources import load_rows
 from .templates import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class ShownSource:
 
 def shown_sources(
     config: DataConfig,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     rows: int,
     limit: int | None,
@@ -60,7 +65,7 @@ def _shown(
     source: SourceConfig,
     share: float | None,
     config: DataConfig,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     count: int,
     limit: int | None,
     context_length: int | None,
@@ -74,7 +79,7 @@ def _shown(
     return ShownSource(key, source.path or source.source, share, first, prepared.report)
 
 
-def _row(row: dict[str, Any], tokenizer: Any, max_length: int) -> ShownRow:
+def _row(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ShownRow:
     runs: list[tuple[list[int], bool]] = []
     for token, label in zip(row["input_ids"], row["labels"]):
         trained = label != IGNORED

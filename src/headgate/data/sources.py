@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy
@@ -42,7 +41,7 @@ def load_rows(config: SourceConfig) -> datasets.Dataset:
     reading = config if seed is None else config.model_copy(update={"limit": None})
     key = digest(content_digest(config), reading.model_dump(mode="json"), code_version())
 
-    def fill(folder: Path) -> dict[str, Any]:
+    def fill(folder: Path) -> dict[str, object]:
         count = write_rows(iterate(reading), folder)
         if not count:
             raise DataError(_empty(config))

@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from headgate.errors import DataError
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
 Span = tuple[int, int]
-_UNTRIMMED: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+Ids = npt.NDArray[np.int32]
+_UNTRIMMED: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = weakref.WeakKeyDictionary()
 
 
-def encoder(tokenizer: Any) -> Any:
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The ``tokenizers.Tokenizer`` of a fast tokenizer, without truncation, padding or trimmed offsets.
 
     Raises DataError naming the class of a tokenizer that gives no offsets.
@@ -29,7 +37,7 @@ def encoder(tokenizer: Any) -> Any:
             f"{type(tokenizer).__name__} gives no character offsets, so completions cannot be told from prompts "
             "exactly: load the fast tokenizer"
         )
-    backend = tokenizer.backend_tokenizer
+    backend = cast("PreTrainedTokenizerFast", tokenizer).backend_tokenizer
     if tokenizer in _UNTRIMMED:
         backend = _UNTRIMMED[tokenizer]
     elif backend.post_processor is not None:
@@ -44,7 +52,7 @@ def encoder(tokenizer: Any) -> Any:
     return backend
 
 
-def edges(encoding: Any) -> Span:
+def edges(encoding: Encoding) -> Span:
     """(first, stop): the indices of the tokens that stand for text; what the tokenizer puts around them is outside."""
     special = encoding.special_tokens_mask
     first, stop = 0, len(special)
@@ -55,7 +63,7 @@ def edges(encoding: Any) -> Span:
     return first, stop
 
 
-def token_ranges(encoding: Any, spans: Sequence[Span]) -> list[Span]:
+def token_ranges(encoding: Encoding, spans: Sequence[Span]) -> list[Span]:
     """Index ranges of the tokens that reach into the character spans, in order; one across a boundary is inside."""
     first, stop = edges(encoding)
     ranges: list[Span] = []
@@ -69,7 +77,7 @@ def token_ranges(encoding: Any, spans: Sequence[Span]) -> list[Span]:
     return ranges
 
 
-def _bisect(encoding: Any, low: int, high: int, beyond: Any) -> int:
+def _bisect(encoding: Encoding, low: int, high: int, beyond: Callable[..., bool]) -> int:
     """The first index in [low, high) whose (start, end) is ``beyond``; offsets never decrease."""
     while low < high:
         middle = (low + high) // 2

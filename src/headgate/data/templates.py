@@ -10,15 +10,20 @@ unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy
 
+from headgate.data.readers.base import RawRow, Row
+from headgate.data.spans import Ids
 from headgate.errors import DataError
 
 from .long_text import LONG, tokenise_long
 from .rendering import chat_text, render
 from .spans import Span, edges, encoder, token_ranges
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 __all__ = ["IGNORED", "PromptTooLong", "encode", "encode_rows", "prompt_ids"]
@@ -26,9 +31,6 @@ __all__ = ["IGNORED", "PromptTooLong", "encode", "encode_rows", "prompt_ids"]
 
 class PromptTooLong(DataError):
     """A prompt that leaves no room for its completion."""
-
-
-Ids = numpy.ndarray[Any, numpy.dtype[numpy.int32]]
 
 
 class EncodedRow:
@@ -51,7 +53,9 @@ class EncodedRow:
         return labels
 
 
-def encode_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, loss_on: str) -> list[EncodedRow]:
+def encode_rows(
+    rows: Sequence[Mapping[str, object]], tokenizer: PreTrainedTokenizerBase, loss_on: str
+) -> list[EncodedRow]:
     """Every row, whole. Texts go through the tokenizer in batches; nothing is cut here."""
     backend = encoder(tokenizer)
     rendered = [render(row, tokenizer, loss_on) for row in rows]
@@ -71,7 +75,9 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, loss_on: str)
     return [result for result in results if result is not None]
 
 
-def _ended(ids: Ids, ranges: list[Span], stop: int, tokenizer: Any, chat: bool) -> EncodedRow:
+def _ended(
+    ids: Ids, ranges: list[Span], stop: int, tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> EncodedRow:
     """With the end of sequence after the completion, trained; a chat template writes its own end.
 
     Where the tokenizer ends texts with something else (BERT's ``[SEP]``), that is left out.
@@ -91,8 +97,11 @@ def _ended(ids: Ids, ranges: list[Span], stop: int, tokenizer: Any, chat: bool) 
 
 
 def encode(
-    row: Mapping[str, Any], tokenizer: Any, max_length: int | None = None, loss_on: str = "completion"
-) -> dict[str, Any]:
+    row: Mapping[str, object],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    loss_on: str = "completion",
+) -> Row:
     """``input_ids``, ``labels``, ``length``, ``prompt_length`` (tokens before the first label), ``truncated``.
 
     ``loss_on``: ``completion`` (the last assistant turn of messages), ``assistant`` (all of them) or ``all``. The
@@ -114,7 +123,7 @@ def encode(
     }
 
 
-def check_room(row: Mapping[str, Any], whole: EncodedRow, max_length: int | None) -> None:
+def check_room(row: Mapping[str, object], whole: EncodedRow, max_length: int | None) -> None:
     """Raise PromptTooLong where truncation would leave no trained token."""
     if max_length is not None and whole.prompt_length >= max_length and row.get("text") is None:
         raise PromptTooLong(
@@ -124,7 +133,7 @@ def check_room(row: Mapping[str, Any], whole: EncodedRow, max_length: int | None
         )
 
 
-def prompt_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+def prompt_ids(row: RawRow, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids to generate from: what ``encode`` puts before the completion."""
     if row.get("messages") is not None:
         turns = list(row["messages"])

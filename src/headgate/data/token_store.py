@@ -14,12 +14,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy
 import pyarrow
 
+from headgate.data.spans import Ids
 from headgate.errors import DataError
 
 from .cache import code_version, digest, entry
@@ -28,24 +29,29 @@ from .rendering import NO_TEMPLATE
 from .row_store import plain_rows, with_fingerprint
 from .templates import EncodedRow, PromptTooLong, check_room, encode_rows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CONTENT = ("prompt", "completion", "messages", "tools", "text")
 """Columns that become tokens; the others stand beside them in the store."""
 BATCH = 250
 ROWS_PER_PROCESS = 4000
-_DIGESTS: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
+_DIGESTS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, str]] = weakref.WeakKeyDictionary()
 
 
 class BatchEncoder:
     """A batch of normalised rows (an Arrow table) as token rows; what ``datasets.map`` runs in its processes."""
 
-    def __init__(self, tokenizer: Any, max_length: int, loss_on: str, long_prompts: str) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: str, long_prompts: str
+    ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.loss_on, self.long_prompts = loss_on, long_prompts
 
     def __call__(self, table: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
         content = table.select([name for name in (*CONTENT, "example_id") if name in table.column_names])
         rows = list(plain_rows(content))
-        pieces: list[tuple[int, Any, Any, int, bool]] = []  # row, ids, labels, prompt length, truncated
+        pieces: list[tuple[int, Ids, Ids, int, bool]] = []  # row, ids, labels, prompt length, truncated
         for number, (row, encoded) in enumerate(
             zip(rows, encode_rows(rows, self.tokenizer, self.loss_on), strict=True)
         ):
@@ -65,7 +71,7 @@ class BatchEncoder:
         }
         return pyarrow.table(columns)
 
-    def _pieces(self, row: dict[str, Any], encoded: EncodedRow) -> Iterator[tuple[Any, Any, int, bool]]:
+    def _pieces(self, row: dict[str, object], encoded: EncodedRow) -> Iterator[tuple[Ids, Ids, int, bool]]:
         """A long text goes on in the next row; other rows are cut on the right, and left out with nothing trained."""
         ids, labels, limit = encoded.ids, encoded.labels(), self.max_length
         if row.get("text") is not None:
@@ -85,13 +91,13 @@ class BatchEncoder:
             yield ids[:limit], labels[:limit], min(encoded.prompt_length, limit), len(ids) > limit
 
 
-def _lists(arrays: list[Any], lengths: Any) -> pyarrow.Array:
+def _lists(arrays: list[Ids], lengths: Ids) -> pyarrow.Array:
     offsets = numpy.concatenate([[0], numpy.cumsum(lengths)]).astype(numpy.int32)
     values = numpy.concatenate(arrays) if arrays else numpy.empty(0, dtype=numpy.int32)
     return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values, pyarrow.int32()))
 
 
-def tokens_of(rows: datasets.Dataset, encoder: BatchEncoder) -> tuple[datasets.Dataset, dict[str, Any]]:
+def tokens_of(rows: datasets.Dataset, encoder: BatchEncoder) -> tuple[datasets.Dataset, dict[str, object]]:
     """The token rows of ``rows`` and what preparing them said, from the store where they are there."""
     key = digest(
         rows._fingerprint,
@@ -102,7 +108,7 @@ def tokens_of(rows: datasets.Dataset, encoder: BatchEncoder) -> tuple[datasets.D
         code_version(),
     )
 
-    def fill(folder: Path) -> dict[str, Any]:
+    def fill(folder: Path) -> dict[str, object]:
         return _fill(rows, encoder, folder, key)
 
     folder, summary = entry("tokens", key, fill)
@@ -111,7 +117,7 @@ def tokens_of(rows: datasets.Dataset, encoder: BatchEncoder) -> tuple[datasets.D
     return with_fingerprint(tokens, key), summary
 
 
-def _fill(rows: datasets.Dataset, encoder: BatchEncoder, folder: Path, key: str) -> dict[str, Any]:
+def _fill(rows: datasets.Dataset, encoder: BatchEncoder, folder: Path, key: str) -> dict[str, object]:
     summary = check_sample(rows, encoder)
     processes = min(workers(), max(1, len(rows) // ROWS_PER_PROCESS))
     with _progress(len(rows)):
@@ -132,7 +138,7 @@ def _fill(rows: datasets.Dataset, encoder: BatchEncoder, folder: Path, key: str)
     return summary
 
 
-def check_sample(rows: datasets.Dataset, encoder: BatchEncoder) -> dict[str, Any]:
+def check_sample(rows: datasets.Dataset, encoder: BatchEncoder) -> dict[str, object]:
     """The trained tokens of a sample against their source, and whether an end is trained. Errors come before work."""
     tokenizer, step = encoder.tokenizer, max(1, len(rows) // 32)
     sample = list(rows.select(range(0, len(rows), step)))
@@ -156,7 +162,7 @@ def check_sample(rows: datasets.Dataset, encoder: BatchEncoder) -> dict[str, Any
     return {"checked": len(short), "notes": notes}
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Everything about a tokenizer that ids, masks and templates follow from."""
     state = (tokenizer.chat_template, tokenizer.eos_token_id, len(tokenizer))
     known = _DIGESTS.get(tokenizer)

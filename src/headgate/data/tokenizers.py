@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from headgate.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def tokenizer_of(model: str, revision: str | None = None, *, local: bool = False) -> Any:
+
+def tokenizer_of(model: str, revision: str | None = None, *, local: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer that ``model.name_or_path`` is loaded with, with a pad token.
 
     Raises ModelError where it cannot be loaded; ``local`` looks on this machine only.

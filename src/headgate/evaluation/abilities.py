@@ -13,9 +13,10 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from headgate.data import wordmath
 from headgate.data.cache import code_version, digest, entry
@@ -24,9 +25,12 @@ from headgate.data.token_store import tokenizer_digest
 from headgate.evaluation.config import ABILITIES, EvalTask
 from headgate.evaluation.likelihood import BARE, option_scores
 from headgate.evaluation.perplexity import sequence_losses
-from headgate.evaluation.predictions import prompt_hash
+from headgate.evaluation.predictions import Figures, Item, prompt_hash
 from headgate.models.anatomy import unwrap
 from headgate.models.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PROBLEMS = 24
 BEFORE = "headgate_abilities"
@@ -34,14 +38,17 @@ BEFORE = "headgate_abilities"
 
 
 @cache
-def suite() -> dict[str, Any]:
+def suite() -> Figures:
     content: dict[str, Any] = json.loads(Path(__file__).with_name("abilities.json").read_text())
     return content
 
 
 def measured_abilities(
-    model: Any, tokenizer: Any, batch_size: int, progress: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Figures, list[Item]]:
     """Share right in all and by field, loss in all and by register; and one item a question."""
     questions = suite()["questions"]
     asked = [
@@ -100,11 +107,13 @@ def texts_by_register() -> tuple[list[str], list[dict[str, str]]]:
     return registers, rows
 
 
-def share(items: Sequence[dict[str, Any]]) -> float:
+def share(items: Sequence[Item]) -> float:
     return sum(item["correct"] for item in items) / len(items)
 
 
-def remember_abilities(tasks: Sequence[EvalTask], model: Any, tokenizer: Any) -> None:
+def remember_abilities(
+    tasks: Sequence[EvalTask], model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Measure the suite on a model that is not trained yet, where a recipe asks for it; kept for every arm and seed."""
     task = next((task for task in tasks if task.task == ABILITIES), None)
     if task is None:
@@ -120,8 +129,11 @@ def remember_abilities(tasks: Sequence[EvalTask], model: Any, tokenizer: Any) ->
 
 
 def abilities_task(
-    model: Any, tokenizer: Any, task: EvalTask, progress: Callable[[int, int], None] | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    task: EvalTask,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Figures, list[Item]]:
     """The suite now; with ``before``, ``delta`` and the fields and registers that got worse, where it was measured."""
     metrics, items = measured_abilities(model, tokenizer, task.batch_size, progress)
     before = getattr(unwrap(model), BEFORE, None)
@@ -136,7 +148,7 @@ def abilities_task(
 
 
 @torch.no_grad()
-def weights_digest(model: Any) -> str:
+def weights_digest(model: nn.Module) -> str:
     """Names, shapes and sums of a model's parameters: enough to know a base by, in one pass over memory."""
     content = hashlib.sha256()
     for name, parameter in unwrap(model).named_parameters():

@@ -9,18 +9,22 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headgate.data.readers.base import RawRow
 from headgate.data.sources import load_rows
 from headgate.evaluation.code_extraction import extract_code
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.generation import generate
-from headgate.evaluation.predictions import prompt_hash
+from headgate.evaluation.predictions import Figures, Item, prompt_hash
 from headgate.evaluation.sandbox import describe_isolation, require_permission, run_programs, tally
 from headgate.evaluation.sandbox_watch import Limits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STOPS = {
     "mbpp": ["\n[DONE]", "\nassert ", "\nprint(", "\nif __name__", '\n"""', "\n\n\n\n"],
@@ -35,7 +39,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def pieces(row: Mapping[str, Any], output: str) -> list[tuple[str, str]]:
+def pieces(row: RawRow, output: str) -> list[tuple[str, str]]:
     """What to execute for one item and one answer: the solution, then what judges it, in order."""
     entry = row.get("meta_entry_point")
     if entry is None:
@@ -70,12 +74,12 @@ def replace_returns(code: str) -> str:
 
 
 def code_task(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     task: EvalTask,
     progress: Callable[[int, int], None] | None,
     prefix: str = "",
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Figures, list[Item]]:
     """Metrics (accuracy = pass@1, pass@k, how programs ended) and one item per problem."""
     require_permission(task.allow_code_execution)
     rows = list(load_rows(task.source_config()))
@@ -119,16 +123,14 @@ def code_task(
                 "ended": all(output.ended for output in outputs[mine]),
             }
         )
-    metrics: dict[str, Any] = {
+    metrics: Figures = {
         f"pass@{k}": float(np.mean([pass_at_k(n, item["passed"], k) for item in items]))
         for k in sorted({1, *task.k})
     }
     return metrics | {"outcomes": tally(outcomes), "isolation": describe_isolation()}, items
 
 
-def reference_programs(
-    rows: Sequence[Mapping[str, Any]], *, mutated: bool = False
-) -> list[list[tuple[str, str]]]:
+def reference_programs(rows: Sequence[RawRow], *, mutated: bool = False) -> list[list[tuple[str, str]]]:
     """The data set's own solutions as programs, or their mutants: what a scorer must pass, and fail."""
     programs = []
     for row in rows:

@@ -12,7 +12,7 @@ from headgate.evaluation.sandbox import REFUSAL
 
 CODE_TASKS = ("mbpp", "humaneval")
 ABILITIES = "abilities"
-NAMED: dict[str, dict[str, Any]] = {
+NAMED: dict[str, dict[str, object]] = {
     "gsm8k": {"source": "gsm8k"},
     "math500": {"source": "math500", "scorer": "math", "max_new_tokens": 1024},
     "arc_challenge": {"source": "arc_challenge", "mode": "likelihood"},
@@ -78,7 +78,7 @@ class EvalTask(SourceConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, given: Any) -> Any:
+    def _named(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
         named = dict(NAMED.get(str(given.get("task")), {}))

@@ -17,10 +17,10 @@ the stream (an adapter starts as the identity), not a random initialisation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from headgate.errors import ConfigError
+from headgate.evaluation.predictions import Figures
 
 FIGURES = (
     "average",
@@ -87,13 +87,13 @@ def continual_metrics(
 
 
 def continual_result(
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Figures],
     skills: Sequence[str],
     segments: Sequence[tuple[str, int]],
     *,
     joint: bool = False,
     watched: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The matrices and figures of a run from its evaluations.
 
     Args:
@@ -105,7 +105,7 @@ def continual_result(
 
     The loss stands at the top level, the accuracy of the same evaluations under ``accuracy``.
     """
-    found: dict[str, Any] = {
+    found: Figures = {
         "skills": list(skills),
         "segments": [skill for skill, _ in segments],
         "steps": [step for _, step in segments],
@@ -125,9 +125,7 @@ def continual_result(
     return found
 
 
-def _row(
-    history: Sequence[Mapping[str, Any]], skills: Sequence[str], quantity: str, step: int
-) -> list[float]:
+def _row(history: Sequence[Figures], skills: Sequence[str], quantity: str, step: int) -> list[float]:
     values: dict[str, float] = {}
     for logged in history:
         if logged["step"] == step:

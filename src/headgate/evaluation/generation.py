@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from headgate.data.templates import prompt_ids
@@ -21,6 +21,9 @@ from headgate.errors import ConfigError, DataError
 from headgate.models.anatomy import unwrap
 from headgate.models.aside import look_aside
 from headgate.ops.randomness import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -166,13 +169,13 @@ def _result(
     return Generation(text[:first], len(kept), not ended, ended, prompt_truncated)
 
 
-def context_length(model: Any) -> int:
+def context_length(model: nn.Module) -> int:
     """Positions that the model was made for."""
     config = unwrap(model).config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a sequence: the tokenizer's, and a chat model's own."""
     own = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
@@ -180,7 +183,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, without the decoding defaults that a model brings along (repetition penalties, top-k)."""
     holders = [m for m in (model, unwrap(model)) if getattr(m, "generation_config", None) is not None]
     kept = [holder.generation_config for holder in holders]
@@ -194,7 +197,9 @@ def _evaluating(model: Any) -> Iterator[None]:
             holder.generation_config = own
 
 
-def chat_ids(tokenizer: Any, turns: Sequence[dict[str, str]], *, raw: bool = False) -> list[int]:
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], *, raw: bool = False
+) -> list[int]:
     """The ids to answer a conversation from: in the model's chat template, or the last turn's text without one."""
     if raw or getattr(tokenizer, "chat_template", None) is None:
         return prompt_ids({"prompt": turns[-1]["content"]}, tokenizer)

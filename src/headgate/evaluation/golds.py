@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 from headgate.evaluation.config import EvalTask
 
 
-def gold_answers(rows: Sequence[Mapping[str, Any]], task: EvalTask) -> list[list[str]]:
+def gold_answers(rows: Sequence[RawRow], task: EvalTask) -> list[list[str]]:
     """Every row's gold answers: ``answers``, ``answer``, or a short completion. Raises DataError for a row without."""
     golds = []
     for row in rows:

@@ -7,23 +7,32 @@ options' texts are compared after the bare question (Clark et al. 2018, ARC as i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from headgate.data.readers.base import RawRow
 from headgate.data.sources import load_rows
 from headgate.data.templates import encode_rows
 from headgate.errors import DataError
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.lm_eval_bridge import continuation_scores
-from headgate.evaluation.predictions import prompt_hash
+from headgate.evaluation.predictions import Figures, Item, prompt_hash
 from headgate.evaluation.prompts import SHOT_SEPARATOR, chosen_shots, shots
+from headgate.models.anatomy import Batch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BARE = "Question: {question}\nAnswer:"
 
 
 def option_scores(
-    model: Any, tokenizer: Any, questions: Sequence[tuple[str, Sequence[str]]], batch_size: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[str, Sequence[str]]],
+    batch_size: int,
 ) -> list[list[float]]:
     """Log-likelihood (nats) of every continuation of every context. A context's trailing spaces are the continuation's."""
     pairs = [{"prompt": context, "completion": text} for context, texts in questions for text in texts]
@@ -39,8 +48,11 @@ def option_scores(
 
 
 def likelihood_task(
-    model: Any, tokenizer: Any, task: EvalTask, progress: Callable[[int, int], None] | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: EvalTask,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Figures, list[Item]]:
     """Metrics (``accuracy_norm`` beside the verdicts) and one item a question. Raises DataError for rows without options."""
     rows = list(load_rows(task.source_config()))
     if any(not row.get("choices") or not row.get("answer") for row in rows):
@@ -81,9 +93,7 @@ def likelihood_task(
     return {"accuracy_norm": norm, "candidates": "letters" if letters else "texts"}, items
 
 
-def _question(
-    task: EvalTask, pool: Sequence[Mapping[str, Any]], row: Mapping[str, Any], letters: bool
-) -> tuple[str, list[str]]:
+def _question(task: EvalTask, pool: Sequence[Batch], row: RawRow, letters: bool) -> tuple[str, list[str]]:
     examples = chosen_shots(task, pool, row)
     if letters:
         prefix = "".join(f"{s['prompt']}{s['completion']}{SHOT_SEPARATOR}" for s in examples)

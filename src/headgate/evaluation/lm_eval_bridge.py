@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import ConfigError
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.generation import context_length, generate
 from headgate.evaluation.lm_eval_files import check_task_files
-from headgate.evaluation.predictions import prompt_hash
+from headgate.evaluation.predictions import Figures, Item, prompt_hash
 from headgate.models.aside import look_aside
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PRIMARY = ("exact_match", "acc", "acc_norm", "f1", "bleu", "word_perplexity")
 DEFAULT_NEW_TOKENS = 256
@@ -42,7 +47,7 @@ def bridge_class() -> type[Any]:
     class LiveModel(TemplateLM):
         """A loaded model, its methods attached, as the harness wants one."""
 
-        def __init__(self, model: Any, tokenizer: Any, task: EvalTask) -> None:
+        def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: EvalTask) -> None:
             super().__init__()
             self.model, self.tokenizer, self.task = model, tokenizer, task
             self.max_length = min(context_length(model), MAX_LENGTH)
@@ -60,8 +65,8 @@ def bridge_class() -> type[Any]:
         def tokenizer_name(self) -> str:
             return str(self.tokenizer.name_or_path).replace("/", "__")
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            prefix = self.tokenizer.decode(self.prefix_token_id)
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+            prefix = str(self.tokenizer.decode(self.prefix_token_id))
             special = add_special_tokens if add_special_tokens is not None else not string.startswith(prefix)
             return list(self.tokenizer.encode(string, add_special_tokens=special))
 
@@ -126,7 +131,7 @@ def bridge_class() -> type[Any]:
 
 
 def continuation_scores(
-    model: Any, rows: Sequence[tuple[list[int], int]], pad: int, batch_size: int
+    model: nn.Module, rows: Sequence[tuple[list[int], int]], pad: int, batch_size: int
 ) -> list[tuple[float, bool]]:
     """(log-probability, is it the greedy one) of the last ``n`` tokens of each row given those before."""
     device = next(model.parameters()).device
@@ -153,13 +158,13 @@ def continuation_scores(
 
 
 def harness_task(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     task: EvalTask,
     *,
     known: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Figures, list[Item]]:
     """Metrics and items of one task, group or local task file. Raises ConfigError for one that does not exist."""
     local = Path(task.task)
     is_local = local.suffix in (".yaml", ".yml") or local.is_dir()
@@ -218,7 +223,7 @@ def harness_task(
     return {"items": len(items), "harness": metrics}, items
 
 
-def _items(name: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _items(name: str, samples: Sequence[RawRow]) -> Iterator[dict[str, object]]:
     """One per document: the first filter's verdict is ``correct``, every filter's metrics stand beside it."""
     by_document: dict[Any, dict[str, Any]] = {}
     for sample in samples:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 SECONDS = 5.0
 START_SECONDS = 120.0
@@ -78,7 +77,7 @@ class _Verifier:
                 )
         return self.process
 
-    def _hear(self, process: subprocess.Popen[str], seconds: float) -> Any:
+    def _hear(self, process: subprocess.Popen[str], seconds: float) -> object:
         """The worker's next answer; False when it dies or takes too long, and then it is stopped."""
         answers = process.stdout
         assert answers is not None  # opened as a pipe

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
+from headgate.evaluation.predictions import Item
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,11 @@ class Pair:
     id: str
     prompt: str
     gold: str | None
-    a: dict[str, Any]
-    b: dict[str, Any]
+    a: Item
+    b: Item
 
 
-def pair(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[Pair]:
+def pair(a: Sequence[RawRow], b: Sequence[RawRow]) -> list[Pair]:
     """Items matched on the prompt's hash (and the id, where a prompt occurs twice), in the order of ``a``.
 
     Raises DataError when the two runs did not answer the same items: a comparison of different ones is not paired.
@@ -46,5 +47,5 @@ def flips(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     }
 
 
-def _key(item: Mapping[str, Any]) -> tuple[str, str]:
+def _key(item: Mapping[str, object]) -> tuple[str, str]:
     return str(item.get("prompt_hash", "")), str(item.get("id"))

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from headgate.data.config import DataConfig, LossOn
 from headgate.data.long_text import LONG, tokenise_long
 from headgate.data.preparation import prepare
+from headgate.data.readers.base import RawRow
 from headgate.data.spans import encoder
 from headgate.errors import ConfigError, DataError
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import describe
 from headgate.models.aside import look_aside
 
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
 
 def sequence_losses(
-    model: Any, rows: Sequence[Mapping[str, Any]], pad_id: int, batch_size: int
+    model: nn.Module, rows: Sequence[RawRow], pad_id: int, batch_size: int
 ) -> list[tuple[float, int]]:
     """(summed negative log-likelihood in nats, trained tokens) of every row, in order; fp32 sums."""
     device = next(model.parameters()).device
@@ -50,14 +56,14 @@ def sequence_losses(
 
 
 def perplexity(
-    model: Any,
-    tokenizer: Any,
-    rows: Any,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
     *,
     length: int,
     loss_on: LossOn = "completion",
     batch_size: int = 32,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Loss per token (nats) and perplexity over rows cut at ``length`` tokens, and each row's share.
 
     Raises DataError when no row has a trained token at this length.
@@ -102,8 +108,14 @@ def windows_over(tokens: int, length: int, stride: int) -> list[tuple[int, int, 
 
 
 def text_perplexity(
-    model: Any, tokenizer: Any, rows: Any, *, length: int, stride: int, batch_size: int = 32
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    *,
+    length: int,
+    stride: int,
+    batch_size: int = 32,
+) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Loss and perplexity over each row's whole text in windows of ``length`` tokens, ``stride`` apart.
 
     Disjoint windows do not score their first token, which has no context there. Besides the token's, the figures
@@ -150,7 +162,7 @@ def text_perplexity(
     }, items
 
 
-def document_ids(text: str, tokenizer: Any) -> list[int]:
+def document_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a whole document, however long, with what the tokenizer puts around one."""
     if len(text) <= LONG:
         return list(tokenizer(text, verbose=False)["input_ids"])
@@ -158,7 +170,7 @@ def document_ids(text: str, tokenizer: Any) -> list[int]:
     return [int(token) for token in ids]
 
 
-def _text_of(row: Mapping[str, Any]) -> str:
+def _text_of(row: RawRow) -> str:
     text = row.get("text")
     if text is None and row.get("prompt") is not None:
         text = row["prompt"] + row["completion"]

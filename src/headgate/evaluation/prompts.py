@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from headgate.data.readers.base import RawRow
 from headgate.data.rendering import chat_text
 from headgate.data.sources import load_rows
 from headgate.data.templates import prompt_ids
@@ -13,14 +14,17 @@ from headgate.errors import ConfigError
 from headgate.evaluation.config import EvalTask
 from headgate.methods.compose import methods_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
 SHOT_SEPARATOR = "\n\n"
 SHOT_SPLITS = {"mmlu": "dev"}
 """Where worked examples come from, for sources that set some aside; elsewhere from the training split."""
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[RawRow]
 
 
-def uses_chat(task: EvalTask, model: Any, tokenizer: Any) -> bool:
+def uses_chat(task: EvalTask, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether prompts go through the chat template.
 
     ``auto``: where there is one and the model is as it came. A model that was trained here on plain prompts is asked
@@ -35,7 +39,7 @@ def uses_chat(task: EvalTask, model: Any, tokenizer: Any) -> bool:
     return bool(template) and not trained
 
 
-def shots(task: EvalTask) -> list[dict[str, Any]]:
+def shots(task: EvalTask) -> list[dict[str, object]]:
     """The rows that worked examples are taken from, always the same ones for a seed; empty without ``few_shot``."""
     if not task.few_shot:
         return []
@@ -59,7 +63,7 @@ def shots(task: EvalTask) -> list[dict[str, Any]]:
     return list(pool)
 
 
-def chosen_shots(task: EvalTask, pool: Rows, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def chosen_shots(task: EvalTask, pool: Rows, row: Mapping[str, object]) -> list[RawRow]:
     """Examples for one question: the first ones, or the first of its own field with ``few_shot_by``."""
     field = task.few_shot_by
     own = pool if field is None else [shot for shot in pool if shot[field] == row.get(field)]
@@ -72,7 +76,7 @@ def few_shot_prefix(task: EvalTask) -> str:
 
 
 def prompts_of(
-    task: EvalTask, rows: Rows, model: Any, tokenizer: Any
+    task: EvalTask, rows: Rows, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[str | list[int]], list[str], bool]:
     """(what to generate from, its text for the records, whether a chat template made it)."""
     pool, chat = shots(task), uses_chat(task, model, tokenizer)
@@ -104,7 +108,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content.strip()}
 
 
-def _before_answer(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _before_answer(turns: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
     kept = list(turns)
     while kept and kept[-1]["role"] == "assistant":
         kept.pop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest
 
@@ -19,10 +19,14 @@ from headgate.evaluation.golds import gold_answers
 from headgate.evaluation.likelihood import likelihood_task
 from headgate.evaluation.lm_eval_bridge import harness_task
 from headgate.evaluation.perplexity import perplexity, text_perplexity
-from headgate.evaluation.predictions import prompt_hash
+from headgate.evaluation.predictions import Figures, Item, prompt_hash
 from headgate.evaluation.prompts import SHOT_SEPARATOR, few_shot_prefix, prompts_of
 from headgate.evaluation.scorers import PARSERS, check_golds, score, suited
 from headgate.methods.compose import methods_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Progress = Callable[[int, int], None]
 
@@ -31,17 +35,19 @@ Progress = Callable[[int, int], None]
 class TaskResult:
     """Metrics of a task, and its items (id, prompt hash, output, parsed answer, score, truncated)."""
 
-    metrics: dict[str, Any]
-    items: list[dict[str, Any]] = field(default_factory=list)
+    metrics: Figures
+    items: list[Item] = field(default_factory=list)
 
 
-def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
+def accuracy(correct: Sequence[bool]) -> Figures:
     """Share correct with its 95% Wilson interval."""
     test = binomtest(sum(correct), len(correct)).proportion_ci(0.95, method="wilson")
     return {"accuracy": sum(correct) / len(correct), "low": float(test.low), "high": float(test.high)}
 
 
-def exact_match(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+def exact_match(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: EvalTask, progress: Progress | None
+) -> TaskResult:
     """Greedy (or sampled) answers under every scorer; ``accuracy`` is that of the first sample, under one of them.
 
     Raises DataError for rows without a gold answer, and for a gold that the scorer could never match.
@@ -97,7 +103,7 @@ def exact_match(model: Any, tokenizer: Any, task: EvalTask, progress: Progress |
         if len(golds[index]) > 1:
             item["golds"] = golds[index]
         items.append(item)
-    metrics: dict[str, Any] = {
+    metrics: Figures = {
         **accuracy([item["correct"] for item in items]),
         "scorer": primary,
         "chat": chat,
@@ -122,7 +128,7 @@ def parsed(scorer: str, output: str, options: Sequence[str]) -> str | None:
     return candidates[-1] if candidates else None
 
 
-def by_family(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def by_family(items: Sequence[Item]) -> Figures:
     families = sorted({item["family"] for item in items if item["family"]})
     if not families:
         return {}
@@ -133,7 +139,9 @@ def by_family(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"by_family": shares}
 
 
-def likelihood(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+def likelihood(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: EvalTask, progress: Progress | None
+) -> TaskResult:
     """Multiple choice by likelihood."""
     metrics, items = likelihood_task(model, tokenizer, task, progress)
     return TaskResult(
@@ -142,7 +150,7 @@ def likelihood(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | 
     )
 
 
-def rates(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def rates(items: Sequence[Item]) -> Figures:
     """How many items, and how their outputs ended."""
     return {
         "items": len(items),
@@ -152,11 +160,13 @@ def rates(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def perplexity_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+def perplexity_task(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: EvalTask, progress: Progress | None
+) -> TaskResult:
     """Loss and perplexity at every asked length; the first length's loss is ``loss``."""
     rows = load_rows(task.source_config())
-    metrics: dict[str, Any] = {}
-    items: list[dict[str, Any]] = []
+    metrics: Figures = {}
+    items: list[Item] = []
     for index, length in enumerate(task.lengths):
         if task.windows == "rows":
             measured, per_row = perplexity(model, tokenizer, rows, length=length, batch_size=task.batch_size)
@@ -176,19 +186,25 @@ def perplexity_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progre
     return TaskResult(metrics, items)
 
 
-def code(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+def code(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: EvalTask, progress: Progress | None
+) -> TaskResult:
     """Programs, run in the sandbox; ``accuracy`` is pass@1 of the first sample."""
     metrics, items = code_task(model, tokenizer, task, progress, few_shot_prefix(task))
     return TaskResult({**accuracy([item["correct"] for item in items]), **rates(items), **metrics}, items)
 
 
-def abilities(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+def abilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: EvalTask, progress: Progress | None
+) -> TaskResult:
     """General abilities beside what was trained: what the model could do before, and can do now."""
     metrics, items = abilities_task(model, tokenizer, task, progress)
     return TaskResult({**metrics, **accuracy([item["correct"] for item in items]), **rates(items)}, items)
 
 
-TASKS: dict[str, Callable[[Any, Any, EvalTask, Progress | None], TaskResult]] = {
+TASKS: dict[
+    str, Callable[[PreTrainedModel, PreTrainedTokenizerFast, EvalTask, Progress | None], TaskResult]
+] = {
     "exact_match": exact_match,
     "gsm8k": exact_match,
     "math500": exact_match,
@@ -202,7 +218,12 @@ TASKS: dict[str, Callable[[Any, Any, EvalTask, Progress | None], TaskResult]] = 
 }
 
 
-def run_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None = None) -> TaskResult:
+def run_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    task: EvalTask,
+    progress: Progress | None = None,
+) -> TaskResult:
     """Dispatch on the task's name; what is not ours is asked of lm-evaluation-harness.
 
     ``task.routing`` holds for this task alone; what methods measure of it (depth) stands among the metrics. Raises ConfigError for a task that does not exist.
@@ -213,7 +234,9 @@ def run_task(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | No
     return TaskResult({**result.metrics, **figures}, result.items)
 
 
-def _run(model: Any, tokenizer: Any, task: EvalTask, progress: Progress | None) -> TaskResult:
+def _run(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: EvalTask, progress: Progress | None
+) -> TaskResult:
     if task.task in TASKS:
         return TASKS[task.task](model, tokenizer, task, progress)
     name = task.task.removeprefix("lm_eval:")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 from headgate.errors import ConfigError
 from headgate.experiments.equal_dose import check_replay
@@ -41,7 +40,7 @@ def tied_arms(recipe: Recipe, key: str) -> dict[str, str]:
     return {name: str(override[key]) for name, override in recipe.compare.arms.items() if key in override}
 
 
-def with_settings(arm: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+def with_settings(arm: Recipe, overrides: Mapping[str, object]) -> Recipe:
     """The arm with dotted keys set."""
     content = arm.model_dump(mode="json")
     for key, value in overrides.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 
@@ -15,12 +15,16 @@ from headgate.experiments.recipe import Recipe
 from headgate.experiments.run_directory import RunDirectory
 from headgate.methods.lora_experts.routes import MIXTURE
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
 ROWS = 64
 """Validation rows of each skill that a mixture is measured on."""
 
 
 def best_mixture(
-    method: Any, model: Any, tokenizer: Any, run: str | Path, asked: str | None
+    method: Any, model: Any, tokenizer: PreTrainedTokenizerBase, run: str | Path, asked: str | None
 ) -> tuple[str | None, list[str]]:
     """The routing of the mixture to export, or None where there is one expert only; and notes with the losses.
 
@@ -65,7 +69,7 @@ def best_mixture(
     return min(candidates.items(), key=lambda item: found[item[0]])[1] if candidates else None, notes
 
 
-def validation_rows(recipe: Recipe) -> dict[str, Any]:
+def validation_rows(recipe: Recipe) -> dict[str, object]:
     """Up to ``ROWS`` validation rows by skill; under one name where there is no stream; none where there are none."""
     if recipe.data.stream:
         segments = load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap)
@@ -77,7 +81,9 @@ def validation_rows(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _mean_loss(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe) -> float:
+def _mean_loss(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: dict[str, object], recipe: Recipe
+) -> float:
     losses = [
         perplexity(model, tokenizer, part, length=recipe.data.max_length, loss_on=recipe.data.loss_on)[0][
             "loss"

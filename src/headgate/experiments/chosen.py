@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import peft
 import torch
@@ -22,8 +22,18 @@ import headgate.serving.chooser as chooser
 from headgate.data.contamination import asked
 from headgate.data.streams import load_stream
 from headgate.evaluation.perplexity import perplexity
+from headgate.experiments.records import Figures
 from headgate.experiments.run_directory import RunDirectory
 from headgate.files import write_atomically
+from headgate.methods.protocols import ExportsExperts
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from headgate.data.streams import SkillData
+    from headgate.experiments.recipe import Recipe
+    from headgate.methods.lora_experts.roster import Roster
 
 BUCKETS = 1 << 14
 SMOOTHING = 0.1
@@ -40,7 +50,7 @@ def log_probabilities(texts: Sequence[Sequence[str]]) -> Tensor:
     return (counts / counts.sum(-1, keepdim=True)).log()
 
 
-def chooser_of(run: str | Path, roster: Any) -> tuple[list[dict[str, str]], Any]:
+def chooser_of(run: str | Path, roster: Roster) -> tuple[list[dict[str, str]], chooser.Loaded | None]:
     """(skill and adapter of every skill that an expert serves, what ``chooser.choose`` needs), from the run's own stream.
 
     ([], None) for a run that did not train on a stream: nothing tells its experts apart.
@@ -56,11 +66,11 @@ def chooser_of(run: str | Path, roster: Any) -> tuple[list[dict[str, str]], Any]
     return entries, (entries, log_probabilities(texts).tolist())
 
 
-def _segments(run: str | Path, roster: Any) -> dict[str, Any]:
+def _segments(run: str | Path, roster: Roster) -> dict[str, SkillData]:
     """The first segment of every skill that an expert serves."""
     directory = RunDirectory(Path(run))
     recipe = directory.recipe() if directory.recipe_file.exists() else None
-    found: dict[str, Any] = {}
+    found: dict[str, SkillData] = {}
     if recipe is not None and recipe.data.stream:
         for segment in load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap):
             if roster.serving(segment.skill) is not None:
@@ -69,8 +79,12 @@ def _segments(run: str | Path, roster: Any) -> dict[str, Any]:
 
 
 def write_chooser(
-    run: str | Path, model: Any, tokenizer: Any, method: Any, folder: Path
-) -> tuple[dict[str, Any], list[str]]:
+    run: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    method: ExportsExperts,
+    folder: Path,
+) -> tuple[Figures, list[str]]:
     """``skills.json``, ``router.safetensors`` and ``chooser.py``; returns figures by skill, and notes.
 
     A run that did not train on a stream of skills has nothing to choose by: only ``skills.json`` is written.
@@ -103,13 +117,19 @@ def write_chooser(
 
 
 def _measured(
-    model: Any, tokenizer: Any, method: Any, recipe: Any, rows: Any, entry: Mapping[str, str], loaded: Any
-) -> dict[str, Any]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    method: ExportsExperts,
+    recipe: Recipe,
+    rows: datasets.Dataset,
+    entry: Mapping[str, str],
+    loaded: chooser.Loaded,
+) -> dict[str, object]:
     """Of one skill: share of its rows that go to its expert, and the loss by the expert chosen for each row."""
     rows = rows.select(range(min(VALIDATION_ROWS, len(rows))))
     picks = [chooser.choose(asked(row), loaded) for row in rows]
 
-    def loss(part: Any) -> tuple[float, float]:
+    def loss(part: datasets.Dataset) -> tuple[float, float]:
         found, _ = perplexity(
             model, tokenizer, part, length=recipe.data.max_length, loss_on=recipe.data.loss_on
         )

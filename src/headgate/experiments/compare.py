@@ -24,6 +24,7 @@ from headgate.experiments.metric import chosen_baseline, chosen_metric
 from headgate.experiments.preflight import check_recipe
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import dump_recipe
+from headgate.experiments.records import ComparisonTable, Figures
 from headgate.experiments.run import Console, run
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.summary import summarise
@@ -81,7 +82,7 @@ class Comparison:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
         self.folder = Path(recipe.output_dir) / recipe.name / f"comparison-{digest}"
         self.state_file = self.folder / "state.json"
-        self.state: dict[str, Any] = {"tuned": {}, "equal_time": {}}
+        self.state: dict[str, dict[str, dict[str, Any]]] = {"tuned": {}, "equal_time": {}}
         if self.state_file.exists():
             with suppress(
                 DamagedFile
@@ -131,7 +132,7 @@ class Comparison:
         write_atomically(file, dump_recipe(recipe))
         return Task(recipe.run_id(), file, self.folder / "logs" / f"{recipe.run_id()}.log")
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> ComparisonTable:
         """Tune, calibrate, run every arm at every seed, compute the statistics, write ``comparison.json``."""
         runs: dict[str, dict[int, RunDirectory]] = {name: {} for name in self.arms}
         self._note(runs)
@@ -232,12 +233,11 @@ class Comparison:
             training = self.arms[name].training.model_copy(update={"max_steps": steps, "epochs": None})
             self.arms[name] = self.arms[name].model_copy(update={"training": training})
 
-    def _measured_steps(self, name: str, other: str) -> dict[str, Any]:
-        def trained(arm: str, seed: int) -> Mapping[str, Any]:
+    def _measured_steps(self, name: str, other: str) -> dict[str, object]:
+        def trained(arm: str, seed: int) -> Figures:
             timed = self.arms[arm].model_copy(update={"seed": seed, "evaluation": []})
             ((_, directory),) = self._run({arm: (timed, f"{name}: calibration of {arm}")})
-            training: dict[str, Any] = directory.result()["training"]
-            return training
+            return directory.result()["training"]
 
         return measured_steps(trained, name, other, self._calibration_seeds, self.say)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from headgate.config import file_name
 from headgate.errors import ConfigError
@@ -49,7 +48,7 @@ def cells(recipe: Recipe) -> Iterator[Recipe]:
         yield with_paths(recipe_from(content, f"compare.map, cell {name}"))
 
 
-def _name(overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _name(overrides: Mapping[str, object], settings: Mapping[str, object]) -> str:
     try:
         return file_name(str(overrides.get(NAME) or describe(settings)))
     except ValueError as error:

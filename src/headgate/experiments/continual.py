@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import ConcatDataset, Subset
 from transformers import TrainerCallback
 
 from headgate.evaluation.continual import continual_result
 from headgate.experiments.recipe import Recipe
+from headgate.experiments.records import Figures
 from headgate.methods.stage import Stage, schedule_stages
 from headgate.training.order import StreamOrder
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 JOINT = "joint"
 
@@ -49,14 +53,14 @@ class SegmentEnds(TrainerCallback):
     def __init__(self, segments: Sequence[tuple[str, int]]) -> None:
         self.steps = {step for _, step in segments}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl | None:
         control.should_evaluate |= state.global_step in self.steps
         return control
 
 
-def continual(
-    recipe: Recipe, history: Sequence[Mapping[str, Any]], segments: Sequence[tuple[str, int]]
-) -> dict[str, Any]:
+def continual(recipe: Recipe, history: Sequence[Figures], segments: Sequence[tuple[str, int]]) -> Figures:
     """The ``continual`` entry of a run's result, from its log history."""
     skills = list(dict.fromkeys(skill for skill, _ in segments))
     joint = recipe.data.stream_order == "joint"

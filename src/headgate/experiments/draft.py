@@ -5,22 +5,23 @@ What is drafted is a recipe as a user would write it: it goes through the same c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from headgate.data.checks import empty_answers, first_rows
 from headgate.data.config import SourceConfig
 from headgate.data.files import find_files
 from headgate.data.formats import read_files
 from headgate.data.identity import hub_like
+from headgate.data.readers.base import RawRow, Row
 from headgate.data.rendering import PLAIN_CHAT
 from headgate.data.tokenizers import tokenizer_of
 from headgate.errors import DataError, ModelError
 from headgate.experiments.draft_columns import columns_of
 from headgate.experiments.draft_text import commented
+from headgate.experiments.records import Content
 from headgate.methods.names import METHODS
 from headgate.methods.registry import method_class
 
@@ -39,7 +40,7 @@ CHARACTERS_A_TOKEN = 3.5
 class Draft:
     """A recipe's content, its text with comments, and what was seen on the way."""
 
-    content: dict[str, Any]
+    content: Content
     text: str
     notes: list[str] = field(default_factory=list)
 
@@ -67,12 +68,12 @@ def draft(data: str, model: str = "embedded", methods: Sequence[str] = (), name:
     whole_text = (
         "text" in seen.rows[0] and seen.rows[0].get("prompt") is None and "messages" not in seen.rows[0]
     )
-    source: dict[str, Any] = {
+    source: Content = {
         "source": "auto",
         "path": data,
         **({"columns": seen.columns} if seen.columns else {}),
     }
-    content: dict[str, Any] = {
+    content: Content = {
         "name": name or _name_of(data),
         "model": {"name_or_path": model},
         "lora": {"r": 8, "alpha": 16},
@@ -115,7 +116,7 @@ HELD_OUT = "held_out"
 NO_CHAT = "the model has no chat template, a plain one is written"
 
 
-def _held_out(data: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
+def _held_out(data: Content, seen: _Seen) -> dict[str, object]:
     """The loss on the held-out rows as an evaluation, which a model that is not trained has too."""
     share = data["validation"].get("options", {}).get("validation_share", 0.05)
     return {
@@ -132,7 +133,7 @@ def _held_out(data: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
 class _Seen:
     """What a look at the file told."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     """The first rows as training would read them."""
     columns: dict[str, str]
     count: int | None
@@ -228,16 +229,16 @@ def _context(model: str) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or LENGTHS[-1])
 
 
-def _as_text(row: Mapping[str, Any]) -> str:
+def _as_text(row: RawRow) -> str:
     if row.get("messages") is not None:
         return "\n".join(f"{turn.get('role')}:\n{turn.get('content') or ''}" for turn in row["messages"])
     return " ".join(str(row[key]) for key in ("prompt", "completion", "text") if row.get(key) is not None)
 
 
-def _arms(methods: Sequence[str]) -> dict[str, Any]:
-    arms: dict[str, Any] = {}
+def _arms(methods: Sequence[str]) -> Content:
+    arms: Content = {}
     for name in methods or _own_methods():
-        arm: dict[str, Any] = {"methods": {name: {}}}
+        arm: Content = {"methods": {name: {}}}
         if method_class(name).is_adapter:
             arm = {"lora": None, **arm}
         arms[name] = arm

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from headgate.data.checks import first_rows
 from headgate.data.config import SourceConfig
@@ -26,7 +25,7 @@ COMPLETIONS = (
 )  # fmt: skip
 
 
-def columns_of(row: Mapping[str, Any], data: str) -> tuple[dict[str, str], list[str]]:
+def columns_of(row: Mapping[str, object], data: str) -> tuple[dict[str, str], list[str]]:
     """A mapping of columns where the reader of ``auto`` does not know them, and what to say of it."""
     probe = SourceConfig(source="auto", path=data)
     try:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headgate.experiments.records import Content
 
-def commented(content: Mapping[str, Any], notes: Sequence[str], own_validation: bool, lengths: str) -> str:
+
+def commented(content: Content, notes: Sequence[str], own_validation: bool, lengths: str) -> str:
     """The recipe as YAML with a comment wherever something was chosen for the user."""
     data, training, compare = content["data"], content["training"], content["compare"]
     steps = "epochs" if "epochs" in training else "max_steps"

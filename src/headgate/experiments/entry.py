@@ -18,19 +18,28 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from headgate.data.collation import Collator
 from headgate.errors import ConfigError, HeadgateError, TrainingError
 from headgate.experiments.recipe import Recipe
+from headgate.experiments.records import Figures
 from headgate.models.anatomy import describe
 from headgate.training import processes
 from headgate.training.accounting import backward_flops, forward_flops, peak_memory_bytes
 from headgate.training.loss import trained_tokens
+
+if TYPE_CHECKING:
+    import datasets
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+    from headgate.experiments.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,12 @@ class Job:
         recipe: all of it.
     """
 
-    model: Any
-    tokenizer: Any
-    train: Any
-    validation: Any
-    collator: Any
-    arguments: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: datasets.Dataset
+    validation: datasets.Dataset | None
+    collator: Collator
+    arguments: TrainingArguments
     recipe: Recipe
 
 
@@ -109,7 +118,7 @@ def entry_digest(entry: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "no source"
 
 
-def train_with_entry(entry: str, job: Job, callbacks: list[Any]) -> dict[str, Any]:
+def train_with_entry(entry: str, job: Job, callbacks: list[TrainerCallback]) -> Figures:
     """Train ``job.model`` by it; what it took. Raises TrainingError where it fails, trains nothing, or leaves no numbers."""
     found, before = named_entry(entry), _digests(job.model)
     set_seed(job.recipe.seed)
@@ -146,13 +155,13 @@ def train_with_entry(entry: str, job: Job, callbacks: list[Any]) -> dict[str, An
 class _Counted:
     """Optimizer steps, tokens and FLOPs of whatever code trains the model, seen from outside."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._anatomy = describe(model)
         self._trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._adapted = any(not p.requires_grad for p in model.parameters())
         self._steps = self._forwards = 0
         self._tokens = self._flops = 0.0
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> _Counted:
         from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -163,18 +172,18 @@ class _Counted:
         ]
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """Micro-batches stand for steps where the code steps without a torch optimizer."""
         return {"steps": self._steps or self._forwards, "trained_tokens": self._tokens, "flops": self._flops}
 
-    def _stepped(self, *_: Any) -> None:
+    def _stepped(self, *_: object) -> None:
         self._steps += 1
 
-    def _read(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def _read(self, module: Any, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None or not (module.training and torch.is_grad_enabled()):
             return
@@ -187,11 +196,11 @@ class _Counted:
         self._flops += forward + backward_flops(forward, tokens, self._trainable, self._adapted)
 
 
-def _is_trainer(found: Any) -> bool:
+def _is_trainer(found: object) -> bool:
     return isinstance(found, type) and issubclass(found, Trainer)
 
 
-def _trainer(kind: Callable[..., Any], job: Job, callbacks: list[Any]) -> Any:
+def _trainer(kind: Callable[..., Any], job: Job, callbacks: list[TrainerCallback]) -> Any:
     trainer = kind(
         model=job.model,
         args=job.arguments,
@@ -205,7 +214,7 @@ def _trainer(kind: Callable[..., Any], job: Job, callbacks: list[Any]) -> Any:
     return trainer
 
 
-def _require_one_argument(entry: str, found: Callable[..., Any]) -> None:
+def _require_one_argument(entry: str, found: Callable[..., object]) -> None:
     try:
         inspect.signature(found).bind(None)
     except TypeError as error:
@@ -214,7 +223,7 @@ def _require_one_argument(entry: str, found: Callable[..., Any]) -> None:
         return
 
 
-def _digests(model: Any) -> dict[str, str]:
+def _digests(model: nn.Module) -> dict[str, str]:
     return {
         name: hashlib.sha256(
             parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -236,12 +245,12 @@ def _place(error: BaseException) -> str:
     return f"{where}: {type(error).__name__}" + (f": {said[0]}" if said else "")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return f"{type(value).__name__}" if len(text) > 60 else text
 
 
-def job_of(prepared: Any, arguments: Any) -> Job:
+def job_of(prepared: Prepared, arguments: TrainingArguments) -> Job:
     """The job of a prepared run; evaluation and checkpoints in between are not the entry's."""
     plain = replace(arguments, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
     return Job(

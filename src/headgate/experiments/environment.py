@@ -8,8 +8,8 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+from headgate.experiments.records import Environment
 from headgate.experiments.redaction import command_line
 
 PACKAGES = [
@@ -32,7 +32,7 @@ PACKAGES = [
 ]
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Everything about this machine and installation that can change a result."""
     import psutil
     import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
@@ -25,7 +24,7 @@ def check_replay(
         raise ConfigError(f"{where} is for a random gate: give the arm methods.{METHOD}.score: random")
 
 
-def replaying(arm: Recipe, training: Mapping[str, Any]) -> Recipe:
+def replaying(arm: Recipe, training: Mapping[str, object]) -> Recipe:
     """The arm with the count of micro-batches that a finished run accepted (``training`` is of its result)."""
     content = arm.model_dump(mode="json")
     set_dotted(content, f"methods.{METHOD}.replay", [training["accepted"], training["offered"]])

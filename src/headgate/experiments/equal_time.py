@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+
+from headgate.experiments.records import Figures
 
 GAP = 0.15
 """Equal time is measured again where executed FLOPs say so much else."""
 
 
 def measured_steps(
-    trained: Callable[[str, int], Mapping[str, Any]],
+    trained: Callable[[str, int], Figures],
     name: str,
     other: str,
     seeds: Sequence[int],
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Figures:
     """The calibration of the arm ``name`` on the arm ``other``.
 
     Both run twice, in turn and alone, at seeds outside the comparison's, so that a machine that other work slows down
@@ -52,7 +53,7 @@ def equal_steps(
     flops: Mapping[str, Sequence[float]],
     name: str,
     other: str,
-) -> dict[str, Any]:
+) -> Figures:
     """Steps of ``name`` that fit in the time of ``other``, of the fastest runs; beside it those that fit in its FLOPs.
 
     ``gap`` is the ratio of the two, less one.

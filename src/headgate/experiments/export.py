@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import peft
 import torch
@@ -24,12 +24,16 @@ from headgate.experiments.export_card import card
 from headgate.experiments.export_checks import TOLERANCE, logits, probe, relative, reload_adapter
 from headgate.experiments.exported_experts import write_experts
 from headgate.experiments.pruned import closed_blocks, mask_of, prune
+from headgate.experiments.records import Figures
 from headgate.experiments.served import load_written, save_served
 from headgate.files import write_atomically
 from headgate.methods.compose import methods_of
 from headgate.models.anatomy import describe, unwrap
 from headgate.training import checkpoint
 from headgate.training.saved import load, saved_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Kind = Literal["transformers", "peft", "merged", "pruned", "experts"]
 KINDS: tuple[Kind, ...] = ("transformers", "peft", "merged", "pruned", "experts")
@@ -52,7 +56,7 @@ class Export:
     routed_difference: float
     methods: list[str]
     notes: list[str]
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
 
 
 def export(
@@ -176,7 +180,7 @@ def _recorded(done: Export, folder: Path) -> Export:
     return done
 
 
-def save_adapter(model: Any, folder: Path) -> list[str]:
+def save_adapter(model: PreTrainedModel, folder: Path) -> list[str]:
     """Plain PEFT files; notes on what other servers would not take."""
     model.save_pretrained(folder)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
@@ -190,8 +194,8 @@ def save_adapter(model: Any, folder: Path) -> list[str]:
 
 
 def save_merged(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     dtype: str | None,
     max_shard_size: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from headgate.models.config import ModelConfig
 from headgate.models.load import load_base
 from headgate.training import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -23,7 +26,7 @@ def probe(vocabulary: int, length: int = 24) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: Any, ids: Tensor) -> Tensor:
+def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """``[B, T, V]`` in fp32 on the CPU."""
     return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import peft
 
@@ -12,20 +12,24 @@ from headgate.errors import CheckpointError, ConfigError, ModelError
 from headgate.experiments.best_mixture import best_mixture
 from headgate.experiments.chosen import write_chooser
 from headgate.experiments.export_checks import TOLERANCE, logits, probe, relative, reload_adapter
+from headgate.experiments.records import Figures
 from headgate.methods.compose import MethodStack
 from headgate.models.anatomy import unwrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def write_experts(
     run: str | Path,
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     methods: MethodStack,
     folder: Path,
     source: Path,
     device: str,
     mixture: str | None,
-) -> tuple[list[str], float, list[str], dict[str, Any]]:
+) -> tuple[list[str], float, list[str], Figures]:
     """(methods, largest difference, notes, figures of the chooser), each adapter loaded again by PEFT alone and held
     against the live model with the same routing.
 
@@ -39,7 +43,7 @@ def write_experts(
         )
     ids = probe(unwrap(model).config.get_text_config().vocab_size).to(next(model.parameters()).device)
     differences, notes = [0.0], list[str]()
-    figures: dict[str, Any] = {}
+    figures: Figures = {}
     for name_of_method, method in able:
         place = folder if len(able) == 1 else folder / name_of_method
         best, measured = best_mixture(method, model, tokenizer, run, mixture)

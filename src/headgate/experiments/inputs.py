@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -78,7 +78,7 @@ def _sources(config: BaseModel, place: str) -> Iterator[tuple[str, SourceConfig]
         yield from _sources_in(getattr(config, name), f"{place}.{name}")
 
 
-def _sources_in(value: Any, place: str) -> Iterator[tuple[str, SourceConfig]]:
+def _sources_in(value: object, place: str) -> Iterator[tuple[str, SourceConfig]]:
     if isinstance(value, SourceConfig):
         yield place, value
     if isinstance(value, BaseModel):
@@ -91,7 +91,7 @@ def _sources_in(value: Any, place: str) -> Iterator[tuple[str, SourceConfig]]:
             yield from _sources_in(item, f"{place}.{key}")
 
 
-def _run_references(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _run_references(options: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Settings of the form ``run:<path>``: another run whose weights are read."""
     if isinstance(options, Mapping):
         for key, value in options.items():

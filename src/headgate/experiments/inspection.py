@@ -9,11 +9,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from headgate.data import wordmath
+from headgate.data.readers.base import RawRow
 from headgate.data.sources import load_rows
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
@@ -29,6 +31,11 @@ from headgate.methods.lora_experts.inspect import likeness, timeline
 from headgate.methods.schema_bank.inspect import describe_schemas, figure, trace_routing
 from headgate.plugins import Registry
 from headgate.training.saved import load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from headgate.methods.lora_experts.method import LoraExperts
 
 MOST_TOKENS = 512
 DRAWN_TEXTS = 2
@@ -133,12 +140,12 @@ def inspect_oracle(directories: Sequence[RunDirectory], *, limit: int = 200) -> 
     return folder / "oracle.json"
 
 
-def _validation_rows(recipe: Recipe, limit: int) -> list[Mapping[str, Any]]:
+def _validation_rows(recipe: Recipe, limit: int) -> list[RawRow]:
     source = recipe.data.validation or recipe.data.train
     return list(load_rows(source.model_copy(update={"limit": limit})))
 
 
-def text_of(row: Mapping[str, Any]) -> str:
+def text_of(row: RawRow) -> str:
     """What a row says: its text, its turns one after the other, or prompt and completion."""
     if row.get("text") is not None:
         return str(row["text"])
@@ -147,7 +154,9 @@ def text_of(row: Mapping[str, Any]) -> str:
     return f"{row['prompt']}{row.get('completion') or ''}"
 
 
-def _batches(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _batches(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
+) -> list[dict[str, Any]]:
     """Right-padded batches; of a text longer than the model's context, what it can read."""
     device, batches = next(model.parameters()).device, []
     longest = min(MOST_TOKENS, getattr(model.config, "max_position_embeddings", MOST_TOKENS))
@@ -165,7 +174,11 @@ def _batches(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[dict[str,
 
 
 def _schemas(
-    model: Any, tokenizer: Any, method: Any, rows: list[Mapping[str, Any]], generated: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    method: Any,
+    rows: list[RawRow],
+    generated: bool,
 ) -> tuple[Any, Any]:
     """Every schema: load, top tokens and examples, agreement with tags, overlap between paraphrases."""
     texts = [text_of(row) for row in rows]
@@ -182,7 +195,7 @@ def _schemas(
     if method.config.tags in ("hash", "keyword") and not method.config.permuted_tags:
         tags = [int(method.tags_of({"prompt": text})[0]) for text in texts]
     reports = describe_schemas(
-        traces, lambda token: tokenizer.decode([token]), method.config.top_k, tags=tags, pairs=pairs
+        traces, lambda token: str(tokenizer.decode([token])), method.config.top_k, tags=tags, pairs=pairs
     )
     tables = {"examples": texts, "blocks": [report.as_dict() for report in reports]}
     return tables, {method.name: figure(reports)}
@@ -204,7 +217,11 @@ def token_text(tokenizer: Any, number: int) -> str:
 
 
 def _depth(
-    model: Any, tokenizer: Any, method: Any, rows: list[Mapping[str, Any]], _generated: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    method: Any,
+    rows: list[RawRow],
+    _generated: bool,
 ) -> tuple[Any, Any]:
     """Depth as at inference: by block, by token category, and token by token over a few texts."""
     from matplotlib.figure import Figure
@@ -245,8 +262,8 @@ def _depth(
 
 
 def _experts(
-    model: Any, tokenizer: Any, method: Any, rows: Sequence[Any], _: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, method: LoraExperts, rows: Sequence[object], _: bool
+) -> tuple[dict[str, object], dict[str, object]]:
     from matplotlib.figure import Figure
 
     tables = likeness(method.experts)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from headgate.errors import CheckpointError, ConfigError
+from headgate.experiments.records import Figures
 from headgate.experiments.run_directory import RunDirectory, find_runs
 from headgate.files import read_json
 
 HEADGATE_CITATION = "@software{headgate2026,\n  title={Headgate: routed and gated fine-tuning of language models},\n  year={2026},\n  version={VERSION}\n}"
 
 
-def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Nested mappings and lists as dotted keys."""
     if isinstance(content, Mapping):
         for key, value in content.items():
@@ -25,12 +25,12 @@ def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, content
 
 
-def run_row(directory: RunDirectory) -> dict[str, Any]:
+def run_row(directory: RunDirectory) -> dict[str, object]:
     """One flat row a run: where, status, name, seed, methods, and every number of its result.
 
     A run whose files are damaged has the status ``damaged`` and says what is: it hides no other run.
     """
-    row: dict[str, Any] = {"run": str(directory.path), "status": "damaged"}
+    row: Figures = {"run": str(directory.path), "status": "damaged"}
     try:
         recipe = directory.recipe_content()
         row |= {
@@ -56,7 +56,7 @@ def run_row(directory: RunDirectory) -> dict[str, Any]:
     return row
 
 
-def list_runs(root: Path, conditions: list[str]) -> list[dict[str, Any]]:
+def list_runs(root: Path, conditions: list[str]) -> list[dict[str, object]]:
     """Rows of the runs below ``root`` that fit every ``key=value`` condition."""
     wanted = []
     for condition in conditions:
@@ -68,10 +68,10 @@ def list_runs(root: Path, conditions: list[str]) -> list[dict[str, Any]]:
     return [row for row in rows if all(str(row.get(key)) == value for key, value in wanted)]
 
 
-def difference(a: RunDirectory, b: RunDirectory) -> dict[str, dict[str, tuple[Any, Any]]]:
+def difference(a: RunDirectory, b: RunDirectory) -> dict[str, dict[str, tuple[object, object]]]:
     """What differs between two runs, by section: recipe, environment, result."""
-    found: dict[str, dict[str, tuple[Any, Any]]] = {}
-    sections: dict[str, tuple[Any, Any]] = {
+    found: dict[str, dict[str, tuple[object, object]]] = {}
+    sections: dict[str, tuple[object, object]] = {
         "recipe": (a.recipe().model_dump(mode="json"), b.recipe().model_dump(mode="json")),
         "environment": (a.environment(), b.environment()),
     }

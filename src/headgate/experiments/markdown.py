@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from headgate.evaluation import continual
+from headgate.experiments.records import ComparisonTable, Figures
 from headgate.experiments.tuning import ADVICE, on_edge, tuned_to
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: ComparisonTable) -> str:
     """Table of arms with intervals and verdicts, then what could have been seen, then the tuned values."""
     seeds, baseline = report["seeds"], report["baseline"]
     better = "higher" if report["higher_is_better"] else "lower"
@@ -51,7 +52,7 @@ def markdown(report: dict[str, Any]) -> str:
     if report["pairs"]:
         lines.append("")
     lines += _streams(
-        {name: arm["continual"] for name, arm in report["arms"].items() if arm.get("continual")}
+        {name: found for name, arm in report["arms"].items() if (found := arm.get("continual"))}
     )
     tuned = {name: arm["tuned"] for name, arm in report["arms"].items() if arm["tuned"]}
     if tuned:
@@ -71,7 +72,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _streams(arms: dict[str, dict[str, Any]]) -> list[str]:
+def _streams(arms: Mapping[str, Figures]) -> list[str]:
     """Of a stream: every skill's loss at its end, the average, what was lost and gained; means over seeds."""
     if not arms:
         return []

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from headgate.data.collation import Collator
 from headgate.evaluation.config import EvalTask
 from headgate.evaluation.predictions import read_predictions
 from headgate.evaluation.tasks import run_task
 from headgate.experiments.recipe import Recipe
+from headgate.experiments.records import Check, RunRecord
 from headgate.experiments.run_directory import RunDirectory
 from headgate.methods.compose import methods_of
-from headgate.models.anatomy import model_inputs
+from headgate.models.anatomy import Batch, model_inputs
 from headgate.training.validation import validation_metrics, validation_order, validation_sums
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SAMPLE = 8
 """Items of a generating task that are generated again."""
 ROWS_AGAIN = 2_000
 """Perplexity tasks of up to so many rows are measured again whole by a run's own verification."""
 UNCOMPARED = ("seconds",)
-
-Check = dict[str, Any]
 
 
 def check(name: str, ok: bool | None, detail: str) -> Check:
@@ -33,7 +37,12 @@ def check(name: str, ok: bool | None, detail: str) -> Check:
 
 
 def validation_again(
-    model: Any, tokenizer: Any, recipe: Recipe, result: Mapping[str, Any], validation: Any, tolerance: float
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    result: RunRecord,
+    validation: object,
+    tolerance: float,
 ) -> Iterator[Check]:
     """Every validation loss that ``result.json`` reports for the end of the run."""
     parts = validation if isinstance(validation, Mapping) else {None: validation}
@@ -48,20 +57,26 @@ def validation_again(
         yield check(f"{prefix}_loss", same, detail if not same else f"{loss!r} again")
 
 
-def validation_loss(model: Any, tokenizer: Any, recipe: Recipe, rows: Any, skill: str | None) -> float:
+def validation_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    rows: datasets.Dataset,
+    skill: str | None,
+) -> float:
     """As the trainer measures it during training: same rows, order, batches and sums."""
     collator = Collator(tokenizer.pad_token_id, ["example_id"])
     size, device = recipe.validation_batch_size, next(model.parameters()).device
     methods_of(model).evaluation.start_validation(skill)
 
-    def forward(batch: Mapping[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(batch: Mapping[str, Tensor], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = model_inputs(batch)
         outputs = model(
             **inputs, num_items_in_batch=tokens, use_cache=False
         )  # as transformers' Trainer trains and validates
         return outputs.loss, outputs.logits
 
-    def batches() -> Iterator[Mapping[str, Any]]:
+    def batches() -> Iterator[Batch]:
         order = validation_order(rows)
         for start in range(0, len(rows), size):
             batch = collator([rows[i] for i in order[start : start + size]])
@@ -73,11 +88,11 @@ def validation_loss(model: Any, tokenizer: Any, recipe: Recipe, rows: Any, skill
 
 
 def task_again(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     directory: RunDirectory,
     task: EvalTask,
-    result: Mapping[str, Any],
+    result: RunRecord,
     tolerance: float,
     full: bool,
 ) -> Check:
@@ -107,7 +122,7 @@ def task_again(
     return check(task.key, not wrong, detail)
 
 
-def _item_difference(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> str | None:
+def _item_difference(old: Mapping[str, object], new: Mapping[str, object], tolerance: float) -> str | None:
     """The first field in which two predictions differ."""
     for name in old:
         if name in UNCOMPARED or name not in new:
@@ -117,7 +132,7 @@ def _item_difference(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: 
     return None
 
 
-def _agree(old: Any, new: Any, tolerance: float) -> bool:
+def _agree(old: object, new: object, tolerance: float) -> bool:
     if isinstance(old, float) and isinstance(new, (int, float)):
         both_nan = math.isnan(old) and math.isnan(new)
         return both_nan or old == new or math.isclose(old, new, rel_tol=tolerance, abs_tol=tolerance)
@@ -128,6 +143,6 @@ def _agree(old: Any, new: Any, tolerance: float) -> bool:
     return bool(old == new)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -49,7 +49,7 @@ class Metric:
             return continual.higher_is_better(self.path[-1], *self.path[1:-1])
         return not any(word in self.path[-1] for word in LOWER_IS_BETTER)
 
-    def read(self, result: Mapping[str, Any], where: str) -> float:
+    def read(self, result: Mapping[str, object], where: str) -> float:
         node: Any = result
         for part in self.path:
             if not isinstance(node, Mapping) or part not in node:

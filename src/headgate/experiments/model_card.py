@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
+from headgate.config import StrictConfig
 from headgate.experiments.recipe import Recipe
+from headgate.experiments.records import RunRecord
 from headgate.experiments.redaction import published, shown_path
 
 
-def model_card(recipe: Recipe, result: Mapping[str, Any]) -> str:
+def model_card(recipe: Recipe, result: RunRecord) -> str:
     """A model card with the metadata that hubs read, the metrics and the whole recipe."""
     methods = ", ".join(recipe.methods) or "none (plain LoRA)"
     lines = [
@@ -76,7 +77,7 @@ def loading(recipe: Recipe) -> list[str]:
     ]
 
 
-def _acts(name: str, options: Any) -> bool:
+def _acts(name: str, options: Mapping[str, object] | StrictConfig) -> bool:
     """Whether a method of these options does something at inference."""
     told = options if isinstance(options, Mapping) else options.model_dump()
     acts = {

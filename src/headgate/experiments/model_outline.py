@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headgate.experiments.recipe import Recipe
 from headgate.methods.names import METHODS
@@ -12,6 +12,9 @@ from headgate.models.outline import outline
 from headgate.models.places import EMBEDDED
 from headgate.models.shapes import SHAPES
 from headgate.models.targets import is_plain, parameters_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _built(recipe: Recipe) -> Outlined | None:
     )
 
 
-def _trainable(recipe: Recipe, model: Any) -> int:
+def _trainable(recipe: Recipe, model: PreTrainedModel) -> int:
     """Trainable parameters of the adapter, counted on the meta device."""
     import torch
 

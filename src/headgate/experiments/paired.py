@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from headgate.data.readers.base import RawRow
 from headgate.evaluation.paired import flips, pair
+from headgate.experiments.records import Figures
 from headgate.experiments.statistics import crossed_bootstrap, detectable_over_items, mcnemar
 
 
-def paired_report(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def paired_report(a: Sequence[RawRow], b: Sequence[RawRow]) -> Figures:
     """How ``b`` differs from ``a`` on the same items. Raises DataError when the items differ.
 
     Right-or-wrong items get the exact McNemar test, and beside a null the smallest difference that this many
@@ -23,7 +24,7 @@ def paired_report(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
     one = np.array([float(p.a[name]) for p in pairs])
     two = np.array([float(p.b[name]) for p in pairs])
     interval = crossed_bootstrap((two - one)[None, :])
-    report: dict[str, Any] = {
+    report: Figures = {
         "metric": "accuracy" if judged else "loss",
         "items": len(pairs),
         "a": float(one.mean()),
@@ -56,7 +57,7 @@ def paired_report(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
     return report
 
 
-def paired_lines(report: Mapping[str, Any], names: tuple[str, str], examples: int = 3) -> list[str]:
+def paired_lines(report: Figures, names: tuple[str, str], examples: int = 3) -> list[str]:
     """The report in words, with a few flips."""
     lines = [
         f"{names[0]}: {report['a']:.4f}   {names[1]}: {report['b']:.4f}   ({report['metric']}, {report['items']} items)",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import set_seed
 
 from headgate.data.checks import check_data
@@ -31,6 +32,12 @@ from headgate.models.load import load_base, prepare_model
 from headgate.training import checkpoint, processes
 from headgate.training.order import IN_ORDER, endless_order
 from headgate.training.precision import check_machine
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+    from headgate.data.streams import SkillData
 
 
 @dataclass
@@ -96,16 +103,16 @@ def as_one_process(recipe: Recipe, micro_batches: int) -> Recipe:
 def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: MethodStack) -> Any:
     """Tokenised training and validation data, stages, what preparation did, and a stream's segments."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    makers: dict[str, Any] = {}
+    makers: dict[str, Callable[[Mapping[str, object]], object]] = {}
 
     def embed(texts: Sequence[str]) -> torch.Tensor:
         return pooled_embeddings(model, tokenizer, texts)
 
-    def training(rows: Any, skill: str | None = None) -> Any:
+    def training(rows: datasets.Dataset, skill: str | None = None) -> Any:
         columns = {**makers, **({} if skill is None else {"skill": lambda _row: skill})}
         return prepare(rows, tokenizer, recipe.data, context_length=context, columns=columns)
 
-    def held_out(rows: Any) -> Any:
+    def held_out(rows: datasets.Dataset) -> Any:
         return prepare(rows, tokenizer, recipe.data, context_length=context, packing=False)
 
     if recipe.data.stream:
@@ -135,7 +142,7 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: MethodStack) -> A
     return train.dataset, validation, stages, reports, []
 
 
-def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: MethodStack) -> list[Stage]:
+def stream_stages(recipe: Recipe, segments: Sequence[SkillData], methods: MethodStack) -> list[Stage]:
     """One stage a segment: everything trains, from that segment's data."""
     rates = methods.group_learning_rates(recipe.training.learning_rate)
     if recipe.lora is not None or not methods.brings_adapter:
@@ -152,7 +159,9 @@ def stream_stages(recipe: Recipe, segments: Sequence[Any], methods: MethodStack)
     ]
 
 
-def _transformed(recipe: Recipe, rows: Any, prepare_rows: Callable[[Any], Any], methods: MethodStack) -> Any:
+def _transformed(
+    recipe: Recipe, rows: datasets.Dataset, prepare_rows: Callable[[object], object], methods: MethodStack
+) -> Any:
     """Training data and stages; a method that rewrites the rows of its stages gives every stage its own data.
 
     What a method writes into a row may depend on when the row is read (a tag that fades), so the rows of such a stage
@@ -186,7 +195,9 @@ def _transformed(recipe: Recipe, rows: Any, prepare_rows: Callable[[Any], Any], 
 
 
 @torch.no_grad()
-def pooled_embeddings(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
+def pooled_embeddings(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 64
+) -> torch.Tensor:
     """Masked mean of the base model's final hidden states, ``[n, H]`` fp32."""
     pooled = []
     for start in range(0, len(texts), batch_size):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,19 +24,24 @@ from headgate.errors import ConfigError
 from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
+from headgate.experiments.records import Content
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.trainers import make_trainer
 from headgate.methods.backward_gate import BackwardGateConfig, Gate
 from headgate.methods.backward_gate.evidence import head_weight, of_sequences
+from headgate.models.anatomy import Batch, Columns
 from headgate.modules.head_sketch import Evidence
 from headgate.ops.randomness import derive_seed, seed_device
 from headgate.training.accounting import backward_flops, forward_flops
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 WARM_UP, CONTINUED, POOL = 48, 32, 48
 """Batches of the warm-up, of each continuation, and of the pool, where the time is enough."""
 LEAST = (16, 16, 24)
 """Fewer say nothing: then the probe takes longer than it was asked to."""
-GATE: dict[str, Any] = {"m": 256, "k": 16, "window": 64}
+GATE: Content = {"m": 256, "k": 16, "window": 64}
 RATE_FALL = 0.5
 """The continuations train at half of the peak rate: what a decaying schedule has on average."""
 
@@ -97,7 +102,7 @@ class Prober:
         self.backward_seconds: list[float] = []
 
     @staticmethod
-    def _endless(trainer: Any) -> Iterator[dict[str, Any]]:
+    def _endless(trainer: Trainer) -> Iterator[Columns]:
         """The batches that a run would see, pass after pass."""
         loader = trainer.get_train_dataloader()
         for epoch in itertools.count():
@@ -110,7 +115,7 @@ class Prober:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def train(self, batch: Mapping[str, Any], timed: bool = False) -> None:
+    def train(self, batch: Mapping[str, Tensor], timed: bool = False) -> None:
         """One optimizer step of plain LoRA."""
         self.model.train()
         seed_device(derive_seed(self.recipe.seed, self.steps, "probe.dropout"), self.device)
@@ -134,12 +139,12 @@ class Prober:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def evidence(self, batch: Mapping[str, Any], early: bool = False) -> Evidence:
+    def evidence(self, batch: Mapping[str, Tensor], early: bool = False) -> Evidence:
         """Per row."""
         kind, layer = ("early", self.quarter) if early else ("late", None)
         return _rows(of_sequences(self.gates[kind], self.anatomy, batch, layer))
 
-    def remember(self, batch: Mapping[str, Any]) -> None:
+    def remember(self, batch: Batch) -> None:
         """Both gates take in what the warm-up learns from, as in a burn-in."""
         for early in (False, True):
             rows, gate = self.evidence(batch, early), self.gates["early" if early else "late"]
@@ -155,12 +160,12 @@ class Prober:
                 self.remember(batch)
             self.train(batch, timed=step > 0)
 
-    def losses(self, pool: Sequence[Mapping[str, Any]]) -> Tensor:
+    def losses(self, pool: Sequence[Batch]) -> Tensor:
         """Mean loss of every row of the pool, ``[N]``."""
         found = [self.evidence(batch) for batch in pool]
         return torch.cat([rows.loss / rows.tokens.clamp(min=1) for rows in found]).double().cpu()
 
-    def continued(self, count: int, pool: Sequence[Mapping[str, Any]]) -> Tensor:
+    def continued(self, count: int, pool: Sequence[Mapping[str, object]]) -> Tensor:
         """Losses of the pool after ``count`` further steps; model and optimizer are then put back."""
         before = [p.detach().clone() for p in self.parameters]
         state = {k: {n: _copy(v) for n, v in s.items()} for k, s in self.optimizer.state.items()}
@@ -176,7 +181,7 @@ class Prober:
         return losses
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: object) -> object:
     return value.clone() if isinstance(value, Tensor) else value
 
 

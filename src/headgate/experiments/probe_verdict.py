@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from headgate.experiments.probe import Measured
+from headgate.experiments.records import Figures
 from headgate.methods.backward_gate.payoff import Form, Verdict, auroc, learns, repeats_worth, verdicts
 from headgate.ops.payoff import break_even, relative_cost, required_worth
 
 BOUND_AT = (0.1, 0.3)
 
 
-def verdict(found: Measured) -> dict[str, Any]:
+def verdict(found: Measured) -> Figures:
     """JSON: ``pays``, ``rho``, ``w``, ``why``, and what they rest on."""
     rows = (found.gains[0], found.gains[1])
     batches = (_of_batches(found, rows[0]), _of_batches(found, rows[1]))
@@ -103,9 +103,9 @@ def _why(anything: bool, oracle: Verdict, gate: Verdict, share: float, w: float)
     )
 
 
-def _settings(gate: Verdict, found: Measured) -> dict[str, Any]:
+def _settings(gate: Verdict, found: Measured) -> Figures:
     """The ``methods.backward_gate`` block of the form that pays."""
-    settings: dict[str, Any] = {
+    settings: Figures = {
         "score": gate.score,
         "rule": "quantile",
         "target_acceptance": gate.acceptance,
@@ -118,7 +118,7 @@ def _settings(gate: Verdict, found: Measured) -> dict[str, Any]:
     return settings
 
 
-def _as_dict(v: Verdict) -> dict[str, Any]:
+def _as_dict(v: Verdict) -> Figures:
     return {key: round(x, 3) if isinstance(x, float) else x for key, x in vars(v).items()} | {"pays": v.pays}
 
 

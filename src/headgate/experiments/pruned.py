@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from headgate.methods.layer_routing.method import LayerRouting
 from headgate.methods.layer_routing.route import Route
 from headgate.models.anatomy import Anatomy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
 FIXED = ("static", "truncate")
 
 
 def mask_of(
-    model: Any, tokenizer: Any, methods: MethodStack, run: str | Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, methods: MethodStack, run: str | Path
 ) -> tuple[Any, Tensor, list[str]]:
     """(the method, gates ``[G]`` to prune by, notes with losses).
 
@@ -52,7 +55,11 @@ def mask_of(
 
 
 def _most_used(
-    model: Any, tokenizer: Any, method: Any, run: str | Path, notes: list[str]
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    method: LayerRouting,
+    run: str | Path,
+    notes: list[str],
 ) -> tuple[Tensor, list[str]]:
     directory = RunDirectory(Path(run))
     rows = validation_rows(directory.recipe()) if directory.recipe_file.exists() else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import HfApi
@@ -12,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, and re-exported untyped
 
 from headgate.errors import ConfigError, ModelError
+from headgate.experiments.records import Content
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Publication:
 
     repo: str
     files: dict[str, int]
-    card: dict[str, Any]
+    card: Content
     warnings: list[str]
 
 
@@ -49,7 +49,7 @@ def look_at(folder: Path, repo: str) -> Publication:
     return Publication(repo, files, card, warnings)
 
 
-def metadata(path: Path) -> dict[str, Any]:
+def metadata(path: Path) -> dict[str, object]:
     """The YAML block of a model card. Raises ConfigError where there is none."""
     parts = path.read_text().split("---", 2) if path.exists() else []
     found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headgate.errors import ConfigError
+from headgate.experiments.records import SweepTable
 from headgate.experiments.sweep_table import describe, headline
 from headgate.methods.lora_experts.rank_law import Proposal, RankLaw, fit_rank_law, next_rank
 
@@ -31,7 +32,7 @@ def rank_sweeps(folder: Path) -> list[RankSweep]:
     The metric is the table's first loss, or the stream's average. Raises ConfigError where the sweep varies no rank,
     or several, or has no loss.
     """
-    table: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    table: SweepTable = json.loads((folder / "sweep.json").read_text())
     keys = [key for key in table["keys"] if key in RANKS]
     if len(keys) != 1:
         raise ConfigError(

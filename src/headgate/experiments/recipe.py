@@ -89,7 +89,7 @@ class Recipe(StrictConfig):
     sweep: SweepConfig | None = None
     _written: dict[str, Any] | None = PrivateAttr(default=None)
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
+    def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Recipe:
         changed = super().model_copy(update=update, deep=deep)
         if update:
             changed._written = None
@@ -112,7 +112,7 @@ class Recipe(StrictConfig):
 
     @field_validator("methods", mode="after")
     @classmethod
-    def _known_methods(cls, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _known_methods(cls, methods: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
         """Method blocks are completed with that method's defaults."""
         resolved = {}
         for name, options in methods.items():
@@ -122,7 +122,7 @@ class Recipe(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_precision(cls, content: Any) -> Any:
+    def _one_precision(cls, content: Any) -> object:
         """The base is loaded in what the arithmetic needs. It is the recipe that says so: verification loads it again."""
         blocks = (
             {key: content.get(key) or {} for key in ("training", "model")}
@@ -167,7 +167,7 @@ class Recipe(StrictConfig):
         """Rows of a validation batch: as given, or (they need no gradients) at least 16."""
         return self.training.per_device_eval_batch_size or max(16, self.training.per_device_train_batch_size)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What makes a run this run: all but output, reporting, logging and device settings."""
         content = self.model_dump(
             mode="json",

@@ -15,6 +15,7 @@ from headgate.config import complaints, explain, place_of
 from headgate.errors import ConfigError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_names import ALIASES, REMOVED
+from headgate.experiments.records import Content
 from headgate.experiments.shipped import shipped, shipped_names
 
 EXCLUSIVE = (("epochs", "max_steps"), ("max_steps", "epochs"))
@@ -25,7 +26,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key written twice is an error, and 1e-4 is a number."""
 
 
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[object, object]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
@@ -56,7 +57,7 @@ def parse_yaml(text: str, where: str) -> Any:
         loader.dispose()
 
 
-def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, object], override: Mapping[str, object]) -> Content:
     """``override`` over ``base``: mappings merge, everything else replaces.
 
     ``methods`` names exactly the methods that run: one that ``override`` leaves out is off.
@@ -77,7 +78,7 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def set_dotted(content: dict[str, Any], dotted: str, value: Any) -> None:
+def set_dotted(content: dict[str, object], dotted: str, value: Any) -> None:
     """``content["a"]["b"] = value`` for ``a.b``; a number indexes a list."""
     node: Any = content
     *parents, last = dotted.split(".")
@@ -99,13 +100,13 @@ def set_dotted(content: dict[str, Any], dotted: str, value: Any) -> None:
     node[last] = value
 
 
-def _index(node: list[Any], part: str, dotted: str) -> int:
+def _index(node: list[object], part: str, dotted: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
         raise ConfigError(f"{dotted}: {part!r} is no index of a list of {len(node)}")
     return int(part)
 
 
-def _apply_aliases(content: dict[str, Any]) -> list[str]:
+def _apply_aliases(content: dict[str, object]) -> list[str]:
     """Move aliased keys to their names; return what was moved, for the plan."""
     used = []
     for alias, name in ALIASES.items():
@@ -116,7 +117,7 @@ def _apply_aliases(content: dict[str, Any]) -> list[str]:
     return used
 
 
-def _pop_dotted(content: Any, dotted: str) -> tuple[bool, Any]:
+def _pop_dotted(content: object, dotted: str) -> tuple[bool, object]:
     *parents, last = dotted.split(".")
     for part in parents:
         if not isinstance(content, dict) or part not in content:
@@ -127,7 +128,7 @@ def _pop_dotted(content: Any, dotted: str) -> tuple[bool, Any]:
     return True, content.pop(last)
 
 
-def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_content(path: str | Path, _chain: tuple[Path, ...] = ()) -> Content:
     """The file's mapping with its ``base:`` recipes merged underneath."""
     path = Path(path)
     if not path.exists() and not _chain:
@@ -173,7 +174,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return recipe_of_content(read_content(path), overrides, str(path))
 
 
-def recipe_of_content(content: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:
+def recipe_of_content(content: dict[str, object], overrides: Iterable[str], where: str) -> Recipe:
     """``content`` with ``--set`` overrides, validated; errors begin with ``where``."""
     for override in overrides:
         dotted, equals, text = override.partition("=")
@@ -183,7 +184,7 @@ def recipe_of_content(content: dict[str, Any], overrides: Iterable[str], where: 
     return recipe_from(content, where)
 
 
-def recipe_from(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
+def recipe_from(content: Content, where: str = "recipe") -> Recipe:
     """Validate a mapping as a recipe."""
     content = {key: value for key, value in content.items() if key != "_aliases"}
     content = merge(content, {})
@@ -218,7 +219,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """JSON Schema of a recipe, with the methods' own blocks."""
     from headgate.methods.names import METHODS, config_class
 

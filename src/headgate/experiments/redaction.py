@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(r"(token|secret|passw(or)?d|api[_-]?key|credential)", re.IGNORECASE)
@@ -47,7 +46,7 @@ def shown_path(text: str) -> str:
     return f".../{path.name}" if path.name else text
 
 
-def published(content: Any) -> Any:
+def published(content: object) -> object:
     """Recipe or result content as a card may show it: paths shortened, secrets hidden."""
     if isinstance(content, Mapping):
         return {key: HIDDEN if _is_secret(key, value) else published(value) for key, value in content.items()}
@@ -56,5 +55,5 @@ def published(content: Any) -> Any:
     return without_secrets(shown_path(content)) if isinstance(content, str) else content
 
 
-def _is_secret(key: Any, value: Any) -> bool:
+def _is_secret(key: object, value: object) -> bool:
     return isinstance(value, str) and bool(value) and bool(_SECRET_NAME.search(str(key)))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headgate.errors import CheckpointError, ConfigError
 from headgate.experiments.compare import Comparison
@@ -20,6 +20,7 @@ from headgate.experiments.draft import draft
 from headgate.experiments.listing import run_row
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import load_recipe, recipe_of_content
+from headgate.experiments.records import ComparisonTable, RunRecord
 from headgate.experiments.report import words, write_report
 from headgate.experiments.report.content import Figure
 from headgate.experiments.report.figures.curves import learning_curves, training_curves
@@ -31,10 +32,12 @@ from headgate.experiments.run import run
 from headgate.experiments.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import pandas
     from matplotlib.figure import Figure as Drawing
 
-AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+AnyRecipe = str | Path | Mapping[str, object] | Recipe
 
 
 def train(
@@ -119,7 +122,7 @@ class RunResult(_Folder):
     """One run directory."""
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunRecord:
         """``result.json``: training, evaluation, verification. Raises CheckpointError where the run is not complete."""
         return RunDirectory(self.folder).result()
 
@@ -153,8 +156,8 @@ class ComparisonResult(_Folder):
         summary = self._summary()
         rows = []
         for name, arm in summary["arms"].items():
-            contrast = summary["contrasts"].get(name) or {}
-            t = contrast.get("t") or {}
+            contrast = summary["contrasts"].get(name)
+            t: Mapping[str, float] = (contrast["t"] if contrast else None) or {}
             rows.append(
                 {
                     "arm": name,
@@ -163,8 +166,8 @@ class ComparisonResult(_Folder):
                     "difference": t.get("mean"),
                     "low": t.get("low"),
                     "high": t.get("high"),
-                    "holm_p": contrast.get("holm_p"),
-                    "verdict": contrast.get("verdict", "baseline"),
+                    "holm_p": contrast["holm_p"] if contrast else None,
+                    "verdict": contrast["verdict"] if contrast else "baseline",
                     "seconds": arm["cost"]["seconds"],
                     "verified": arm["verified"],
                 }
@@ -195,7 +198,7 @@ class ComparisonResult(_Folder):
                 )
             return figure.panels[-1].drawing
 
-    def _summary(self) -> Mapping[str, Any]:
+    def _summary(self) -> ComparisonTable:
         if self.study.summary is None:
             raise CheckpointError(f"{self.folder} is not finished: run the comparison again to complete it")
         return self.study.summary
@@ -237,7 +240,7 @@ def _first(figures: Sequence[Figure | None], folder: Path) -> Drawing:
     raise ConfigError(f"{folder}: nothing has been logged yet: nothing to draw")
 
 
-def _pandas() -> Any:
+def _pandas() -> ModuleType:
     """pandas comes with ``datasets``; imported here, so that a plot or a verdict does not wait for it."""
     import pandas
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from headgate.errors import CheckpointError, ConfigError, Stopped
 from headgate.evaluation.predictions import write_predictions
@@ -21,6 +21,7 @@ from headgate.experiments.model_card import model_card
 from headgate.experiments.paths import with_paths
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
+from headgate.experiments.records import Figures, RunRecord
 from headgate.experiments.resumption import changed_ranks, check_ranks, micro_batches
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.trainers import make_trainer, quiet, training_arguments
@@ -31,6 +32,9 @@ from headgate.models.sharding import is_sharded
 from headgate.training import checkpoint, processes
 from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["Console", "evaluate", "final_validation", "make_trainer", "quiet", "run"]
 
@@ -104,7 +108,7 @@ def _train_and_evaluate(
     for name, report in prepared.reports.items():
         console.say(f"{name}: {report}")
     started = time.time()
-    result: dict[str, Any] = {
+    result: RunRecord = {
         "run_id": recipe.run_id(),
         "name": recipe.name,
         "seed": recipe.seed,
@@ -131,8 +135,8 @@ def _conclude(
     prepared: Prepared,
     directory: RunDirectory,
     console: Console,
-    result: dict[str, Any],
-    history: list[dict[str, Any]],
+    result: RunRecord,
+    history: list[dict[str, float]],
     started: float,
     *,
     together: bool = False,
@@ -163,7 +167,7 @@ def _conclude(
 
 def _train(
     prepared: Prepared, directory: RunDirectory, console: Console, newest: Path | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Figures, list[dict[str, float]]]:
     """Training's part of the result, and the log."""
     trainer = make_trainer(prepared, directory, console.callbacks)
     if newest is not None:
@@ -203,7 +207,7 @@ def _train(
 
 def _train_with_entry(
     entry: str, prepared: Prepared, directory: RunDirectory, console: Console
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Figures, list[dict[str, float]]]:
     """As ``_train`` by a user's own code, which starts over where it was interrupted; validated and saved as every run."""
     job = job_of(prepared, training_arguments(prepared, directory))
     metrics = JsonlCallback(directory.metrics_file)
@@ -222,7 +226,7 @@ def _train_with_entry(
     return {**figures, **sizes, **validation}, trainer.state.log_history
 
 
-def attach_untrained(prepared: Prepared, directory: RunDirectory) -> list[dict[str, Any]]:
+def attach_untrained(prepared: Prepared, directory: RunDirectory) -> list[dict[str, float]]:
     """A run of no steps is still evaluated with its methods in the model, as they stand at the start.
 
     Returns the log: of a stream, the losses of its skills.
@@ -250,8 +254,12 @@ def final_validation(trainer: HeadgateTrainer) -> dict[str, float]:
 
 
 def evaluate(
-    model: Any, tokenizer: Any, recipe: Recipe, directory: RunDirectory, console: Console
-) -> dict[str, Any]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    directory: RunDirectory,
+    console: Console,
+) -> dict[str, Figures]:
     """Every task of the recipe, and the ``seconds`` it took; predictions are written as each task ends."""
     metrics = {}
     keys = [task.key for task in recipe.evaluation]

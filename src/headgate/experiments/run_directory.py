@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import yaml
 from filelock import FileLock, Timeout
 
 from headgate.errors import CheckpointError, ConfigError, DamagedFile, RunBusy
 from headgate.experiments.environment import environment
+from headgate.experiments.records import Content, Environment, Figures, RunRecord, Verification
 from headgate.files import digest, read_json, sync_tree, write_atomically, write_json
 from headgate.training.folders import checkpoints
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 if TYPE_CHECKING:  # reading what runs left behind needs neither a recipe's models nor torch
     from headgate.experiments.recipe import Recipe
 
@@ -103,7 +104,7 @@ class RunDirectory:
 
         return recipe_from(self.recipe_content(), str(self.recipe_file))
 
-    def recipe_content(self) -> dict[str, Any]:
+    def recipe_content(self) -> Content:
         """The recipe as it stands in the file, not validated: of any version, and quick to read."""
         if not self.recipe_file.exists():
             raise CheckpointError(f"{self.path} is no run directory: it has no recipe.yaml")
@@ -115,11 +116,11 @@ class RunDirectory:
             raise DamagedFile(f"{self.recipe_file} is damaged: it holds no recipe")
         return content
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """Versions, hardware and command of the run."""
-        return read_json(self.path / "env.json")
+        return cast("Environment", read_json(self.path / "env.json"))
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunRecord:
         """The final metrics. Raises CheckpointError for a run that has not finished, or whose result was changed."""
         wrong = self.damage()
         if wrong is not None:
@@ -129,14 +130,13 @@ class RunDirectory:
                 else "run its recipe again with --fresh"
             )
             raise CheckpointError(f"{self.path} is {self.status}: {wrong}; {cure}")
-        return read_json(self.result_file)
+        return cast("RunRecord", read_json(self.result_file))
 
-    def verification(self) -> dict[str, Any] | None:
+    def verification(self) -> Verification | None:
         """What ``headgate verify`` found last, or else the run itself at its end; None where nobody looked."""
         if self.verification_file.exists():
-            return read_json(self.verification_file)
-        verified: dict[str, Any] | None = self.result().get("verification")
-        return verified
+            return cast("Verification", read_json(self.verification_file))
+        return self.result().get("verification")
 
     @property
     def verified(self) -> bool:
@@ -148,11 +148,11 @@ class RunDirectory:
     def verification_file(self) -> Path:
         return self.path / "verification.json"
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Figures]:
         """The telemetry rows so far; a line that is torn or still being written is left out."""
         return list(self.iterate_metrics())
 
-    def thinned_metrics(self, most: int) -> list[dict[str, Any]]:
+    def thinned_metrics(self, most: int) -> list[dict[str, object]]:
         """About ``most`` training rows and as many validations, evenly spaced: enough to draw, quick to read."""
         if not self.metrics_file.exists():
             return []
@@ -164,7 +164,7 @@ class RunDirectory:
         }
         return [row for i in sorted(kept) if (row := _row(lines[i])) is not None]
 
-    def iterate_metrics(self) -> Iterator[dict[str, Any]]:
+    def iterate_metrics(self) -> Iterator[dict[str, object]]:
         """As ``metrics``, one row at a time."""
         if not self.metrics_file.exists():
             return
@@ -245,7 +245,7 @@ class RunDirectory:
                     with suppress(OSError):
                         folder.rmdir()
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: RunRecord) -> None:
         """Write the result, last and whole; what was only needed to resume is deleted."""
         sync_tree(self.path)  # before the manifest speaks of them
         text = json.dumps(result, indent=1)
@@ -269,7 +269,7 @@ class RunDirectory:
                 )
 
 
-def _row(line: str | bytes) -> dict[str, Any] | None:
+def _row(line: str | bytes) -> dict[str, object] | None:
     """A line of ``metrics.jsonl`` as a row; None for a torn one, or one that is no row."""
     try:
         row = json.loads(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 from huggingface_hub import save_torch_state_dict
@@ -18,6 +18,9 @@ from headgate.serving import MODELING, write_modeling
 from headgate.serving.describe import describe_run
 from headgate.serving.modeling import HeadgateConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 AUTO_MAP = {
     "AutoConfig": "modeling_headgate.HeadgateConfig",
     "AutoModelForCausalLM": "modeling_headgate.HeadgateForCausalLM",
@@ -25,7 +28,12 @@ AUTO_MAP = {
 
 
 def save_served(
-    model: Any, tokenizer: Any, folder: Path, *, merge: bool = False, max_shard_size: str = "5GB"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    merge: bool = False,
+    max_shard_size: str = "5GB",
 ) -> list[str]:
     """Weights, router or experts, configuration and the modeling file; returns notes.
 
@@ -60,7 +68,7 @@ def save_served(
     return notes
 
 
-def _merged(model: Any) -> Any:
+def _merged(model: PreTrainedModel) -> PreTrainedModel:
     """The adapter in the weights; the methods stay where they are described from."""
     if not isinstance(model, peft.PeftModel):
         return model

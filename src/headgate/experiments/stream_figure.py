@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+from headgate.experiments.records import Figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def stream_figure(stream: Mapping[str, Any]) -> Any:
+def stream_figure(stream: Figures) -> Figure:
     """Optimizer steps to the right, experts upwards; see ``methods.lora_experts.inspect.timeline``."""
     from matplotlib.figure import Figure
 

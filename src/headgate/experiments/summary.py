@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics as plain_statistics
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import binomtest
 
 from headgate.errors import ConfigError
@@ -14,6 +15,7 @@ from headgate.evaluation import continual
 from headgate.evaluation.predictions import read_predictions
 from headgate.experiments import statistics
 from headgate.experiments.metric import Metric, chosen_baseline, chosen_metric
+from headgate.experiments.records import ArmRow, ComparisonTable, Contrast, Figures, RunRecord
 from headgate.experiments.run_directory import RunDirectory
 
 if TYPE_CHECKING:  # a report reads summaries without a recipe's models
@@ -22,11 +24,13 @@ if TYPE_CHECKING:  # a report reads summaries without a recipe's models
 Runs = Mapping[str, Mapping[int, RunDirectory]]
 
 
-def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(
+    recipe: Recipe, runs: Runs, state: Mapping[str, Mapping[str, dict[str, object]]]
+) -> ComparisonTable:
     """The table of arms and the paired statistics against the baseline, as JSON."""
     assert recipe.compare is not None
     metric, baseline, seeds = chosen_metric(recipe), chosen_baseline(recipe), recipe.compare.seeds
-    rows: dict[str, Any] = {}
+    rows: dict[str, ArmRow] = {}
     for name, by_seed in runs.items():
         results = {seed: directory.result() for seed, directory in by_seed.items()}
         values = [metric.read(results[seed], str(by_seed[seed].path)) for seed in seeds]
@@ -63,8 +67,8 @@ def summarise(recipe: Recipe, runs: Runs, state: Mapping[str, Any]) -> dict[str,
 
 
 def judged(
-    metric: Metric, runs: Runs, rows: Mapping[str, Any], pairs: Mapping[str, tuple[str, str]]
-) -> dict[str, Any]:
+    metric: Metric, runs: Runs, rows: Mapping[str, ArmRow], pairs: Mapping[str, tuple[str, str]]
+) -> dict[str, Contrast]:
     """Contrasts ``first - second`` with verdicts; Holm's correction over all of them."""
     found = {
         name: contrast(metric, runs[other], runs[one], rows[other]["values"], rows[one]["values"])
@@ -83,14 +87,14 @@ def judged(
     return found
 
 
-def task_loss(evaluations: list[Mapping[str, Any]]) -> float | None:
+def task_loss(evaluations: Sequence[Mapping[str, Figures]]) -> float | None:
     """Mean over seeds of the first perplexity task's loss, where one was asked for."""
     losses = [next((m["loss"] for m in tasks.values() if "loss" in m), None) for tasks in evaluations]
     known = [loss for loss in losses if loss is not None]
     return float(np.mean(known)) if known else None
 
 
-def item_interval(metric: Metric, result: Mapping[str, Any], mean: float) -> tuple[float, float] | None:
+def item_interval(metric: Metric, result: RunRecord, mean: float) -> tuple[float, float] | None:
     """Wilson's 95% interval of an accuracy over its items: how far chance in the items alone could move it."""
     if metric.path[0] != "evaluation" or metric.path[-1] != "accuracy":
         return None
@@ -105,11 +109,11 @@ def contrast(
     other: Mapping[int, RunDirectory],
     base_values: list[float],
     other_values: list[float],
-) -> dict[str, Any]:
+) -> Contrast:
     """One arm against the baseline: per-seed differences, intervals, McNemar, what could have been seen."""
     differences = [b - a for a, b in zip(base_values, other_values, strict=True)]
     interval = statistics.paired_t(differences)
-    out: dict[str, Any] = {
+    out: Contrast = {
         "differences": differences,
         "t": interval.__dict__ if interval else None,
         "detectable": statistics.detectable_over_seeds(differences),
@@ -129,7 +133,7 @@ def contrast(
 
 def paired_items(
     metric: Metric, base: Mapping[int, RunDirectory], other: Mapping[int, RunDirectory]
-) -> tuple[Any, Any] | None:
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
     """``[seeds, items]`` scores of both arms, matched by prompt; None for a metric without items."""
     if metric.path[0] != "evaluation":
         return None
@@ -145,7 +149,7 @@ def paired_items(
     return np.array(stacks[0]), np.array(stacks[1])
 
 
-def _continual(found: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def _continual(found: Sequence[Figures | None]) -> Figures | None:
     """Means over seeds of a stream's figures, and of every skill's loss at its end; None where there is no stream."""
     known = [one for one in found if one is not None]
     if not known:
@@ -158,10 +162,10 @@ def _continual(found: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     return {"skills": dict(zip(known[0]["skills"], ends.tolist(), strict=True)), **figures}
 
 
-def _cost(trainings: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _cost(trainings: Sequence[Figures]) -> dict[str, float | None]:
     """Medians over seeds of what training took; accepted steps where a gate reports them."""
     names = ("steps", "trained_tokens", "flops", "seconds", "memory_peak", "eval_loss")
-    cost = {}
+    cost: dict[str, float | None] = {}
     for name in names:
         values = [t[name] for t in trainings if t.get(name) is not None]
         cost[name] = plain_statistics.median(values) if values else None

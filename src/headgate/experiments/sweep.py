@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from headgate.errors import CheckpointError, ConfigError, DamagedFile
 from headgate.experiments.executors import Event, Executor, Task
 from headgate.experiments.paths import with_paths
 from headgate.experiments.recipe import Recipe, SweepConfig
 from headgate.experiments.recipe_file import dump_recipe, recipe_from, set_dotted
+from headgate.experiments.records import SweepTable
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.sweep_table import describe, sweep_table, write_table
 from headgate.files import read_json, write_atomically
@@ -35,7 +35,7 @@ TABLE_SECONDS = 10.0
 class SweepRun:
     """One run of a sweep: what it overrides, and the recipe that gives."""
 
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, object]
     recipe: Recipe
 
     @property
@@ -64,7 +64,7 @@ def expand(recipe: Recipe) -> list[SweepRun]:
     return list(found.values())
 
 
-def combinations(sweep: SweepConfig, where: str) -> Iterator[dict[str, Any]]:
+def combinations(sweep: SweepConfig, where: str) -> Iterator[dict[str, object]]:
     """Every combination of the grid, for every entry of the list. ``where`` is the section, for ConfigErrors."""
     if not (sweep.grid or sweep.runs):
         raise ConfigError(f"this recipe sweeps nothing: give {where}.grid (key: [values]) or {where}.runs")
@@ -122,7 +122,7 @@ class Sweep:
 
     def execute(
         self, executor: Executor, retries: int = 1, show: Callable[[Progress], None] = lambda _progress: None
-    ) -> dict[str, Any]:
+    ) -> SweepTable:
         """Run what is not complete; a run whose process was killed is tried ``retries`` times more.
 
         Returns the table, which is also written when the sweep is interrupted.
@@ -145,7 +145,7 @@ class Sweep:
             table = self.write_table()
         return table
 
-    def write_table(self) -> dict[str, Any]:
+    def write_table(self) -> SweepTable:
         """``sweep.json``, ``.csv`` and ``.md`` from the run directories as they are."""
         table = sweep_table(
             self.recipe.name, [(run.overrides, run.directory, self.log(run)) for run in self.runs]
@@ -205,7 +205,7 @@ class Sweep:
 def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM (a scheduler's time-out) ends a sweep as Ctrl-C does: runs saved, table written."""
 
-    def interrupt(_number: int, _frame: Any) -> None:
+    def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

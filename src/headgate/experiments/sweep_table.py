@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from headgate.errors import DamagedFile
 from headgate.experiments.listing import run_row
+from headgate.experiments.records import Failure, Figures, SweepTable, SweptGroup, SweptRun
 from headgate.experiments.run_directory import RunDirectory
 from headgate.files import write_atomically
 
@@ -20,7 +20,7 @@ COST = ("seconds", "memory_peak", "tokens_per_second")
 """Last parts of the columns that differ between two executions of the same run."""
 
 
-def describe(overrides: Mapping[str, Any]) -> str:
+def describe(overrides: Mapping[str, object]) -> str:
     """``seed=42 methods=schema_bank``: overrides in a few words."""
     return (
         " ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in overrides.items())
@@ -28,13 +28,13 @@ def describe(overrides: Mapping[str, Any]) -> str:
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, Mapping):
         return "+".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def sweep_table(name: str, runs: Sequence[tuple[Mapping[str, Any], RunDirectory, Path]]) -> dict[str, Any]:
+def sweep_table(name: str, runs: Sequence[tuple[Mapping[str, object], RunDirectory, Path]]) -> SweepTable:
     """``keys`` varied, ``runs`` (a row each), ``groups`` (mean and SD over seeds), ``versions`` of Headgate seen."""
     keys = list(dict.fromkeys(key for overrides, _, _ in runs for key in overrides))
     rows = [_row(overrides, directory, log) for overrides, directory, log in runs]
@@ -45,56 +45,58 @@ def sweep_table(name: str, runs: Sequence[tuple[Mapping[str, Any], RunDirectory,
     return {"name": name, "keys": keys, "runs": rows, "groups": _groups(rows), "versions": sorted(versions)}
 
 
-def _row(overrides: Mapping[str, Any], directory: RunDirectory, log: Path) -> dict[str, Any]:
+def _row(overrides: Mapping[str, object], directory: RunDirectory, log: Path) -> SweptRun:
     if directory.status == "new":
         error = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
-        found: dict[str, Any] = {
+        found: Figures = {
             "status": "failed" if error else "new",
             **({"error": error[0]} if error else {}),
         }
     else:
         found = run_row(directory)
-    place = {"run": str(directory.path), "status": found.pop("status")}
-    error_text = found.pop("error", None)
+    status, error_text = found.pop("status"), found.pop("error", None)
+    failure: Failure = {"error": error_text} if error_text else {}
     metrics = {
         key: value
         for key, value in found.items()
         if key.startswith(("training.", "evaluation.", "continual."))
     }
     return {
-        **place,
+        "run": str(directory.path),
+        "status": status,
         "label": describe(overrides),
         "overrides": dict(overrides),
         "verified": found.get("verified"),
-        **({"error": error_text} if error_text else {}),
+        **failure,
         "metrics": metrics,
     }
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _groups(rows: Sequence[SweptRun]) -> list[SweptGroup]:
     """Complete runs with the same overrides but for the seed: n, and mean and SD (from two runs on) per metric."""
-    gathered: dict[str, dict[str, Any]] = {}
+    gathered: dict[str, tuple[dict[str, object], list[dict[str, float]]]] = {}
     for row in rows:
         if row["status"] != "complete":
             continue
         overrides = {key: value for key, value in row["overrides"].items() if key != "seed"}
-        group = gathered.setdefault(
-            json.dumps(overrides, sort_keys=True),
-            {"label": describe(overrides), "overrides": overrides, "rows": []},
-        )
-        group["rows"].append(row["metrics"])
-    for group in gathered.values():
-        members = group.pop("rows")
-        shared = [key for key in members[0] if all(key in member for member in members)]
-        group["n"] = len(members)
-        group["mean"] = {key: statistics.fmean(member[key] for member in members) for key in shared}
-        group["sd"] = {
+        gathered.setdefault(json.dumps(overrides, sort_keys=True), (overrides, []))[1].append(row["metrics"])
+    return [_group(overrides, members) for overrides, members in gathered.values()]
+
+
+def _group(overrides: dict[str, object], members: Sequence[Mapping[str, float]]) -> SweptGroup:
+    shared = [key for key in members[0] if all(key in member for member in members)]
+    return {
+        "label": describe(overrides),
+        "overrides": overrides,
+        "n": len(members),
+        "mean": {key: statistics.fmean(member[key] for member in members) for key in shared},
+        "sd": {
             key: statistics.stdev([member[key] for member in members]) for key in shared if len(members) > 1
-        }
-    return list(gathered.values())
+        },
+    }
 
 
-def results_only(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+def results_only(table: SweepTable) -> list[dict[str, object]]:
     """The rows without what two executions of the same run may differ in: time and memory."""
     return [
         {
@@ -106,7 +108,7 @@ def results_only(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def write_table(folder: Path, table: Mapping[str, Any]) -> None:
+def write_table(folder: Path, table: SweepTable) -> None:
     """``sweep.json``, ``sweep.csv`` (a row a run) and ``sweep.md`` (a row a group)."""
     write_atomically(folder / "sweep.json", json.dumps(table, indent=1))
     columns = list(dict.fromkeys(key for row in table["runs"] for key in row["metrics"]))
@@ -128,7 +130,7 @@ def write_table(folder: Path, table: Mapping[str, Any]) -> None:
     write_atomically(folder / "sweep.md", markdown(table))
 
 
-def headline(table: Mapping[str, Any]) -> list[str]:
+def headline(table: SweepTable) -> list[str]:
     """The columns worth a line: losses and accuracies of the evaluation, else the validation loss, then the cost."""
     known = list(dict.fromkeys(key for group in table["groups"] for key in group["mean"]))
     metrics = [
@@ -144,7 +146,7 @@ def headline(table: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def markdown(table: Mapping[str, Any]) -> str:
+def markdown(table: SweepTable) -> str:
     """A row a group, mean and SD over its seeds; then what failed."""
     columns = headline(table)
     lines = [f"# {table['name']}", ""]
@@ -181,7 +183,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def cell(group: Mapping[str, Any], column: str) -> str:
+def cell(group: SweptGroup, column: str) -> str:
     """Mean and SD of a column over a group's seeds, as text."""
     if column not in group["mean"]:
         return "-"

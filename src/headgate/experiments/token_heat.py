@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from headgate.experiments.records import Figures
 
 COLUMNS, LINES = 88, 14
 GROUND = LinearSegmentedColormap.from_list("depth", ["#ffffff", "#0072B2"])
 SPACES = str.maketrans({"\n": "↵", "\t": " ", "\r": " "})
 
 
-def token_heat(texts: Sequence[dict[str, Any]], label: str) -> Figure:
+def token_heat(texts: Sequence[Figures], label: str) -> Figure:
     """``texts`` hold ``tokens`` and ``depth`` (a share of the blocks); the first LINES lines of each are drawn."""
     low, high = (pick(d for text in texts for d in text["depth"]) for pick in (min, max))
     blocks = [_laid_out(text["tokens"], text["depth"]) for text in texts]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from headgate.data.collation import Collator
 from headgate.experiments.continual import SegmentEnds
 from headgate.experiments.prepared import Prepared
+from headgate.experiments.records import Content
 from headgate.experiments.run_directory import RunDirectory
 from headgate.training import processes
 from headgate.training.order import Replay
 from headgate.training.precision import OPTIM, decided_here
 from headgate.training.telemetry import JsonlCallback
 from headgate.training.trainer import HeadgateTrainer
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def training_arguments(prepared: Prepared, directory: RunDirectory) -> TrainingArguments:
@@ -28,7 +32,7 @@ def training_arguments(prepared: Prepared, directory: RunDirectory) -> TrainingA
     evaluates = prepared.validation is not None
     stopping = training.early_stopping
     interval = training.interval(training.eval_every, rough)
-    flags: dict[str, Any] = decided_here(training.precision)
+    flags: Content = decided_here(training.precision)
     if training.optimizer in OPTIM:
         flags["optim"] = OPTIM[training.optimizer]
     return TrainingArguments(
@@ -110,7 +114,7 @@ def make_trainer(
     return trainer
 
 
-def quiet(trainer: Any) -> None:
+def quiet(trainer: Trainer) -> None:
     """transformers prints every log as a dict where there is no bar; ours go to the console and metrics.jsonl."""
     from transformers.trainer_callback import PrinterCallback
 

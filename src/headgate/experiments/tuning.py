@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from headgate.experiments.records import Content
 
 
-def on_edge(tuned: Mapping[str, Any]) -> bool:
+def on_edge(tuned: Content) -> bool:
     """Whether the chosen value is the smallest or largest tried; False where the values are no numbers and have no order.
 
     ``tuned``: ``value``, and ``scores`` by the text of each value tried.
@@ -18,7 +17,7 @@ def on_edge(tuned: Mapping[str, Any]) -> bool:
         return False
 
 
-def tuned_to(tuned: Mapping[str, Any]) -> str:
+def tuned_to(tuned: Content) -> str:
     """``0.005``, or ``0.01 (the edge of its grid)``."""
     value = tuned["value"]
     text = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

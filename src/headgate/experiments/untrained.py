@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from headgate.experiments.recipe import Recipe
 from headgate.methods.compose import MethodStack
 from headgate.methods.registry import build_method
 from headgate.models.anatomy import describe
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def attached_untrained(recipe: Recipe, model: Any) -> Any:
+
+def attached_untrained(recipe: Recipe, model: nn.Module) -> nn.Module:
     """``model`` with the recipe's methods attached, untrained, in evaluation mode."""
     stack = MethodStack(
         [build_method(name, options, recipe.seed) for name, options in recipe.methods.items()]

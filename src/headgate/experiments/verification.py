@@ -18,8 +18,9 @@ from headgate.errors import DamagedFile, HeadgateError
 from headgate.evaluation.predictions import read_predictions
 from headgate.experiments.environment import environment
 from headgate.experiments.inputs import changed_inputs, input_digests
-from headgate.experiments.measured_again import Check, check, task_again, validation_again
+from headgate.experiments.measured_again import check, task_again, validation_again
 from headgate.experiments.recipe import Recipe
+from headgate.experiments.records import Check, RunRecord, Verification
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.untrained import attached_untrained
 from headgate.files import digest, read_json
@@ -34,12 +35,12 @@ ELSEWHERE = 1e-3
 
 def verification(
     directory: RunDirectory,
-    result: Mapping[str, Any],
+    result: RunRecord,
     validation: Any,
     *,
     full: bool = False,
     parallel: ParallelConfig | None = None,
-) -> dict[str, Any]:
+) -> Verification:
     """The record of a run: ``{"verified": ..., "form": "short" | "full", "checks": [{name, ok, detail}]}``.
 
     Args:
@@ -60,14 +61,15 @@ def verification(
         checks += validation_again(model, tokenizer, recipe, result, validation, tolerance)
         for task in recipe.evaluation:
             checks.append(task_again(model, tokenizer, directory, task, result, tolerance, full))
-    record = {
+    return {
         "verified": all(line["ok"] is not False for line in checks),
         "form": "full" if full else "short",
+        "machine": elsewhere or "the one that made the run",
+        "checks": checks,
     }
-    return record | {"machine": elsewhere or "the one that made the run", "checks": checks}
 
 
-def verify_run(directory: RunDirectory) -> dict[str, Any]:
+def verify_run(directory: RunDirectory) -> Verification:
     """The full record of a complete run, its files and inputs included."""
     from headgate.experiments.prepared import prepare_run
 
@@ -82,14 +84,15 @@ def verify_run(directory: RunDirectory) -> dict[str, Any]:
     return record
 
 
-def failures(record: Mapping[str, Any]) -> list[str]:
+def failures(record: Verification) -> list[str]:
     """What differs, a line each."""
     return [f"{line['name']}: {line['detail']}" for line in record["checks"] if line["ok"] is False]
 
 
 def machine_difference(directory: RunDirectory) -> str | None:
     """What of this machine can change the last bits of a sum, against the run's; None where nothing does."""
-    made, here = directory.environment(), environment()
+    made: Mapping[str, Any] = directory.environment()
+    here: Mapping[str, Any] = environment()
     differing = [
         f"{key} {then.get(key)} then, {now.get(key)} now"
         for section, keys in (
@@ -141,7 +144,7 @@ def _inputs(directory: RunDirectory, recipe: Recipe) -> Check:
     )
 
 
-def _continuity(directory: RunDirectory, recipe: Recipe, result: Mapping[str, Any]) -> Iterator[Check]:
+def _continuity(directory: RunDirectory, recipe: Recipe, result: RunRecord) -> Iterator[Check]:
     """``metrics.jsonl`` tells one undisturbed run: no torn line, no step twice, none missing, totals that only grow."""
     steps = result["training"]["steps"]
     if steps == 0:
@@ -167,7 +170,7 @@ def _continuity(directory: RunDirectory, recipe: Recipe, result: Mapping[str, An
     yield check("metrics", not wrong, "; ".join(wrong) or f"{len(rows)} rows, every logging step once")
 
 
-def _predictions_add_up(directory: RunDirectory, result: Mapping[str, Any]) -> Iterator[Check]:
+def _predictions_add_up(directory: RunDirectory, result: RunRecord) -> Iterator[Check]:
     """The reported accuracy is that of the predictions on disk."""
     for key, metrics in result["evaluation"].items():
         file = directory.predictions / f"{key}.jsonl"

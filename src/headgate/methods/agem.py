@@ -16,8 +16,8 @@ Cost: one forward and one backward over ``rows`` documents an optimizer step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ from headgate.methods.protocols import Reading
 from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
+from headgate.models.anatomy import Batch
 from headgate.models.aside import evaluating
+from headgate.modules.structure import Structure
 from headgate.ops.gradient_projection import projection_coefficient
 from headgate.ops.randomness import generator
 
@@ -48,25 +50,25 @@ class AGEM(ContinualBaseline):
         "  booktitle={ICLR}, year={2019}\n}"
     )
 
-    def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: StrictConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.rehearsal = Rehearsal(self.name, self.config.per_skill)
 
     # -- state ------------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {**super().structure(), "memory": self.rehearsal.memory.structure()}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.rehearsal.memory.restore(structure["memory"])
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> AGEM:
+    def from_structure(cls, structure: Structure) -> AGEM:
         made = cls(build_config(cls.Config, structure["config"]))
         made.restore(structure)
         return made
 
     # -- training ---------------------------------------------------------------------------------------
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         self.rehearsal.keep(scheduled, probe)
 
     def on_step_end(self, step: Step) -> Mapping[str, Tensor]:
@@ -99,5 +101,5 @@ class AGEM(ContinualBaseline):
     def take_readings(self) -> Sequence[Reading]:
         return self.rehearsal.take_readings()
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         return {"agem/documents": len(self.rehearsal.memory)}

@@ -10,7 +10,7 @@ of what a step cost) are the small protocols of ``methods.protocols``, which a m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Batch
 from headgate.models.surgery import Handle
+from headgate.modules.structure import Structure
 
 
 class Method(nn.Module):
@@ -41,10 +42,10 @@ class Method(nn.Module):
     telemetry_names: ClassVar[Sequence[str]] = ()
     """Names that it logs besides ``loss/<its losses>``; ``<part>`` stands for any word without spaces."""
     __signature__: ClassVar[inspect.Signature]
-    neutral: ClassVar[Mapping[str, Any] | None] = None
+    neutral: ClassVar[Mapping[str, object] | None] = None
     """Options under which training is bitwise that of the adapter alone; None where there are none."""
 
-    def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: StrictConfig | None = None, **options: object) -> None:
         super().__init__()
         if config is not None and options:
             raise ConfigError(f"{type(self).__name__}: give a config or keyword arguments, not both")
@@ -52,7 +53,7 @@ class Method(nn.Module):
         self.seed = 0
         self.handles: list[Handle] = []
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         """``help(SchemaBank)`` and completion show the settings by name, with their defaults."""
         super().__init_subclass__(**options)
         if "Config" in cls.__dict__:
@@ -90,19 +91,19 @@ class Method(nn.Module):
         return ()
 
     # -- state ------------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         """JSON: all that ``from_structure`` needs to build a module into which the state loads strictly."""
         return {"config": self.config.model_dump(mode="json")}
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> Method:
+    def from_structure(cls, structure: Structure) -> Method:
         return cls(build_config(cls.Config, structure["config"]))
 
     # -- training ---------------------------------------------------------------------------------------
     def check_run(self, max_steps: int) -> None:
         """Raise ConfigError for settings that cannot work in a run of this many optimizer steps."""
 
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         """Grow, freeze. ``probe`` yields a few batches of the stage's data (an iterable), or None; the trainer's has
         ``validation`` besides: the validation's batches, or None."""
 
@@ -121,7 +122,7 @@ class Method(nn.Module):
         """State updates (from accepted batches only); telemetry as tensors, read at logging steps only."""
         return {}
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         """Final JSON figures for the run's result (accepted steps, utilization held, experts made)."""
         return {}
 

@@ -20,7 +20,9 @@ from headgate.methods.compose_evaluation import EvaluationVerbs
 from headgate.methods.protocols import StepCost, having
 from headgate.methods.stage import LORA_GROUP, ScheduledStage, Stage, whole_run
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Batch
+from headgate.modules.fused_head import HeadObserver
+from headgate.modules.structure import Structure
 
 
 class MethodStack(nn.Module):
@@ -101,10 +103,10 @@ class MethodStack(nn.Module):
         for method in reversed(self.methods):
             method.detach()
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {method.name: method.structure() for method in self.methods}
 
-    def restore(self, structures: Mapping[str, Any], where: str) -> None:
+    def restore(self, structures: Mapping[str, Structure], where: str) -> None:
         """Bring attached methods to the saved structures. Raises CheckpointError where the methods are other ones."""
         if set(structures) != set(self.names):
             raise CheckpointError(
@@ -120,7 +122,7 @@ class MethodStack(nn.Module):
             if method is not kept:
                 method.detach()
 
-    def configs(self) -> dict[str, Any]:
+    def configs(self) -> dict[str, object]:
         """Each method's settings, by its name."""
         return {method.name: method.config for method in self.methods}
 
@@ -172,7 +174,7 @@ class MethodStack(nn.Module):
             method.check_run(max_steps)
 
     # -- one micro-batch --------------------------------------------------------------------------------
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         for method in self.methods:
             method.on_stage_start(scheduled, probe)
 
@@ -190,7 +192,7 @@ class MethodStack(nn.Module):
         """Whether a method may take rows out of the labels."""
         return any(True for _ in having(self, protocols.HoldsOut))
 
-    def held_out_tokens(self, batch: Mapping[str, Any]) -> int:
+    def held_out_tokens(self, batch: Mapping[str, Tensor]) -> int:
         """Trained tokens of a batch that its forward will not train on; the most that one method takes out."""
         return max((method.held_out_tokens(batch) for method in having(self, protocols.HoldsOut)), default=0)
 
@@ -208,7 +210,7 @@ class MethodStack(nn.Module):
         blocks = [method.partial_block for method in having(self, protocols.StopsForward)]
         return [block for block in blocks if block is not None]
 
-    def head_observers(self, step: Step) -> tuple[Callable[[Any], Tensor | None], ...]:
+    def head_observers(self, step: Step) -> tuple[HeadObserver, ...]:
         observers = [method.head_observer(step) for method in having(self, protocols.ObservesHead)]
         return tuple(observer for observer in observers if observer is not None)
 
@@ -272,7 +274,7 @@ class MethodStack(nn.Module):
     def telemetry_names(self) -> list[str]:
         return [name for method in self.methods for name in method.telemetry_names]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Final figures of all, for the run's result."""
         return {key: value for method in self.methods for key, value in method.summary().items()}
 

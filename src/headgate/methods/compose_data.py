@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from headgate.methods.protocols import (
 )
 from headgate.methods.stage import Stage
 
-RowChange = Callable[[Mapping[str, Any], int, float], Any]
+RowChange = Callable[[Mapping[str, object], int, float], object]
 
 
 class DataNeeds:
@@ -30,9 +29,9 @@ class DataNeeds:
 
     def column_makers(
         self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]
-    ) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    ) -> dict[str, Callable[[Mapping[str, object]], object]]:
         """Fit the methods' columns to ``texts``, then give what computes each column from a row."""
-        makers: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+        makers: dict[str, Callable[[Mapping[str, object]], object]] = {}
         for fitting in having(self._methods, FitsColumns):
             fitting.fit_columns(embed, texts)
         for method in having(self._methods, MakesColumns):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from headgate.errors import ConfigError
 from headgate.methods.base import Method
@@ -18,6 +17,7 @@ from headgate.methods.protocols import (
     WatchesValidation,
     having,
 )
+from headgate.models.anatomy import Batch
 
 
 class EvaluationVerbs:
@@ -65,7 +65,7 @@ class EvaluationVerbs:
         """Whether a method counts what it sees of a validation: every rank must then see all of it."""
         return bool(having(self._methods, WatchesValidation))
 
-    def start_validation(self, skill: str | None, probe: Any = None) -> None:
+    def start_validation(self, skill: str | None, probe: Callable[[], Iterable[Batch]] | None = None) -> None:
         """``probe()`` gives the validation's batches anew for each method; None where a stream's skill is validated."""
         for method in having(self._methods, WatchesValidation):
             method.on_evaluation_start(skill, None if probe is None else probe())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headgate.errors import ModelError
+from headgate.models.block_parts import Call
 
 MEMORY = "headgate_route"
 
@@ -103,7 +104,7 @@ class Context:
             )
 
     @classmethod
-    def read(cls, call: Mapping[str, Any], name: str = MEMORY) -> Context:
+    def read(cls, call: Call, name: str = MEMORY) -> Context:
         """From the backbone's keyword arguments. Raises ModelError where the mask does not say what is padding."""
         ids = call.get("input_ids")
         given = ids if ids is not None else call["inputs_embeds"]
@@ -164,7 +165,7 @@ def _paged(ends: Tensor, positions: Tensor) -> Places:
     return Places(torch.ones_like(document, dtype=torch.bool), document, positions)
 
 
-def padding_mask_alone(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+def padding_mask_alone(attention_mask: Tensor | None = None, **_: object) -> Tensor | None:
     """Stands in for transformers' ``create_masks_for_generate``, which prepares 4-d masks for caches of fixed length.
 
     What is padding can only be read from the 2-d mask; the backbone makes the same 4-d ones from it.

@@ -13,7 +13,7 @@ its documents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,10 +26,12 @@ from headgate.methods.protocols import Reading
 from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX, Step
+from headgate.models.anatomy import Batch
 from headgate.models.aside import evaluating, look_aside
 from headgate.models.sharding import whole
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fused_head import chunked_head_loss
+from headgate.modules.structure import Structure
 from headgate.ops.distillation import logit_matching_loss
 from headgate.ops.head_loss import shifted_rows
 
@@ -44,7 +46,7 @@ class DERPP(ContinualBaseline):
     Config = DERPPConfig
     attach_order = 60
     host_reads: ClassVar[float] = 0.0
-    neutral: ClassVar[Mapping[str, Any]] = {"alpha": 0.0, "beta": 0.0}
+    neutral: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "beta": 0.0}
     telemetry_names = ("derpp/<part>",)
     citation = (
         "@inproceedings{buzzega2020dark,\n"
@@ -52,7 +54,7 @@ class DERPP(ContinualBaseline):
         "  author={Buzzega, Pietro and others}, booktitle={NeurIPS}, year={2020}\n}"
     )
 
-    def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: StrictConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.rehearsal = Rehearsal(self.name, self.config.per_skill)
         self._pull: tuple[dict[str, Tensor], Sequence[Tensor]] | None = None
@@ -62,20 +64,20 @@ class DERPP(ContinualBaseline):
         self.require_fixed_head()
 
     # -- state ------------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {**super().structure(), "memory": self.rehearsal.memory.structure()}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.rehearsal.memory.restore(structure["memory"])
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> DERPP:
+    def from_structure(cls, structure: Structure) -> DERPP:
         made = cls(build_config(cls.Config, structure["config"]))
         made.restore(structure)
         return made
 
     # -- training ---------------------------------------------------------------------------------------
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         """The segment before this one is over: its documents get their logits; then those of this one are kept."""
         if self.config.alpha and scheduled.index:
             self._look(scheduled.index - 1)
@@ -156,5 +158,5 @@ class DERPP(ContinualBaseline):
     def take_readings(self) -> Sequence[Reading]:
         return self.rehearsal.take_readings()
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         return {"derpp/documents": len(self.rehearsal.memory)}

@@ -6,16 +6,16 @@ Legend: N documents, B rows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from headgate.methods.step import IGNORE_INDEX
+from headgate.models.anatomy import Batch
 
 
-def documents_of(batch: Mapping[str, Any]) -> Tensor:
+def documents_of(batch: Mapping[str, Tensor]) -> Tensor:
     """``[B, T]`` document number within its row, negative on padding."""
     if batch.get("segment_ids") is not None:
         return torch.as_tensor(batch["segment_ids"])
@@ -23,14 +23,14 @@ def documents_of(batch: Mapping[str, Any]) -> Tensor:
     return torch.zeros_like(batch["input_ids"]) if mask is None else torch.as_tensor(mask).long() - 1
 
 
-def _places(batch: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+def _places(batch: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Row and ``[T]`` mask of every document, rows in order, on the CPU."""
     for row, of in enumerate(documents_of(batch).cpu()):
         for number in of[of >= 0].unique().tolist():
             yield row, of == number
 
 
-def documents_in(batch: Mapping[str, Any]) -> Tensor:
+def documents_in(batch: Batch) -> Tensor:
     """``[N, T, 2]`` on the CPU: token id and label of every document of a batch, rows in order, padded with -100."""
     pairs = torch.stack([batch["input_ids"], batch["labels"]], -1).cpu()
     rows = [pairs[row][of] for row, of in _places(batch)]
@@ -54,7 +54,7 @@ def as_batch(documents_NT2: Tensor, device: torch.device) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def labels_without(batch: Mapping[str, Any], ids: Tensor) -> Tensor | None:
+def labels_without(batch: Mapping[str, Tensor], ids: Tensor) -> Tensor | None:
     """``[B, T]``: the labels with those of the documents of these ids taken out; None where the batch has none of them."""
     there = torch.isin(document_ids(documents_in(batch)), ids).tolist()
     if not any(there):

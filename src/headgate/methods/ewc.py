@@ -18,7 +18,7 @@ Cost: a few vector operations per step on the trained parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,8 +29,9 @@ from headgate.methods.continual import ContinualBaseline
 from headgate.methods.continual_config import EWCConfig
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Batch
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 
 
 class FisherMemory(FixedPrecision):
@@ -58,7 +59,7 @@ class EWC(ContinualBaseline):
     name = "ewc"
     Config = EWCConfig
     attach_order = 50
-    neutral: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+    neutral: ClassVar[Mapping[str, object]] = {"strength": 0.0}
     telemetry_names = ("ewc/<part>",)
     citation = (
         "@article{kirkpatrick2017ewc,\n"
@@ -66,7 +67,7 @@ class EWC(ContinualBaseline):
         "  journal={PNAS}, volume={114}, number={13}, year={2017}\n}"
     )
 
-    def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: StrictConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.memory = FisherMemory(0)
 
@@ -80,17 +81,17 @@ class EWC(ContinualBaseline):
         elif self.size and self.size != held:
             raise ConfigError(f"ewc was saved over {held} trained parameters, this model trains {self.size}")
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {**super().structure(), "parameters": self.memory.fisher.numel()}
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> EWC:
+    def from_structure(cls, structure: Structure) -> EWC:
         made = cls(build_config(cls.Config, structure["config"]))
         made.memory = FisherMemory(structure["parameters"])
         return made
 
     # -- training ---------------------------------------------------------------------------------------
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         """The skill before this one is over: add its Fisher, anchor the parameters."""
         memory = self.memory
         if scheduled.index == 0 or int(memory.updates) == 0:
@@ -124,7 +125,7 @@ class EWC(ContinualBaseline):
         memory.updates.add_(1)
         return {}
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         return {"ewc/skills": int(self.memory.skills)}
 
 

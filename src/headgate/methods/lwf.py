@@ -12,9 +12,9 @@ backward); a second copy of what trains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,11 @@ from headgate.methods.protocols import StepCost
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
-from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.anatomy import Anatomy, Batch, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 
 
 class Before(FixedPrecision):
@@ -68,7 +69,7 @@ class LwF(ContinualBaseline):
     Config = LwFConfig
     attach_order = 55
     host_reads: ClassVar[float] = 0.0
-    neutral: ClassVar[Mapping[str, Any]] = {"weight": 0.0}
+    neutral: ClassVar[Mapping[str, object]] = {"weight": 0.0}
     telemetry_names = ("lwf/<part>",)
     citation = (
         "@inproceedings{li2016lwf,\n"
@@ -76,7 +77,7 @@ class LwF(ContinualBaseline):
         "  booktitle={ECCV}, year={2016}\n}"
     )
 
-    def __init__(self, config: StrictConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: StrictConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.before = Before(0)
         self._said: Tensor | None = None
@@ -95,18 +96,18 @@ class LwF(ContinualBaseline):
         elif self.size and self.size != held:
             raise ConfigError(f"lwf was saved over {held} trained parameters, this model trains {self.size}")
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {**super().structure(), "parameters": len(self.before.values)}
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> LwF:
+    def from_structure(cls, structure: Structure) -> LwF:
         made = cls(build_config(cls.Config, structure["config"]))
         made.before = Before(structure["parameters"])
         return made
 
     # -- training ---------------------------------------------------------------------------------------
     @torch.no_grad()
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         if scheduled.index:
             self.before.values.copy_(torch.cat([p.reshape(-1).float() for p in self.trained]))
             self.before.skills.add_(1)
@@ -152,5 +153,5 @@ class LwF(ContinualBaseline):
         self._said = None
         return {}
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         return {"lwf/skills": int(self.before.skills)}

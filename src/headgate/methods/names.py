@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headgate.config import StrictConfig
 from headgate.errors import ConfigError
@@ -53,6 +53,6 @@ def config_class(name: str) -> type[StrictConfig]:
     return config
 
 
-def no_method(name: str, kind: Any) -> ConfigError:
+def no_method(name: str, kind: object) -> ConfigError:
     """Somebody offers, under this name, what is no method."""
     return ConfigError(f"method {name!r} is {kind!r}, which is no subclass of headgate.Method")

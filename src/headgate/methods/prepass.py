@@ -6,7 +6,7 @@ continues a key-value cache of its own, which the model's cache carries and beam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from headgate.errors import ModelError
 from headgate.models.anatomy import Anatomy
 from headgate.models.aside import look_aside
+from headgate.models.block_parts import Call
 
 
 class PrepassCache:
@@ -31,7 +32,7 @@ class PrepassCache:
 def prepass(
     anatomy: Anatomy,
     backbone: Callable[..., Any],
-    call: Mapping[str, Any],
+    call: Call,
     past: int,
     name: str,
     *,

@@ -17,7 +17,9 @@ from torch import Tensor
 from headgate.errors import ConfigError
 from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Batch, Columns
+from headgate.modules.fused_head import HeadChunk
+from headgate.modules.structure import Structure
 
 # -- what it installs -------------------------------------------------------------------------------------
 
@@ -33,7 +35,7 @@ class FitsModel(Protocol):
 
 
 class Restorable(Protocol):
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Grow or shrink an attached method to ``structure`` before its state is loaded on resume."""
 
 
@@ -50,12 +52,12 @@ class FitsColumns(Protocol):
 class MakesColumns(Protocol):
     """Computes batch columns from the rows (``tags`` from the problem text)."""
 
-    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, object]], object]]:
         """Columns by name, each a function of a normalised data row."""
 
 
 class RewritesRows(Protocol):
-    def row_transform(self, stage: Stage) -> Callable[[Mapping[str, Any], int, float], Any] | None:
+    def row_transform(self, stage: Stage) -> Callable[[Mapping[str, object], int, float], object] | None:
         """A change of the normalised rows that a stage reads (a text prefix), or None.
 
         The callable takes (row, place in the order in which the stage reads, share of the stage done, in [0, 1)) and
@@ -66,12 +68,12 @@ class RewritesRows(Protocol):
 class DataView(Protocol):
     """Batches formed from others, and what it holds between two of them."""
 
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
-    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def held(self) -> tuple[list[Columns], dict[str, int]]:
         """Batches or rows in hand (tensors and lists) and counters: all that ``restore`` needs to continue exactly."""
 
-    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None: ...
+    def restore(self, parts: list[Columns], counters: Mapping[str, int]) -> None: ...
 
 
 class FormsBatches(Protocol):
@@ -81,7 +83,7 @@ class FormsBatches(Protocol):
     def forms_batches(self) -> bool:
         """Whether it does so under its present settings."""
 
-    def data_view(self, batches: Iterable[Any], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
+    def data_view(self, batches: Iterable[object], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
         """Other batches formed from the trainer's; ``epoch`` gives the passes over the data that are complete when a
         batch is taken. None where ``forms_batches`` is False."""
 
@@ -109,7 +111,7 @@ class StopsForward(Protocol):
 class ObservesHead(Protocol):
     """Reads the head's errors: ``loss: auto`` is then the chunked loss."""
 
-    def head_observer(self, step: Step) -> Callable[[Any], Tensor | None] | None:
+    def head_observer(self, step: Step) -> Callable[[HeadChunk], Tensor | None] | None:
         """A callback that the chunked head loss calls with every chunk (see modules.fused_head), or None."""
 
 
@@ -151,7 +153,7 @@ class ChangesParameters(Protocol):
 class HoldsOut(Protocol):
     """Takes labels of some rows out of every batch before its forward (rows that judge what was trained)."""
 
-    def held_out_tokens(self, batch: Mapping[str, Any]) -> int:
+    def held_out_tokens(self, batch: Mapping[str, Tensor]) -> int:
         """Trained tokens of a batch, as the loader made it, that it will take out: no gradient is divided by them."""
 
 
@@ -218,7 +220,7 @@ class BoundsBackward(Protocol):
 class Routed(Protocol):
     """Acts at evaluation in more than one way: ``on``, ``removed``, ..."""
 
-    routing: Any
+    routing: str
 
     def set_routing(self, routing: str) -> None:
         """Raises ConfigError for a way that it does not have."""
@@ -227,7 +229,7 @@ class Routed(Protocol):
 class WatchesValidation(Protocol):
     """Counts or sets something at the validations during training: every rank then sees all of their rows."""
 
-    def on_evaluation_start(self, skill: str | None, probe: Iterable[Mapping[str, Any]] | None) -> None:
+    def on_evaluation_start(self, skill: str | None, probe: Iterable[Mapping[str, object]] | None) -> None:
         """Before a validation, with the skill whose rows come (None: the stream has no skills).
 
         ``probe`` yields the validation's own batches, all of them on every rank; None of a stream's skill.
@@ -287,7 +289,7 @@ def having(methods: Iterable[Any], protocol: type[P]) -> list[P]:
     return [m for m in methods if all(hasattr(type(m), name) for name in members(protocol))]
 
 
-def check_protocols(method: Any) -> None:
+def check_protocols(method: object) -> None:
     """Raise ConfigError for a method that has a part of a protocol: nobody would ever call it."""
     for protocol in PROTOCOLS:
         lacking = sorted(name for name in members(protocol) if not hasattr(type(method), name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from headgate.config import build_config
 from headgate.errors import ConfigError
@@ -37,7 +37,7 @@ def method_class(name: str) -> type[Method]:
     return kind
 
 
-def build_method(name: str, options: Mapping[str, Any], seed: int = 0) -> Method:
+def build_method(name: str, options: Mapping[str, object], seed: int = 0) -> Method:
     """A method from its recipe block."""
     kind = method_class(name)
     method = kind(build_config(kind.Config, options))
@@ -45,6 +45,6 @@ def build_method(name: str, options: Mapping[str, Any], seed: int = 0) -> Method
     return method
 
 
-def build_stack(blocks: Mapping[str, Mapping[str, Any]], seed: int = 0) -> MethodStack:
+def build_stack(blocks: Mapping[str, Mapping[str, object]], seed: int = 0) -> MethodStack:
     """All methods of a recipe, from its ``methods``."""
     return MethodStack(build_method(name, options, seed) for name, options in blocks.items())

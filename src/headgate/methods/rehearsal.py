@@ -7,8 +7,7 @@ without replacement, the same on every rank and after a resume, as a reservoir o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from headgate.methods.documents import as_batch, documents_in
 from headgate.methods.protocols import Reading
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX
+from headgate.models.anatomy import Batch
 from headgate.modules.episodic_memory import EpisodicMemory
 
 
@@ -33,7 +33,7 @@ class Rehearsal(nn.Module):
         self.memory = EpisodicMemory()
         self._readings: list[Reading] = []
 
-    def keep(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def keep(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         """At a stage's start: its documents that have something to learn. Raises ConfigError where none are shown."""
         if probe is None:
             raise ConfigError(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from headgate.methods.stage import ScheduledStage
+from headgate.models.anatomy import Batch
 from headgate.ops.randomness import generator
+
+if TYPE_CHECKING:
+    from headgate.methods.stage import Stage
 
 IGNORE_INDEX = -100
 
@@ -19,7 +23,7 @@ class ForwardStopped(Exception):
     """Raised inside a forward when a method rejects the micro-batch half-way; the trainer catches it."""
 
 
-def real_tokens(batch: Mapping[str, Any]) -> Tensor:
+def real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     """``[B, T]`` bool: no padding."""
     if batch.get("attention_mask") is not None:
         return torch.as_tensor(batch["attention_mask"]).bool()
@@ -51,7 +55,7 @@ class Step:
         sum_across_ranks: sums a tensor over data-parallel ranks (identity on one).
     """
 
-    batch: Mapping[str, Any]
+    batch: Batch
     scheduled: ScheduledStage
     global_step: int
     micro_step: int
@@ -74,7 +78,7 @@ class Step:
     sum_across_ranks: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
 
     @property
-    def stage(self) -> Any:
+    def stage(self) -> Stage:
         return self.scheduled.stage
 
     @property

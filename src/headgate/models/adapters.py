@@ -6,10 +6,11 @@ import difflib
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from headgate.errors import ConfigError, ModelError
 from headgate.models.anatomy import describe, is_linear
@@ -18,8 +19,12 @@ from headgate.models.places import is_local
 from headgate.models.private import whole_sizes
 from headgate.models.targets import blocks_of, check_rank, target_modules
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
 
-def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
+
+def add_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PreTrainedModel:
     """A PEFT model over ``model``; the same seed gives the same initialisation in every arm of a comparison.
 
     Raises ModelError when a target module matches nothing.
@@ -56,7 +61,7 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int = 0) -> Any:
             raise ModelError(f"lora (peft_type={config.peft_type}): {str(error).splitlines()[0]}") from error
 
 
-def other_config(config: LoraConfig) -> Any:
+def other_config(config: LoraConfig) -> PeftConfig:
     """The configuration of another PEFT method, its keys as they were given. Raises ConfigError naming what is wrong."""
     import peft
 
@@ -81,7 +86,7 @@ def other_config(config: LoraConfig) -> Any:
         raise ConfigError(f"lora (peft_type={wanted}): {str(error).splitlines()[0]}") from None
 
 
-def load_adapter(model: Any, folder: str, *, trainable: bool = False) -> Any:
+def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool = False) -> Any:
     """Somebody's saved PEFT adapter on ``model``. Raises ModelError if it was made for another base's shapes."""
     import peft
 
@@ -128,7 +133,7 @@ def check_adapter(folder: str) -> None:
         raise ModelError(f"{weights} is damaged ({error}): copy the adapter again") from None
 
 
-def check_recorded_base(model: Any, folder: Path) -> None:
+def check_recorded_base(model: nn.Module, folder: Path) -> None:
     """ModelError if the adapter names another base; where a copy lies does not matter, its name does."""
     config = folder / "adapter_config.json"
     recorded = json.loads(config.read_text()).get("base_model_name_or_path") if config.exists() else None

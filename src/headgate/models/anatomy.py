@@ -22,8 +22,13 @@ MODEL_INPUTS = frozenset(
 )
 """The columns of a batch that a causal LM itself takes; what methods add is left out of its call."""
 
+Batch = Mapping[str, Any]
+"""The columns of a micro-batch: tensors, and lists of what is no number."""
+Columns = dict[str, Any]
+"""A batch that is being made, or part of one."""
 
-def model_inputs(batch: Mapping[str, Any], *, labels: bool = True) -> dict[str, Any]:
+
+def model_inputs(batch: Batch, *, labels: bool = True) -> Columns:
     """The part of a batch that the model is called with; without ``labels`` no loss is computed."""
     return {
         k: v for k, v in batch.items() if k in MODEL_INPUTS and v is not None and (labels or k != "labels")

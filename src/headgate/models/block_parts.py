@@ -25,6 +25,8 @@ from headgate.models.private import attention_implementation
 
 ATTENTION_KINDS = ("sdpa", "eager")
 KeysValues = tuple[Tensor, Tensor]
+Call = Mapping[str, Any]
+"""The keyword arguments that a decoder layer is called with: its own release of transformers says which."""
 
 
 MOST_RUNS = 4
@@ -154,7 +156,7 @@ class BlockParts:
         out: Tensor = self.after_mlp(self.mlp(self.before_mlp(x)))
         return out
 
-    def attention_branch(self, x_BTH: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def attention_branch(self, x_BTH: Tensor, call: Call) -> Tensor:
         """What attention adds, for all tokens, through the family's own module."""
         output, _ = self.attention(self.before_attention(x_BTH), **call)
         added: Tensor = self.after_attention(output)
@@ -167,14 +169,14 @@ class BlockParts:
         shape = (x_BTH.shape[0], self.kv_heads, x_BTH.shape[1], self.head_dim)
         return (x_BTH.new_zeros(shape, dtype=dtype), x_BTH.new_zeros(shape, dtype=dtype))
 
-    def write_cache(self, x_BTH: Tensor, call: Mapping[str, Any], left: KeysValues | None = None) -> None:
+    def write_cache(self, x_BTH: Tensor, call: Call, left: KeysValues | None = None) -> None:
         """Keys and values of all tokens, or what they ``left``, into the cache; nothing else."""
         if call.get("past_key_values") is not None:
             made = self._keys_values(self.before_attention(x_BTH), None, call) if left is None else left
             self._cached(*made, call)
 
     def open_attention(
-        self, x_BTH: Tensor, tokens: OpenTokens, call: Mapping[str, Any], left: KeysValues | None = None
+        self, x_BTH: Tensor, tokens: OpenTokens, call: Call, left: KeysValues | None = None
     ) -> Tensor:
         """What attention adds to the open tokens, ``[M, H]``.
 
@@ -204,7 +206,7 @@ class BlockParts:
         added_MH: Tensor = self.after_attention(projected)
         return added_MH
 
-    def _keys_values(self, normed: Tensor, tokens: OpenTokens | None, call: Mapping[str, Any]) -> KeysValues:
+    def _keys_values(self, normed: Tensor, tokens: OpenTokens | None, call: Call) -> KeysValues:
         """Of all tokens, ``[B, N, T, D]`` from ``[B, T, H]``; of the open ones, ``[M, N, D]`` from ``[M, H]``."""
         attention, shape = self.attention, (*normed.shape[:-1], -1, self.head_dim)
         if self.inside.fused:
@@ -217,16 +219,16 @@ class BlockParts:
             key = rotated(key, cos.unsqueeze(-2), sin.unsqueeze(-2))
         return (key.transpose(1, 2), value.transpose(1, 2)) if tokens is None else (key, value)
 
-    def _cached(self, key: Tensor, value: Tensor, call: Mapping[str, Any]) -> KeysValues:
+    def _cached(self, key: Tensor, value: Tensor, call: Call) -> KeysValues:
         """These after what the cache holds."""
         cache = call.get("past_key_values")
         if cache is None:
             return key, value
-        cache = getattr(cache, "self_attention_cache", cache)
-        found: KeysValues = cache.update(key, value, self.attention.layer_idx)
+        own: Any = getattr(cache, "self_attention_cache", cache)
+        found: KeysValues = own.update(key, value, self.attention.layer_idx)
         return found
 
-    def _queries(self, normed_MH: Tensor, tokens: OpenTokens, call: Mapping[str, Any]) -> Tensor:
+    def _queries(self, normed_MH: Tensor, tokens: OpenTokens, call: Call) -> Tensor:
         attention, shape = self.attention, (len(normed_MH), -1, self.head_dim)
         if self.inside.fused:
             query_MH: Tensor = attention.c_attn(normed_MH).split(attention.split_size, dim=1)[0]

@@ -56,7 +56,7 @@ def compile_parts(model: nn.Module, backend: str) -> None:
 
 
 @cache
-def _but_with_cache(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def _but_with_cache(plain: Callable[..., object], backend: str) -> Callable[..., object]:
     """A class's forward compiled, but plain while decoding: a graph would hold on to its own layer of the cache, one a block."""
     compiled = torch.compile(plain, backend=backend, dynamic=True)
 

@@ -123,7 +123,7 @@ class LoraConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _gathered(cls, content: Any) -> Any:
+    def _gathered(cls, content: object) -> object:
         """The keys of another PEFT method, as its options; what has options already was read before."""
         if not isinstance(content, Mapping) or str(content.get("peft_type", "lora")).lower() == "lora":
             return content
@@ -133,7 +133,7 @@ class LoraConfig(StrictConfig):
         return {"peft_type": content["peft_type"], "options": {**(content.get("options") or {}), **own}}
 
     @classmethod
-    def _is_default(cls, key: str, value: Any) -> bool:
+    def _is_default(cls, key: str, value: object) -> bool:
         field = cls.model_fields.get(key)
         return field is not None and bool(field.default == value)
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -29,6 +29,9 @@ from headgate.models.devices import choose_device, choose_dtype
 from headgate.models.places import EMBEDDED, check_place
 from headgate.models.shapes import SHAPES
 from headgate.models.sharding import distributed, keep_in_step, shard, sharding_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Config = TypeVar("Config", bound=StrictConfig)
 
@@ -110,7 +113,7 @@ def _quantization(config: ModelConfig, device: torch.device, dtype: torch.dtype)
     return transformers.BitsAndBytesConfig(load_in_8bit=True)
 
 
-def _random_model(shape: str, dtype: torch.dtype, seed: int, extra: dict[str, Any]) -> Any:
+def _random_model(shape: str, dtype: torch.dtype, seed: int, extra: dict[str, object]) -> Any:
     """A randomly initialised model of a known shape or of a config.json; same weights for the same seed."""
     if shape.endswith(".json"):
         if not Path(shape).exists():
@@ -132,10 +135,10 @@ def _random_model(shape: str, dtype: torch.dtype, seed: int, extra: dict[str, An
 def load_model(
     name_or_path: str = "embedded",
     *,
-    lora: dict[str, Any] | LoraConfig | None = None,
+    lora: dict[str, object] | LoraConfig | None = None,
     seed: int = 42,
-    **options: Any,
-) -> tuple[nn.Module, Any]:
+    **options: object,
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A causal LM, ready to train, and its tokenizer.
 
     Args:
@@ -158,7 +161,7 @@ def load_model(
     return prepare_model(model, config, adapter, seed=seed), tokenizer
 
 
-def made_of(kind: type[Config], options: Mapping[str, Any], where: str) -> Config:
+def made_of(kind: type[Config], options: Mapping[str, object], where: str) -> Config:
     """A configuration of a recipe's block ``where``. Raises ConfigError with the dotted place and the value."""
     try:
         return kind(**options)
@@ -166,7 +169,7 @@ def made_of(kind: type[Config], options: Mapping[str, Any], where: str) -> Confi
         raise ConfigError("; ".join(complaints(error, kind, where))) from None
 
 
-def prepare_model(model: Any, config: ModelConfig, lora: LoraConfig | None, *, seed: int) -> Any:
+def prepare_model(model: PreTrainedModel, config: ModelConfig, lora: LoraConfig | None, *, seed: int) -> Any:
     """Adapter, activation checkpointing and compiled parts on a loaded base."""
     if config.adapter is not None:
         model = load_adapter(model, config.adapter, trainable=True)

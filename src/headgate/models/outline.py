@@ -20,15 +20,15 @@ Sizes = dict[str, tuple[int, int]]
 """Linears by name: inputs and outputs."""
 
 
-def _count(value: Any) -> bool:
+def _count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-def _rope(value: Any) -> bool:
+def _rope(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and set(value) == {"rope_theta", "rope_type"}
@@ -41,7 +41,7 @@ NEEDED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings",
 )  # fmt: skip
-KNOWN: dict[str, Callable[[Any], bool]] = {
+KNOWN: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys((*NEEDED, "head_dim", "max_window_layers"), _count),
     **dict.fromkeys(("attention_dropout", "initializer_range", "rms_norm_eps", "rope_theta"), _number),
     **dict.fromkeys(("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias"), lambda v: type(v) is bool),

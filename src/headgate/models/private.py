@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 OVERRIDDEN = (
     "_clip_grad_norm",
@@ -42,7 +46,7 @@ READ = {
 
 
 # -- transformers.Trainer ---------------------------------------------------------------------------------
-def inputs_on_device(trainer: Any, inputs: Any) -> Any:
+def inputs_on_device(trainer: Any, inputs: object) -> Any:
     """A batch as the trainer hands it to the model."""
     return trainer._prepare_inputs(inputs)
 
@@ -52,7 +56,7 @@ def wrapped_for_evaluation(trainer: Any, loader: Any) -> Any:
     return trainer._wrap_model(trainer.model, training=False, dataloader=loader)
 
 
-def run_folder(trainer: Any, trial: Any) -> Path:
+def run_folder(trainer: Trainer, trial: object) -> Path:
     """Where the trainer's checkpoints lie."""
     return Path(trainer._get_output_dir(trial=trial))
 
@@ -62,19 +66,19 @@ def keep_columns(trainer: Any, names: Iterable[str]) -> None:
     trainer._signature_columns = list(dict.fromkeys([*trainer._signature_columns, *names]))
 
 
-def own_scheduler(trainer: Any) -> None:
+def own_scheduler(trainer: Trainer) -> None:
     """The schedule was made here: the trainer must save and step it as one of its own."""
     trainer._created_lr_scheduler = True
 
 
 # -- accelerate -------------------------------------------------------------------------------------------
-def forget_optimizers(accelerator: Any) -> None:
+def forget_optimizers(accelerator: Accelerator) -> None:
     """Before another optimizer is prepared: the old one would be stepped, scaled and saved as well."""
     accelerator._optimizers.clear()
 
 
 # -- a base spread over ranks (transformers.distributed, torch's FSDP2) ------------------------------------------
-def distribute(model: Any, config: Any) -> None:
+def distribute(model: PreTrainedModel, config: Any) -> None:
     """Spread a model in memory as ``from_pretrained(distributed_config=config)`` spreads one that it loads."""
     config, _, mesh = type(model).prepare_distribute_model(config)
     type(model).maybe_distribute_model(model, config, mesh)
@@ -114,18 +118,18 @@ def whole_sizes() -> Iterator[None]:
 
 
 # -- models, configurations and PEFT layers -----------------------------------------------------------------------
-def attention_implementation(config: Any) -> str | None:
+def attention_implementation(config: PreTrainedConfig) -> str | None:
     """``eager``, ``sdpa``, ..., or None where the configuration does not say."""
     implementation: str | None = config._attn_implementation
     return implementation
 
 
-def choose_attention(config: Any, implementation: str | None) -> None:
+def choose_attention(config: PreTrainedConfig, implementation: str | None) -> None:
     """Have a model that is built from ``config`` attend so."""
     config._attn_implementation = implementation
 
 
-def checkpointed(block: Any, run: Callable[..., Any], *inputs: Any) -> Any:
+def checkpointed(block: Any, run: Callable[..., Any], *inputs: object) -> Any:
     """``run(*inputs)``, recomputed in the backward as the block's own forward would be."""
     return block._gradient_checkpointing_func(run, *inputs)
 
@@ -135,12 +139,12 @@ def name_or_path(model: Any) -> str:
     return str(model.config._name_or_path)
 
 
-def can_disable_adapters(module: Any) -> bool:
+def can_disable_adapters(module: nn.Module) -> bool:
     """Whether a module is a PEFT layer with a switch."""
     return hasattr(type(module), "_disable_adapters")
 
 
-def adapters_disabled(layer: Any) -> bool:
+def adapters_disabled(layer: nn.Module) -> bool:
     """Whether a PEFT layer is its base layer at present."""
     return bool(layer._disable_adapters)
 

@@ -15,7 +15,7 @@ rules keep them in step, whatever a method decides:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,9 @@ from headgate.errors import ModelError
 from headgate.models import private
 from headgate.models.anatomy import Anatomy, describe
 from headgate.models.config import ModelConfig, ParallelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FREE, KEEP = "free_full_weight", "keep_full_weight"
 
@@ -55,7 +58,7 @@ def sharding_of(config: ModelConfig, device: torch.device) -> ParallelConfig | N
     return parallel
 
 
-def distributed(parallel: ParallelConfig, config: Any) -> DistributedConfig:
+def distributed(parallel: ParallelConfig, config: object) -> DistributedConfig:
     """What transformers is told, for a model of this ``config``."""
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(config)
@@ -81,7 +84,7 @@ def is_tied(anatomy: Anatomy) -> bool:
     return anatomy.head.weight is anatomy.embedding.weight
 
 
-def shard(model: Any, parallel: ParallelConfig) -> None:
+def shard(model: PreTrainedModel, parallel: ParallelConfig) -> None:
     """Spread a model that every rank holds whole, with the same weights; each keeps its share."""
     anatomy: Any = describe(model)
     tied = is_tied(anatomy)
@@ -111,7 +114,7 @@ def keep_in_step(model: nn.Module) -> None:
     anatomy.embedding.register_forward_hook(_asking_for_a_gradient)
 
 
-def _asking_for_a_gradient(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+def _asking_for_a_gradient(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
     if torch.is_grad_enabled() and not output.requires_grad:
         return output.detach().requires_grad_()
     return output

@@ -41,7 +41,7 @@ def hidden_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def with_hidden(output: Any, hidden: Tensor) -> Any:
+def with_hidden(output: object, hidden: Tensor) -> object:
     """The block's output with its hidden state replaced, in the shape it came in."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
@@ -49,7 +49,7 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 def on_block_output(block: nn.Module, transform: Callable[[Tensor], Tensor]) -> Handle:
     """``block(x) -> transform(block(x))``, for blocks that return a tensor or a tuple."""
 
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def hook(_module: nn.Module, _args: object, output: object) -> Any:
         return with_hidden(output, transform(hidden_of(output)))
 
     return block.register_forward_hook(hook)
@@ -80,7 +80,7 @@ def on_linear(linear: nn.Module, delta: Callable[[Tensor], Tensor | None]) -> Ha
     return linear.register_forward_hook(hook)
 
 
-def on_input(module: nn.Module, observe: Callable[[Tensor], Any]) -> Handle:
+def on_input(module: nn.Module, observe: Callable[[Tensor], object]) -> Handle:
     """See the first positional input of a module (the head's input, the final norm's)."""
 
     def hook(_module: nn.Module, args: Any) -> None:
@@ -89,7 +89,9 @@ def on_input(module: nn.Module, observe: Callable[[Tensor], Any]) -> Handle:
     return module.register_forward_pre_hook(hook)
 
 
-def override_forward(module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Handle:
+def override_forward(
+    module: nn.Module, make: Callable[[Callable[..., object]], Callable[..., object]]
+) -> Handle:
     """Replace the instance's ``forward`` by ``make(original_forward)``: keys and checkpointing stay."""
     return _Restore(module, "forward", make(module.forward))
 
@@ -109,7 +111,7 @@ def head_bypassed(head: nn.Module) -> Any:
     """
     captured: list[Tensor] = []
 
-    def make(_original: Callable[..., Any]) -> Callable[..., Any]:
+    def make(_original: Callable[..., object]) -> Callable[..., object]:
         def forward(hidden: Tensor) -> Tensor:
             captured.append(hidden)
             return hidden[..., :1]

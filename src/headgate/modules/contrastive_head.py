@@ -8,13 +8,13 @@ Shapes: N samples of one skill, M views, H width, P projected width, D samples o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 from headgate.ops.novelty import nt_xent
 from headgate.ops.randomness import generator
 
@@ -108,7 +108,7 @@ class SkillContrast(FixedPrecision):
         self.register_buffer("samples_DH", torch.zeros(count, self.width, device=device))
         self.register_buffer("owner_D", torch.zeros(count, dtype=torch.long, device=device))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> SkillContrast:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SkillContrast:
         super()._apply(fn, recurse=False)
         for parameter in self.head.parameters():
             parameter.data = parameter.data.to(self.samples_DH.device)
@@ -144,9 +144,9 @@ class SkillContrast(FixedPrecision):
         """``[..., K]`` cosines between projections of centred means."""
         return self.head(first_xH) @ self.head(second_KH).mT
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {"samples": len(self.owner_D)}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Room for the saved samples, before a strict load."""
         self._allocate(structure["samples"])

@@ -5,14 +5,12 @@ Legend: D documents, T tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 
 PADDING = -100
 
@@ -54,10 +52,10 @@ class EpisodicMemory(FixedPrecision):
         """``[n]``: places of the documents of earlier segments."""
         return (self.owner < segment).nonzero().flatten()
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {"count": len(self), "length": self.documents.shape[1], "width": self.states.shape[2]}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Room for what was saved, before a strict load."""
         count, length, width = (structure[name] for name in ("count", "length", "width"))
         self.register_buffer("documents", torch.full((count, length, 2), PADDING))

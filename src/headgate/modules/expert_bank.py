@@ -14,7 +14,7 @@ Legend: B batch, T tokens, I inputs, O outputs, N experts taking part, r one exp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -156,7 +156,7 @@ class ExpertBank(nn.Module):
         if packed is not None and last and len(self.experts):
             self._packed = packed._replace(starts=packed.starts[:-1])
 
-    def _apply(self, fn: Any, recurse: bool = True) -> ExpertBank:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExpertBank:
         self._forget_packing()  # every tensor moves to another device or type on its own
         return super()._apply(fn, recurse)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class FixedPrecision(nn.Module):
@@ -16,7 +17,7 @@ class FixedPrecision(nn.Module):
 
     stays_on_cpu: ClassVar[frozenset[str]] = frozenset()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> FixedPrecision:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedPrecision:
         if recurse:
             for child in self.children():
                 child._apply(fn)

@@ -16,14 +16,14 @@ Legend: B batch, T tokens, F features, N experts asked for, P skills (prototypes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 
 SHRINKAGE = 1e-2
 BUFFERS = ("mean", "count", "scatter", "weight", "bias")
@@ -120,10 +120,10 @@ class PrototypeRouter(FixedPrecision):
             z_BTN = z_BTN.scatter_reduce(-1, experts.expand_as(own_BTP), own_BTP, "amax")
         return z_BTN.masked_fill(z_BTN == -torch.inf, 0.0)
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {"owners": list(self.owners)}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Room for the saved skills, before a strict load."""
         self.owners = list(structure["owners"])
         self._allocate(len(self.owners), self.mean.device)

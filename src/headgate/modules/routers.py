@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from headgate.ops.gating import at_least_fp32
 
 
-def exact(kind: str) -> AbstractContextManager[Any]:
+def exact(kind: str) -> AbstractContextManager[object]:
     """No autocast inside on this kind of device; nothing to leave where there is none."""
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 

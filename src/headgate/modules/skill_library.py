@@ -15,15 +15,13 @@ Shapes: K skills in the library, H width, N samples given, R repetitions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from headgate.errors import ConfigError
 from headgate.modules.contrastive_head import SkillContrast
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 from headgate.ops import novelty
 from headgate.ops.randomness import generator
 
@@ -211,12 +209,12 @@ class SkillLibrary(FixedPrecision):
         return torch.tensor(found)
 
     # -- saving -----------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         contrast = None if self.contrast is None else self.contrast.structure()
         facts = {"names": list(self.names), "next_key": self.next_key}
         return {"width": self.width, "skills": len(self.keys), **facts, "contrast": contrast}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Room for the saved skills, before a strict load."""
         if structure["width"] != self.width:
             raise ConfigError(

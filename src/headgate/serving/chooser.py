@@ -14,11 +14,11 @@ import re
 import struct
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
-Loaded = tuple[list[dict[str, Any]], list["array.array[float]"]]
+Loaded = tuple[list[dict[str, str]], Sequence[Sequence[float]]]
 WORD = re.compile(r"\w+|[^\w\s]")
 
 

@@ -31,7 +31,7 @@ SCHEMAS = (
 )  # fmt: skip
 
 
-def describe_run(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def describe_run(model: Any) -> tuple[dict[str, object], dict[str, Tensor]]:
     """The description and the tensors of a loaded run, adapter unmerged; the model is left as it is.
 
     Raises ConfigError for a method that cannot be served, and for an adapter that is no plain LoRA.
@@ -57,13 +57,13 @@ def describe_run(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return told, _untied(base, {name: tensor.detach() for name, tensor in state.items()})
 
 
-def _untied(base: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _untied(base: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tied weights once: safetensors holds no tensor twice, and loading ties them again."""
     tied = {f"base.{name}" for name in getattr(base, "all_tied_weights_keys", {})}
     return {name: tensor.cpu().contiguous().clone() for name, tensor in state.items() if name not in tied}
 
 
-def _base_and_adapter(base: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _base_and_adapter(base: nn.Module) -> tuple[dict[str, object], dict[str, Tensor]]:
     modules: dict[str, Any] = {}
     state: dict[str, Tensor] = {}
     wrapped = plain_adapter(base)
@@ -77,7 +77,7 @@ def _base_and_adapter(base: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor
     return modules, state
 
 
-def _method(method: Method) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def _method(method: Method) -> tuple[dict[str, object], dict[str, Tensor]] | None:
     """Of one method; None for one that only decided what to learn from, or is removed at inference."""
     if isinstance(method, LayerRouting):
         return None if method.config.policy == "dense" else _routing(method)

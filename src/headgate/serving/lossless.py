@@ -12,14 +12,20 @@ to is a forward over several tokens; where two tokens' logits differ by less tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headgate.errors import ModelError
 from headgate.methods.context import MEMORY
+
+if TYPE_CHECKING:
+    from transformers import Cache, GenerationConfig, PreTrainedModel
+    from transformers.generation.streamers import BaseStreamer
+
 
 LONGEST = 12
 OVERHEAD = 0.15
@@ -65,7 +71,7 @@ class Drafting:
             self.cost += 0.2 * (cost - self.cost)
 
 
-def check_lossless(routing: Any) -> None:
+def check_lossless(routing: object) -> None:
     """Raises ModelError for a routed forward that cannot draft into a full-depth cache."""
     config = getattr(routing, "config", None)
     if config is None or config.policy == "dense":
@@ -80,15 +86,15 @@ def check_lossless(routing: Any) -> None:
 
 @torch.no_grad()
 def lossless_decoding(
-    model: Any,
+    model: PreTrainedModel,
     input_ids: Tensor,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: Any,
+    logits_processor: Callable[[Tensor, Tensor], Tensor],
+    stopping_criteria: Callable[[Tensor, Tensor | None], Tensor],
+    generation_config: GenerationConfig,
     *,
     routing: Any,
     drafting: Drafting | None = None,
-    streamer: Any = None,
+    streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> Tensor:
     """A decoding method for ``generate(custom_generate=...)``: ``[1, T]`` -> ``[1, T + new]``.
@@ -134,7 +140,14 @@ def lossless_decoding(
 class Session:
     """One prompt's cache, read and written at either depth. It always holds all tokens but the last, at full depth."""
 
-    def __init__(self, model: Any, routing: Any, cache: Any, mask: Tensor | None, processor: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        routing: Any,
+        cache: Cache,
+        mask: Tensor | None,
+        processor: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
         self.model, self.routing, self.cache, self.processor = model, routing, cache, processor
         self.mask, self.cost = mask, 1.0
         if hasattr(cache, "activate_past_recording"):  # a sliding window must be able to go back
@@ -163,7 +176,7 @@ class Session:
         """Keep the first ``length`` tokens."""
         self.cache.crop(length - int(self.cache.get_seq_length()))
 
-    def draft(self, ids: Tensor, count: int, config: Any) -> tuple[list[Tensor], list[Tensor]]:
+    def draft(self, ids: Tensor, count: int, config: GenerationConfig) -> tuple[list[Tensor], list[Tensor]]:
         """Up to ``count`` tokens of the routed model and the scores ``[V]`` that each was taken by; the cache as before."""
         tokens: list[Tensor] = []
         scores: list[Tensor] = []

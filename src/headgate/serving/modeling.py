@@ -36,7 +36,7 @@ class HeadgateConfig(PreTrainedConfig):
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     headgate: dict[str, Any] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**self.text_config)
         if self.text_config is None:
@@ -84,7 +84,7 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: object = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -142,7 +142,7 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
             if routing is not None:
                 self.set_routing("on")
 
-    def lossless(self, *args: Any, drafting: Drafting | None = None, **kwargs: Any) -> Any:
+    def lossless(self, *args: Any, drafting: Drafting | None = None, **kwargs: Any) -> Tensor:
         """For ``generate(..., custom_generate=model.lossless)``: the routed model drafts, full depth decides.
 
         ``drafting`` counts what is drafted and kept. Raises ModelError for a model that routes no blocks.
@@ -154,7 +154,7 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         """The routed forward of layer_routing; None where no blocks are routed."""
         return self.methods["layer_routing"].forward_pass if "layer_routing" in self.methods else None
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+    def prepare_inputs_for_generation(self, *args: object, **kwargs: object) -> object:
         return self.base.prepare_inputs_for_generation(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from headgate.experiments.prepared import Prepared, prepare_run
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.recipe_file import recipe_from, set_dotted
+from headgate.experiments.records import Content
 from headgate.experiments.run_directory import RunDirectory
 from headgate.experiments.trainers import make_trainer
 from headgate.methods.base import Method
@@ -23,6 +24,10 @@ from headgate.methods.registry import method_class
 from headgate.models.anatomy import model_inputs
 from headgate.models.aside import look_aside
 from headgate.training.trainer import HeadgateTrainer
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 STEPS = 6
 _NUMBERS = itertools.count()
@@ -37,27 +42,27 @@ class Case:
     """A method by name and options, on a small model, below ``folder``."""
 
     name: str
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     folder: Path
     model: str = "random:llama"
-    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Other methods in the same run, by name."""
 
     @property
     def kind(self) -> type[Method]:
         return method_class(self.name)
 
-    def beside(self, **others: Mapping[str, Any]) -> Case:
+    def beside(self, **others: Mapping[str, object]) -> Case:
         """The same method in the company of others."""
         return Case(self.name, self.options, self.folder, self.model, others)
 
-    def recipe(self, changes: Mapping[str, Any] | None = None, *, alone: bool = False) -> Recipe:
+    def recipe(self, changes: Mapping[str, object] | None = None, *, alone: bool = False) -> Recipe:
         """A short run with the method (``alone``: of the adapter alone) and with dotted changes."""
         methods = (
             {} if alone else {self.name: dict(self.options), **{n: dict(o) for n, o in self.others.items()}}
         )
         brings_adapter = any(method_class(name).is_adapter for name in methods)
-        content: dict[str, Any] = {
+        content: Content = {
             "name": "conform",
             "output_dir": str(self.folder / str(next(_NUMBERS))),
             "model": {"name_or_path": self.model, "device": "cpu"},
@@ -78,11 +83,11 @@ class Case:
             set_dotted(content, dotted, value)
         return recipe_from(content, f"conform {self.name}")
 
-    def prepared(self, changes: Mapping[str, Any] | None = None, *, alone: bool = False) -> Prepared:
+    def prepared(self, changes: Mapping[str, object] | None = None, *, alone: bool = False) -> Prepared:
         """Model, data and methods of ``recipe``, the methods not attached yet."""
         return prepare_run(self.recipe(changes, alone=alone))
 
-    def trainer(self, changes: Mapping[str, Any] | None = None, *, alone: bool = False) -> HeadgateTrainer:
+    def trainer(self, changes: Mapping[str, object] | None = None, *, alone: bool = False) -> HeadgateTrainer:
         """A trainer of ``recipe``, not started; its losses are kept."""
         prepared = self.prepared(changes, alone=alone)
         directory = RunDirectory.of(prepared.recipe)
@@ -91,7 +96,7 @@ class Case:
         trainer.add_callback(KeptCheckpoints())
         return trainer
 
-    def trained(self, changes: Mapping[str, Any] | None = None, *, alone: bool = False) -> HeadgateTrainer:
+    def trained(self, changes: Mapping[str, object] | None = None, *, alone: bool = False) -> HeadgateTrainer:
         """A trainer that has run to its end."""
         trainer = self.trainer(changes, alone=alone)
         trainer.train()
@@ -101,7 +106,9 @@ class Case:
 class KeptCheckpoints(TrainerCallback):
     """Checkpoints of every step stay: laws resume from any of them."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         args.save_total_limit = None
 
 
@@ -138,7 +145,7 @@ def batch_of(trainer: HeadgateTrainer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     logits: Tensor = model(**batch).logits
     return logits
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from headgate.testing.case import (
 )
 from headgate.testing.law import law
 from headgate.training.saved import load
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 FLOP_TOLERANCE = 0.05
 
@@ -169,7 +172,9 @@ def a_frozen_group_stays(case: Case) -> None:
     from transformers import TrainerCallback
 
     class Middle(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        ) -> None:
             if state.global_step == STEPS // 2:
                 wrong = differing(before, dict(trainer.methods.named_parameters()))
                 assert not wrong, f"trained while frozen: {wrong[:4]}"
@@ -230,7 +235,7 @@ def activation_checkpointing_changes_nothing(case: Case) -> None:
 def flops_are_counted(case: Case) -> None:
     """The account of a run's FLOPs, as a multiple of the adapter's alone, is within 5% of what PyTorch counts: what neither
     counts (adapters, norms, the mask of attention, padding) cancels."""
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "training.eval_every": 1000,
         "training.save_every": 1000,
         "data.validation": None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from headgate.errors import HeadgateError
 from headgate.testing.case import Case, differing, weights_of
 from headgate.testing.law import law
@@ -52,7 +50,7 @@ def _refusal(pair: Case) -> str | None:
     return None
 
 
-PARTNERS: dict[str, dict[str, Any]] = {
+PARTNERS: dict[str, dict[str, object]] = {
     "schema_bank": {"num_schemas": 4, "rank": 2, "tags": "hash"},
     "layer_routing": {"policy": "gumbel", "granularity": "sample", "keep": 1, "kd": False},
     "lora_experts": {"experts": 2, "r": 2, "alpha": 4, "target_modules": ["q_proj"]},

@@ -12,7 +12,7 @@ import pickle
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ from headgate.methods.registry import register_method
 from headgate.testing.case import Case, NotApplicable, differing
 from headgate.testing.law import law
 from headgate.training import processes
+from headgate.training.trainer import HeadgateTrainer
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 SAME = {
     "training.max_steps": 4,
@@ -68,12 +72,12 @@ def two_ranks_are_one_process(case: Case) -> None:
     assert near, f"gradient norms of two ranks {norms}, of one process {expected}"
 
 
-def _trained(trainer: Any) -> dict[str, Tensor]:
+def _trained(trainer: HeadgateTrainer) -> dict[str, Tensor]:
     """What the optimizer moved; running figures follow the cut of the batch and are left out."""
     return {name: tensor.detach().clone() for name, tensor in trainer.named_trainable.items()}
 
 
-def _norms(trainer: Any) -> list[float]:
+def _norms(trainer: Trainer) -> list[float]:
     """The norm of every optimizer step's gradient, before it is clipped."""
     return [float(row["grad_norm"]) for row in trainer.state.log_history if "grad_norm" in row]
 
@@ -89,7 +93,7 @@ def _furthest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[f
     return gaps[name], name
 
 
-def _on_two_ranks(case: Case, changes: Mapping[str, Any]) -> list[tuple[dict[str, Tensor], list[float]]]:
+def _on_two_ranks(case: Case, changes: Mapping[str, object]) -> list[tuple[dict[str, Tensor], list[float]]]:
     """Trained tensors and gradient norms of either rank. Raises what rank 0 raised."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -116,7 +120,9 @@ def _on_two_ranks(case: Case, changes: Mapping[str, Any]) -> list[tuple[dict[str
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def _rank(rank: int, port: int, kind: type[Method], case: Case, changes: dict[str, Any], folder: str) -> None:
+def _rank(
+    rank: int, port: int, kind: type[Method], case: Case, changes: dict[str, object], folder: str
+) -> None:
     """One rank, in a process of its own with a folder of its own."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),

@@ -60,7 +60,7 @@ class VirtualDevice(TorchDispatchMode):
         self._python = _PythonSide(self)
 
     # -- where a tensor lives -------------------------------------------------------------------------
-    def put(self, *values: Any) -> None:
+    def put(self, *values: object) -> None:
         """These tensors, or those inside them, are on the device."""
         for tensor in _tensors(values):
             reference = StorageWeakRef(tensor.untyped_storage())  # weak: its address is not given away again
@@ -86,7 +86,7 @@ class VirtualDevice(TorchDispatchMode):
         with self._python, self:
             yield
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         kwargs = kwargs or {}
         resident = [self.holds(tensor) for tensor in _tensors((args, kwargs))]
         if any(resident):
@@ -118,7 +118,7 @@ class _PythonSide(TorchFunctionMode):
         super().__init__()
         self.device = device
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         kwargs, device = kwargs or {}, self.device
         if func in HOST_READS and device.holds(args[0]):
             device.wait()
@@ -137,10 +137,10 @@ class _PythonSide(TorchFunctionMode):
         return result
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def _tensors(values: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
 
 
-def _fills(func: Any, args: Any) -> bool:
+def _fills(func: Any, args: tuple[object, ...]) -> bool:
     """``x[mask] = number``: CUDA fills under the mask and counts nothing."""
     return func is not aten.index.Tensor and isinstance(args[2], Tensor) and args[2].numel() == 1

@@ -31,9 +31,11 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 """A model card is the user's to edit: the manifest leaves it out."""
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+Description = dict[str, Any]
+"""``headgate.json``: how the methods of a checkpoint are built, where training stood, what it had counted."""
 
 
-def save_methods(folder: Path, methods: MethodStack, extra: Mapping[str, Any]) -> None:
+def save_methods(folder: Path, methods: MethodStack, extra: Mapping[str, object]) -> None:
     """Parameters and buffers of all methods, and the structure to build them from."""
     state = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in methods.state_dict().items()
@@ -48,7 +50,7 @@ def save_methods(folder: Path, methods: MethodStack, extra: Mapping[str, Any]) -
     write_json(folder / STRUCTURE_FILE, description)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> Description:
     """``headgate.json``. Raises CheckpointError when it is absent, unreadable, not what was saved, or of a later format."""
     path = folder / STRUCTURE_FILE
     if not path.exists():
@@ -79,7 +81,7 @@ def load_method_state(folder: Path, methods: MethodStack) -> None:
         raise CheckpointError(f"{path} does not fit the methods of this run: {error}") from None
 
 
-def restore_methods(folder: Path, methods: MethodStack) -> dict[str, Any]:
+def restore_methods(folder: Path, methods: MethodStack) -> Description:
     """Bring attached methods to the saved structure and state, for a resume. Returns the description."""
     description = read_description(folder)
     methods.restore(description["methods"], str(folder))
@@ -87,7 +89,7 @@ def restore_methods(folder: Path, methods: MethodStack) -> dict[str, Any]:
     return description
 
 
-def build_methods(description: Mapping[str, Any]) -> MethodStack:
+def build_methods(description: Description) -> MethodStack:
     """Methods with the saved structure, not attached yet; what they draw at inference, they draw as in the run."""
     methods = MethodStack(
         [method_class(name).from_structure(s) for name, s in description["methods"].items()]

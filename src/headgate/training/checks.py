@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError, TrainingError
 from headgate.files import write_json
+from headgate.models.anatomy import Batch
 from headgate.training.processes import world_size
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from transformers import TrainingArguments
 
-def check_compile(args: Any, methods: Sequence[str], sharded: bool) -> None:
+
+def check_compile(args: TrainingArguments, methods: Sequence[str], sharded: bool) -> None:
     """``torch_compile`` runs for an adapter alone, in one process, on a whole base. Raises ConfigError elsewhere.
 
     Methods decide in Python which blocks run and what is learned from, and may install and take out parts of the model between
@@ -59,11 +64,11 @@ class FiniteWatch:
 
     def __init__(self, output_dir: str) -> None:
         self._output_dir = Path(output_dir)
-        self._losses: list[tuple[Tensor, dict[str, Any]]] = []
-        self._norms: list[tuple[Tensor, list[dict[str, Any]]]] = []
-        self._window: list[dict[str, Any]] = []
+        self._losses: list[tuple[Tensor, dict[str, object]]] = []
+        self._norms: list[tuple[Tensor, list[dict[str, object]]]] = []
+        self._window: list[dict[str, object]] = []
 
-    def add_loss(self, loss: Tensor, step: int, batch: Mapping[str, Any]) -> None:
+    def add_loss(self, loss: Tensor, step: int, batch: Batch) -> None:
         """The loss of a micro-batch of optimizer step ``step``."""
         ids = batch.get("example_id")
         fallback = {"input_ids_first_tokens": batch["input_ids"][:, :16].tolist()} if ids is None else {}
@@ -94,21 +99,21 @@ class FiniteWatch:
                     f"the gradient is not finite at step {step}, so no optimizer step was taken on it: {self._saved(rows)}"
                 )
 
-    def _saved(self, batches: Sequence[Mapping[str, Any]]) -> str:
+    def _saved(self, batches: Sequence[Mapping[str, object]]) -> str:
         self._output_dir.mkdir(parents=True, exist_ok=True)
         path = self._output_dir / "nan_batches.json"
         write_json(path, {"batches": list(batches)})
         return f"the batch ids are in {path}. Lower the learning rate, or look at these rows"
 
 
-def _finite(values: Sequence[tuple[Tensor, Any]]) -> list[bool]:
+def _finite(values: Sequence[tuple[Tensor, object]]) -> list[bool]:
     if not values:
         return []
     flags: list[bool] = torch.stack([torch.isfinite(value).all() for value, _ in values]).tolist()
     return flags
 
 
-def require_finite_state(named: Mapping[str, nn.Parameter], optimizer: Any, step: int) -> None:
+def require_finite_state(named: Mapping[str, nn.Parameter], optimizer: Optimizer, step: int) -> None:
     """Before a checkpoint is written: weights and optimizer moments are finite. Raises TrainingError naming the first
     that is not; a checkpoint of it would be the one that every restart begins from."""
     tensors = {f"weight {name}": parameter.detach() for name, parameter in named.items()}
@@ -126,7 +131,7 @@ def require_finite_state(named: Mapping[str, nn.Parameter], optimizer: Any, step
         )
 
 
-def _plain(ids: Any) -> Sequence[Any] | None:
+def _plain(ids: Any) -> Sequence[object] | None:
     if ids is None:
         return None
     return ids.tolist() if isinstance(ids, Tensor) else list(ids)

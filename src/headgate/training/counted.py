@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.training.accounting import backward_flops, forward_flops
 from headgate.training.stages import Stages
+
+if TYPE_CHECKING:
+    from headgate.training.mixin import MethodsMixin
 
 
 def reached_share(step: Step, methods: MethodStack, anatomy: Anatomy) -> float:
@@ -21,7 +24,7 @@ def reached_share(step: Step, methods: MethodStack, anatomy: Anatomy) -> float:
     return (asked + 1) / anatomy.num_blocks
 
 
-def count_readings(trainer: Any) -> None:
+def count_readings(trainer: MethodsMixin) -> None:
     """What methods read besides the steps' own batches enters the account."""
     stages = trainer.stages
     for read in trainer.methods.take_readings():

@@ -20,7 +20,7 @@ def over_ranks(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _joined(name, [rank[name] for rank in ranks if name in rank]) for name in ranks[0]}
 
 
-def _joined(name: str, values: Sequence[Any]) -> Any:
+def _joined(name: str, values: Sequence[Any]) -> object:
     if name == "memory_peak":
         return max(values)
     if all(isinstance(value, float) for value in values):

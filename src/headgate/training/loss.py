@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from headgate.errors import ConfigError
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Columns
 from headgate.models.sharding import whole
 from headgate.models.surgery import head_bypassed, head_input_captured
-from headgate.modules.fused_head import chunked_head_loss
+from headgate.modules.fused_head import HeadObserver, chunked_head_loss
 
 CHUNKED_FROM_VOCABULARY = 32_768
 """From this vocabulary on, ``loss: auto`` never materialises [B, T, V] logits."""
@@ -59,7 +59,7 @@ def trained_tokens(labels: Tensor) -> Tensor:
     return labels[..., 1:].ne(IGNORE_INDEX).sum()
 
 
-def plain_loss(model: nn.Module, anatomy: Anatomy, inputs: dict[str, Any]) -> TaskLoss:
+def plain_loss(model: nn.Module, anatomy: Anatomy, inputs: dict[str, object]) -> TaskLoss:
     """The model's own loss; the head's input is captured on the way."""
     with head_input_captured(anatomy.head) as captured:
         outputs = model(**inputs)
@@ -69,11 +69,11 @@ def plain_loss(model: nn.Module, anatomy: Anatomy, inputs: dict[str, Any]) -> Ta
 def chunked_loss(
     model: nn.Module,
     anatomy: Anatomy,
-    inputs: dict[str, Any],
+    inputs: Columns,
     *,
     num_items: Tensor | int | None,
     label_smoothing: float = 0.0,
-    observers: tuple[Any, ...] = (),
+    observers: tuple[HeadObserver, ...] = (),
     gated: bool = False,
 ) -> TaskLoss:
     """Cross-entropy from the head's input, chunk by chunk; ``[B, T, V]`` is never materialised."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from headgate.training import processes, replicas
 from headgate.training.counted import executed_flops, reached_share
 from headgate.training.loss import TaskLoss
 
+if TYPE_CHECKING:
+    from headgate.training.mixin import MethodsMixin
+
 
 class MicroBatch:
     """Asks the methods, runs what they agree to run, counts what was really computed.
@@ -21,7 +24,7 @@ class MicroBatch:
     It changes its ``step``, the gradients, and the trainer's run state, window and telemetry; nothing else.
     """
 
-    def __init__(self, trainer: Any, step: Step) -> None:
+    def __init__(self, trainer: MethodsMixin, step: Step) -> None:
         self._trainer, self.step = trainer, step
 
     def run(self) -> None:

@@ -9,7 +9,7 @@ checkpoints are overridden in ``saving``; every attribute is assigned here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,10 @@ from headgate.training.stages import Stages
 from headgate.training.telemetry import Telemetry
 from headgate.training.viewed import ViewedBatches, formed_batches
 from headgate.training.window import Windows
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
 
 class MethodsMixin(SavingOverrides):
@@ -90,7 +94,7 @@ class MethodsMixin(SavingOverrides):
         self.run_state, self.windows, self.saver = RunState(), Windows(self), Saver(self)
         self.telemetry, self.stopwatch, self.signals = Telemetry(), Stopwatch(), StopSignals()
         self.finite_watch = FiniteWatch(self.args.output_dir)
-        self.base_model: dict[str, Any] | None = None  # the recipe's model block, to load it again
+        self.base_model: dict[str, object] | None = None  # the recipe's model block, to load it again
         self.batches: ViewedBatches | None = None  # where a method forms its own
         replicas.take_over_reduction(self.accelerator)
 
@@ -110,12 +114,12 @@ class MethodsMixin(SavingOverrides):
             self.batches.load(self.saver.folder, self.args.device)
         return self.batches
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, *args: object, **kwargs: object) -> object:
         batches, items = super().get_batch_samples(*args, **kwargs)
         self.windows.offer(batches, items)
         return batches, items
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    def _maybe_log_save_evaluate(self, *args: object, **kwargs: object) -> object:
         """``epoch`` counts passes over the offered data: the trainer's own count would begin anew at a resume."""
         self.stages.end_what_is_over()
         count_readings(self)
@@ -123,7 +127,7 @@ class MethodsMixin(SavingOverrides):
             self.state.epoch = self.batches.passes
         return super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+    def _run_epoch(self, *args: Any, **kwargs: object) -> object:
         """A view that was restored stands where it should: the trainer must not skip its batches again."""
         if (
             self.saver.is_finished
@@ -138,7 +142,7 @@ class MethodsMixin(SavingOverrides):
             self.args.ignore_data_skip = keep
 
     # -- steps ----------------------------------------------------------------------------------------
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: object, num_items_in_batch: object = None) -> Tensor:
         self.stopwatch.start()
         self.windows.open()
         count_readings(self)
@@ -159,7 +163,7 @@ class MethodsMixin(SavingOverrides):
         self.run_state.summed_loss = self.run_state.summed_loss + loss.detach()
         return loss
 
-    def _step(self, model: Any, batch: Any, num_items: Any) -> Step:
+    def _step(self, model: nn.Module, batch: dict[str, Tensor], num_items: Any) -> Step:
         """What the methods may see of the micro-batch that begins."""
         assert self.curriculum is not None
         done, every = self.state.global_step, self.state.logging_steps or 1
@@ -181,17 +185,17 @@ class MethodsMixin(SavingOverrides):
         )
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> Any:
         inputs = self.model_inputs(inputs)
         return super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
 
-    def _clip_grad_norm(self, model: Any) -> Any:
+    def _clip_grad_norm(self, model: PreTrainedModel) -> Tensor | float | None:
         return self._clipped(model, self.args.max_grad_norm)
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: object = None) -> Tensor | None:
         """Called once before every optimizer step: a gradient that is not finite goes no further."""
         if grad_norm is None:
             grad_norm = self._clipped(model, float("inf"))
@@ -201,28 +205,28 @@ class MethodsMixin(SavingOverrides):
             self.finite_watch.add_gradient_norm(norm)
         return norm
 
-    def _clipped(self, model: Any, most: float) -> Any:
+    def _clipped(self, model: nn.Module, most: float) -> Tensor | float | None:
         return self.accelerator.clip_grad_norm_([*model.parameters(), *self.methods.parameters()], most)
 
-    def floating_point_ops(self, inputs: Any) -> float:
+    def floating_point_ops(self, inputs: object) -> float:
         """FLOPs executed since the last call: skipped forwards, backwards and blocks are not counted."""
         return self.run_state.take_flops()
 
     # -- optimizer and schedule -----------------------------------------------------------------------
     def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
-    ) -> Any:
+        self, max_steps: int, train_dataloader: object, resume_from_checkpoint: object
+    ) -> object:
         self.stages.begin(max_steps, resumed=resume_from_checkpoint is not None)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         replicas.broadcast([*self.named_trainable.values(), *self.methods.buffers()])
         return prepared
 
-    def create_optimizer(self, model: Any = None) -> Any:
+    def create_optimizer(self, model: Any = None) -> Optimizer:
         if self.optimizer is None and self.curriculum is not None:
             self.optimizer = self.stages.make_optimizer()
         return super().create_optimizer(model)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         if self.lr_scheduler is None and self.curriculum is not None:
             self.lr_scheduler = self.stages.make_scheduler(self.optimizer if optimizer is None else optimizer)
             private.own_scheduler(self)
@@ -239,6 +243,6 @@ class MethodsMixin(SavingOverrides):
         self.callback_handler.lr_scheduler = self.lr_scheduler
 
 
-def _seed_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+def _seed_of(args: Sequence[object], kwargs: Mapping[str, object]) -> int:
     training_args = kwargs.get("args", args[1] if len(args) > 1 else None)
     return int(getattr(training_args, "seed", 0))

@@ -8,7 +8,7 @@ samples) are refused by name: a gate or a router on them has no meaning that any
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import Trainer
@@ -21,11 +21,14 @@ from headgate.training import processes
 from headgate.training.config import LossChoice
 from headgate.training.loss import TaskLoss, choose_loss, chunked_loss, plain_loss
 
+if TYPE_CHECKING:
+    from headgate.training.mixin import MethodsMixin
+
 SUPERVISED = frozenset({"SFTTrainer"})
 """The trainers of TRL whose objective is next-token cross-entropy on labelled tokens."""
 
 
-def objective_override(trainer: Any, ours: Sequence[type]) -> str | None:
+def objective_override(trainer: MethodsMixin, ours: Sequence[type]) -> str | None:
     """The name of what replaces the model's own loss in ``trainer``, or None.
 
     ``ours``: Headgate's classes, whose ``compute_loss`` only filters inputs. Raises ConfigError for an objective that
@@ -69,7 +72,7 @@ class Objective:
         override: what replaces Headgate's loss, by name, or None. choice: ``plain`` or ``chunked``.
     """
 
-    def __init__(self, trainer: Any, ours: type, loss: LossChoice, label_smoothing: float) -> None:
+    def __init__(self, trainer: MethodsMixin, ours: type, loss: LossChoice, label_smoothing: float) -> None:
         self._trainer = trainer
         self.label_smoothing = label_smoothing
         self.override = objective_override(trainer, (ours,))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from headgate.methods.compose import MethodStack
 from headgate.methods.stage import ScheduledStage
-from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.anatomy import Anatomy, Batch, Columns, model_inputs
 from headgate.training.accounting import Stopwatch
 from headgate.training.checks import FiniteWatch
 from headgate.training.curriculum import Curriculum
@@ -48,7 +47,7 @@ class TrainerParts(Base):
     stopwatch: Stopwatch
     signals: StopSignals
     finite_watch: FiniteWatch
-    base_model: dict[str, Any] | None
+    base_model: dict[str, object] | None
     # of the Trainer behind it
     args: Any
     state: Any
@@ -102,7 +101,7 @@ class TrainerParts(Base):
         """What all ranks did together. Collective."""
         return self.run_state.totals()
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Final figures of the methods, for the run's result."""
         return self.methods.summary()
 
@@ -116,7 +115,7 @@ class TrainerParts(Base):
         return self.methods.evaluation.watches_validation
 
     # -- what a trainer may change --------------------------------------------------------------------
-    def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def model_inputs(self, batch: Batch) -> Columns:
         """What the model itself is called with: the methods' extra columns are left out."""
         return model_inputs(batch)
 

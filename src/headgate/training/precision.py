@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from headgate.errors import ConfigError
 
@@ -41,7 +41,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 
 
-def check_arguments(scheduler: str, arguments: dict[str, Any]) -> None:
+def check_arguments(scheduler: str, arguments: dict[str, object]) -> None:
     """Raises ValueError for an argument that the scheduler does not have."""
     known = ARGUMENTS.get(scheduler, ())
     for name in arguments:
@@ -66,7 +66,7 @@ def check_machine(precision: str, optimizer: str, device: torch.device) -> None:
         )
 
 
-def decided_here(precision: str) -> dict[str, Any]:
+def decided_here(precision: str) -> dict[str, object]:
     """TrainingArguments' flags; a launcher that asks for another precision is overruled, and told."""
     wanted = precision if precision in ("bf16", "fp16") else "no"
     asked = os.environ.get(LAUNCHER, "no")

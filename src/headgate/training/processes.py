@@ -23,7 +23,7 @@ PATIENCE = timedelta(days=7)
 
 T = TypeVar("T")
 
-_control: Any = None
+_control: object = None
 _runs = 0
 _first_in = -1
 
@@ -111,7 +111,7 @@ def exchange(values: Sequence[float]) -> list[float]:
     return sums
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: T) -> list[T]:
     """Every rank's ``value``, in the order of ranks."""
     if world_size() == 1:
         return [value]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,11 @@ from torch import Tensor
 from headgate.errors import ConfigError, TrainingError
 from headgate.training.processes import ENGINES, PLAIN, control_group, exchange, gather, world_size
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def take_over_reduction(accelerator: Any) -> None:
+
+def take_over_reduction(accelerator: Accelerator) -> None:
     """Keep accelerate from wrapping the model in DistributedDataParallel; refuse engines that step by themselves."""
     kind = str(accelerator.distributed_type)
     if kind.endswith("DEEPSPEED"):

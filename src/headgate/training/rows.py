@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from typing import Any
 
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from headgate.errors import DataError
 
 
-def check_rows(dataset: Any, sampling: str) -> None:
+def check_rows(dataset: object, sampling: str) -> None:
     """Raise DataError for data that no loader can be made of: none at all, or rows without lengths to group by."""
     for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
         if isinstance(part, Sized) and len(part) == 0:
@@ -24,7 +24,7 @@ def check_rows(dataset: Any, sampling: str) -> None:
             )
 
 
-def require_labels(batch: Mapping[str, Any]) -> Any:
+def require_labels(batch: Mapping[str, Tensor]) -> Tensor:
     """The batch's labels. Raises DataError where the collator made none."""
     if batch.get("labels") is None:
         raise DataError(

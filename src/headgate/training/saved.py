@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headgate.errors import CheckpointError
 from headgate.methods.base import Method
@@ -15,6 +15,9 @@ from headgate.models.anatomy import describe
 from headgate.models.config import ModelConfig
 from headgate.models.load import load_base
 from headgate.training import checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def saved_folder(path: str | Path) -> Path:
@@ -71,7 +74,7 @@ def load(path: str | Path, *, attach: bool = True, **model_options: Any) -> tupl
 
 
 @contextmanager
-def attached(model: Any, *methods: Method) -> Iterator[Any]:
+def attached(model: nn.Module, *methods: Method) -> Iterator[object]:
     """``with attached(model, load_method(LayerRouting, "out")): model.generate(...)``."""
     stack = MethodStack(methods)
     stack.attach(describe(model))

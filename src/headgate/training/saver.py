@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import ExportableState
@@ -12,6 +12,9 @@ from transformers.trainer_callback import ExportableState
 from headgate.models import private
 from headgate.training import checkpoint, processes, replicas
 from headgate.training.checks import require_finite_state
+
+if TYPE_CHECKING:
+    from headgate.training.mixin import MethodsMixin
 
 
 class Saver:
@@ -21,7 +24,7 @@ class Saver:
         folder: the checkpoint that this training continues from, or None.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: MethodsMixin) -> None:
         self._trainer = trainer
         self.folder: Path | None = None
 
@@ -47,7 +50,7 @@ class Saver:
             "ranks": shares,
         }
 
-    def save_methods(self, folder: Path, description: dict[str, Any]) -> None:
+    def save_methods(self, folder: Path, description: dict[str, object]) -> None:
         """Methods and batches in hand, beside what the trainer has saved in ``folder``."""
         trainer = self._trainer
         (folder / "training_args.bin").unlink(missing_ok=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from transformers import set_seed
 
 from headgate.errors import TrainingError
 from headgate.models import private
+from headgate.models.anatomy import Batch
 from headgate.models.sharding import at_rest
 from headgate.training import checkpoint, processes, replicas
 from headgate.training.accounting import peak_memory_bytes
@@ -19,12 +20,15 @@ from headgate.training.figures import over_ranks
 from headgate.training.parts import TrainerParts
 from headgate.training.shares import deal_validation
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 class SavingOverrides(TrainerParts):
     """What a ``Trainer`` writes while it trains. It assigns no attribute of its own."""
 
     # -- logs and validations -------------------------------------------------------------------------
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, object], start_time: float | None = None) -> None:
         if "loss" in logs and self.curriculum is not None:
             seconds = self.stopwatch.read()
             self.finite_watch.check()
@@ -67,7 +71,7 @@ class SavingOverrides(TrainerParts):
             self.methods.evaluation.end_validation(metrics)
         return metrics
 
-    def validation_batches(self, dataset: Any) -> Iterator[Any]:
+    def validation_batches(self, dataset: object) -> Iterator[Batch]:
         """The batches that a validation of ``dataset`` reads, on the device; all of them on every rank."""
         loader = self.get_eval_dataloader(dataset)
         deal_validation(loader, whole=True)
@@ -75,7 +79,7 @@ class SavingOverrides(TrainerParts):
             yield private.inputs_on_device(self, batch)
 
     # -- checkpoints ----------------------------------------------------------------------------------
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         description = self.saver.description()  # of all ranks, so all take part
         at_rest(self.anatomy.model)
@@ -95,7 +99,7 @@ class SavingOverrides(TrainerParts):
         if self.args.should_save and not _internal_call:  # a checkpoint is sealed when all of it is there
             checkpoint.seal(Path(output_dir if output_dir is not None else self.args.output_dir))
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.stopwatch.stop()
         self.saver.check()
         keep, self.args.save_total_limit = self.args.save_total_limit, None
@@ -116,7 +120,7 @@ class SavingOverrides(TrainerParts):
         if self.args.should_save:
             checkpoint.rotate(run_dir, keep, self.state.best_model_checkpoint)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: object = None, **kwargs: Any) -> Any:
         """As transformers.Trainer.train; ``True`` resumes from the newest checkpoint that is whole.
 
         A checkpoint of the run's last step is loaded and not trained any further.
@@ -130,7 +134,7 @@ class SavingOverrides(TrainerParts):
         self.stages.tell_where_the_schedule_ended()
         return output._replace(training_loss=self._train_loss())
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+    def _init_training_state(self, max_steps: int, *args: object, **kwargs: object) -> object:
         position = super()._init_training_state(max_steps, *args, **kwargs)
         self.saver.restore_callbacks()
         return position

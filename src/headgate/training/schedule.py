@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim.lr_scheduler import LambdaLR
 
 
 class ClockedScheduler:
     """Any torch schedule whose ``step`` moves only when ``ticks()`` says so."""
 
-    def __init__(self, inner: Any, ticks: Callable[[], bool]) -> None:
+    def __init__(self, inner: LambdaLR, ticks: Callable[[], bool]) -> None:
         self.inner, self._ticks = inner, ticks
 
     def step(self, *args: Any, **kwargs: Any) -> None:
@@ -21,13 +25,13 @@ class ClockedScheduler:
         """Steps of the schedule's own clock so far."""
         return int(self.inner.last_epoch)
 
-    def get_last_lr(self) -> list[float]:
+    def get_last_lr(self) -> list[float | Tensor]:
         return list(self.inner.get_last_lr())
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.inner.state_dict())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         self.inner.load_state_dict(state)
 
     def continue_from(self, state: dict[str, Any]) -> None:

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.data_loader import BatchSamplerShard
 
 from headgate.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from headgate.models.anatomy import Batch
 
 
 class TrainingShare(BatchSamplerShard):
@@ -45,13 +50,13 @@ def spread(rows: list[int], ranks: int) -> list[list[int]]:
     return [rows[start:stop] for start, stop in pairwise(starts)]
 
 
-def deal_training(loader: Any) -> None:
+def deal_training(loader: DataLoader[Batch]) -> None:
     """Give this rank its share of the batches of a training loader that accelerate has prepared."""
     if isinstance(loader.batch_sampler, BatchSamplerShard):
         loader.batch_sampler.__class__ = TrainingShare  # torch lets no loader change its sampler
 
 
-def deal_validation(loader: Any, *, whole: bool) -> bool:
+def deal_validation(loader: DataLoader[Batch], *, whole: bool) -> bool:
     """Every rank reads its share of a validation, no row twice; or all of it: for methods that watch it, and where
     there are fewer batches than ranks. Returns whether every rank reads all."""
     share = loader.batch_sampler
@@ -64,7 +69,7 @@ def deal_validation(loader: Any, *, whole: bool) -> bool:
     return whole
 
 
-def dealt(loader: Any) -> tuple[int, int]:
+def dealt(loader: DataLoader[Batch]) -> tuple[int, int]:
     """(batches that this rank reads of a dealt validation, the most that any rank reads)."""
     share = loader.batch_sampler
     if not isinstance(share, BatchSamplerShard):
@@ -72,7 +77,7 @@ def dealt(loader: Any) -> tuple[int, int]:
     return len(share), -(-len(share.batch_sampler) // int(share.num_processes))
 
 
-def in_step(batches: Iterable[Any], rounds: int) -> Iterator[Any]:
+def in_step(batches: Iterable[object], rounds: int) -> Iterator[Any]:
     """``batches``, the last of them again until there were ``rounds``: ranks that share a model's weights run their
     forwards together. Raises TrainingError where there is none to repeat."""
     batch, count = None, 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from headgate.training.processes import world_size
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 ECHO = 10.0
 """Seconds in which a launcher may pass on to a rank the Ctrl-C that the terminal has already sent it."""
@@ -35,7 +38,7 @@ class StopSignals(TrainerCallback):
                 self._old[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -48,14 +51,16 @@ class StopSignals(TrainerCallback):
         """Whether the run stops here: what one process was told, several must have agreed on."""
         return self.agreed if world_size() > 1 else self.pending
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: object) -> None:
         if self.received is not None:
             if world_size() > 1 and time.monotonic() - self._at < ECHO:
                 return
             raise KeyboardInterrupt
         self.received, self._at = number, time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl | None:
         if self.stopping:
             control.should_save = True
             control.should_training_stop = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,10 +14,16 @@ from headgate.errors import ConfigError
 from headgate.methods.stage import LORA_GROUP, Stage
 from headgate.methods.step import Step
 from headgate.models import private
+from headgate.models.anatomy import Batch
 from headgate.training import replicas
 from headgate.training.config import ScheduleClock
 from headgate.training.curriculum import Curriculum
 from headgate.training.schedule import ClockedScheduler
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from headgate.training.mixin import MethodsMixin
 
 
 class Stages:
@@ -31,7 +37,7 @@ class Stages:
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: MethodsMixin,
         adapter: Mapping[str, nn.Parameter],
         given: Sequence[Stage] | None,
         clock: ScheduleClock,
@@ -138,7 +144,7 @@ class Stages:
         self.backward_share = (anatomy.num_blocks - min(lowest, default=0)) / anatomy.num_blocks
 
     # -- optimizer and schedule -----------------------------------------------------------------------
-    def make_optimizer(self) -> Any:
+    def make_optimizer(self) -> Optimizer:
         """AdamW, or what the arguments name, over the groups of the current stage."""
         trainer = self._trainer
         assert self.curriculum is not None
@@ -148,7 +154,7 @@ class Stages:
         kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
         return kind(groups, **options)
 
-    def make_scheduler(self, optimizer: Any) -> ClockedScheduler:
+    def make_scheduler(self, optimizer: Optimizer) -> ClockedScheduler:
         """The schedule of the current stage, over its own steps."""
         args = self._trainer.args
         assert self.curriculum is not None
@@ -192,19 +198,20 @@ class Probe:
     is no such one (no validation rows, or one set for each skill).
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: MethodsMixin) -> None:
         self._trainer = trainer
 
     @property
-    def validation(self) -> Iterator[Any] | None:
+    def validation(self) -> Iterator[Batch] | None:
         held = self._trainer.eval_dataset
-        batches: Iterator[Any] | None = (
+        batches: Iterator[Batch] | None = (
             None if held is None or isinstance(held, dict) else self._trainer.validation_batches(held)
         )
         return batches
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         trainer = self._trainer
+        assert trainer.curriculum is not None
         dataset = trainer.stage_dataset(trainer.curriculum.current)
         order = torch.randperm(
             len(dataset), generator=torch.Generator().manual_seed(trainer.args.seed)

@@ -7,13 +7,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
 from headgate.files import write_lines_atomically
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 NAMES = [  # what a trainer logs whatever its methods; those declare theirs in Method.telemetry_names
     "loss",
@@ -62,7 +65,7 @@ class Telemetry:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
-        self._latest: dict[str, Any] = {}
+        self._latest: dict[str, object] = {}
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Average numbers and scalar tensors; keep the latest of anything else (lists, histograms)."""
@@ -75,7 +78,7 @@ class Telemetry:
             else:
                 self._latest[name] = value
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: str, value: object) -> None:
         """A value that is not averaged: totals, rates, thresholds at this moment."""
         self._latest[name] = value
 
@@ -106,7 +109,7 @@ def _number(total: Tensor | float) -> float | dict[str, float]:
     return {"fp32": float(total)} if isinstance(total, Tensor) else float(total)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
@@ -120,20 +123,29 @@ class JsonlCallback(TrainerCallback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_lines_atomically(self.path, (_line(row) for row in state.log_history))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: object,
+    ) -> None:
         if not state.is_world_process_zero or not logs:
             return
         with self.path.open("a") as file:
             file.write(_line({**logs, "step": state.global_step}))
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, object]) -> str:
     return json.dumps({"step": row["step"], **row}) + "\n"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, has_length
@@ -34,7 +35,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
         self,
         *args: Any,
         train_dataset: Any = None,
-        eval_collator: Any = None,
+        eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         replay: Replay | None = None,
         **kwargs: Any,
     ) -> None:
@@ -106,7 +107,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
         model.eval()
         self.methods.eval()
 
-        def forward(batch: Mapping[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(batch: Mapping[str, Tensor], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             loss, outputs = self.compute_loss(model, batch, return_outputs=True, num_items_in_batch=tokens)
             return loss, outputs["logits"]
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-Forward = Callable[[Mapping[str, Any], Tensor], tuple[Tensor, Tensor]]
+from headgate.models.anatomy import Batch
+
+if TYPE_CHECKING:
+    import datasets
+
+Forward = Callable[[Batch, Tensor], tuple[Tensor, Tensor]]
 """(batch, its trained tokens) -> (loss summed over tokens and divided by their number, logits ``[B, T, V]``)."""
 
 
-def validation_order(dataset: Any, length_column: str = "length") -> list[int]:
+def validation_order(dataset: datasets.Dataset, length_column: str = "length") -> list[int]:
     """Rows by length where it is known, so that batches hold little padding; the same in every process and run.
 
     transformers' own order under ``group_by_length`` follows the run's seed: which rows share a batch, and with it the last
@@ -25,9 +30,7 @@ def validation_order(dataset: Any, length_column: str = "length") -> list[int]:
 
 
 @torch.no_grad()
-def validation_terms(
-    forward: Forward, batches: Iterable[Mapping[str, Any]]
-) -> Iterator[tuple[list[float], int]]:
+def validation_terms(forward: Forward, batches: Iterable[Batch]) -> Iterator[tuple[list[float], int]]:
     """Of every batch: summed loss in nats, trained tokens, hits of the most likely token; and its rows."""
     for batch in batches:
         labels = batch["labels"]
@@ -47,7 +50,7 @@ def added(terms: Iterable[tuple[list[float], int]]) -> tuple[Tensor, int]:
     return sums, rows
 
 
-def validation_sums(forward: Forward, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, int]:
+def validation_sums(forward: Forward, batches: Iterable[Mapping[str, object]]) -> tuple[Tensor, int]:
     """The sums of ``validation_terms`` over all batches, in one process."""
     return added(validation_terms(forward, batches))
 

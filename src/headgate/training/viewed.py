@@ -42,7 +42,7 @@ class ViewedBatches:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return itertools.islice(iter(self.view), self.length)
 
     @property
@@ -55,7 +55,7 @@ class ViewedBatches:
         """Passes over the offered data, what was taken so far included."""
         return self.turn + self.taken / self._per_turn
 
-    def _raw(self) -> Iterator[Any]:
+    def _raw(self) -> Iterator[object]:
         while True:
             if hasattr(self.loader, "set_epoch"):
                 self.loader.set_epoch(self.turn)

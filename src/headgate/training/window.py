@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from headgate.methods.step import Step
+from headgate.models.anatomy import Batch
 from headgate.training import processes, replicas
 from headgate.training.checks import require_gradients
 from headgate.training.telemetry import gradient_norms
+
+if TYPE_CHECKING:
+    from headgate.training.mixin import MethodsMixin
 
 
 @dataclass
@@ -51,14 +55,14 @@ class Window:
 class Windows:
     """The window in progress of a trainer, opened and closed at optimizer steps."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: MethodsMixin) -> None:
         self._trainer = trainer
         self.current = Window()
         self._checked_stage = -1
-        self._batches: Sequence[Mapping[str, Any]] = ()
+        self._batches: Sequence[Batch] = ()
         self._items: Tensor | int | None = None
 
-    def offer(self, batches: Sequence[Mapping[str, Any]], items: Tensor | int | None) -> None:
+    def offer(self, batches: Sequence[Mapping[str, Tensor]], items: Tensor | int | None) -> None:
         """The micro-batches of the next window and the trained tokens that transformers counted in them."""
         self._batches, self._items = batches, items
 
@@ -66,7 +70,7 @@ class Windows:
         """Those tokens without what the methods take out. Counted once the window's stage has begun: it may bring rows
         that are taken out."""
         items, held = self._items, self._trainer.methods.held_out_tokens
-        out = sum(held(batch) for batch in self._batches)
+        out: Tensor | int = sum(held(batch) for batch in self._batches)
         self._batches = ()
         if items is None or not self._trainer.methods.holding_out:
             return items
@@ -96,9 +100,11 @@ class Windows:
                 for parameter in stages.named_trainable.values():
                     if parameter.grad is not None:
                         parameter.grad *= factor
-            if self._checked_stage != stages.curriculum.index and not trainer.methods.skips_blocks:
-                require_gradients(stages.named_trainable, stages.curriculum.current.name)
-            self._checked_stage = stages.curriculum.index
+            curriculum = stages.curriculum
+            assert curriculum is not None
+            if self._checked_stage != curriculum.index and not trainer.methods.skips_blocks:
+                require_gradients(stages.named_trainable, curriculum.current.name)
+            self._checked_stage = curriculum.index
         if step.should_log:
             trainer.telemetry.add(gradient_norms(stages.groups))
             for group in trainer.optimizer.param_groups:

@@ -17,10 +17,12 @@ from headgate.errors import DataError
 from ..config import SourceConfig
 
 Row = dict[str, Any]
-Reader = Callable[[Mapping[str, Any], str, SourceConfig], Iterator[Row]]
+RawRow = Mapping[str, Any]
+"""A row as its source has it, or as its reader left it: columns by name, of whatever kind."""
+Reader = Callable[[RawRow, str, SourceConfig], Iterator[Row]]
 
 
-def field(raw: Mapping[str, Any], where: str, *names: str) -> Any:
+def field(raw: Mapping[str, object], where: str, *names: str) -> Any:
     """The first of ``names`` that the row has; DataError names the place and what it has instead."""
     for name in names:
         if raw.get(name) is not None:
@@ -30,7 +32,7 @@ def field(raw: Mapping[str, Any], where: str, *names: str) -> Any:
     raise DataError(f"{where}: no field {wanted} (the row has: {has})")
 
 
-def string(raw: Mapping[str, Any], where: str, *names: str) -> str:
+def string(raw: Mapping[str, object], where: str, *names: str) -> str:
     """``field`` that must be text or a number."""
     value = field(raw, where, *names)
     if isinstance(value, (dict, list)):

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any
 
 from headgate.errors import DataError
 
@@ -21,11 +20,11 @@ class Source:
 
     reader: Reader
     summary: str
-    example: dict[str, Any] = field(default_factory=dict)
+    example: Mapping[str, object] = field(default_factory=dict)
     hub: tuple[str, str | None] | None = None
 
 
-def auto(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def auto(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """The reader that the row's columns call for."""
     has = {name for name, value in raw.items() if value is not None}
     for needed, reader in _BY_COLUMNS:

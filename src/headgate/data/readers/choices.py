@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from ..config import SourceConfig
@@ -15,7 +15,7 @@ PROMPT = "Question: {question}\n{options}\nAnswer: "
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def lettered(question: str, options: Sequence[Any], right: int, where: str, config: SourceConfig) -> Row:
+def lettered(question: str, options: Sequence[object], right: int, where: str, config: SourceConfig) -> Row:
     """The row of one question: options under letters, the letter as the completion and the answer."""
     if not 0 <= right < len(options):
         raise DataError(f"{where}: the answer is option {right + 1} of {len(options)}")
@@ -29,7 +29,7 @@ def lettered(question: str, options: Sequence[Any], right: int, where: str, conf
     }
 
 
-def arc(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def arc(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """ARC and OpenBookQA: ``question`` (or ``question_stem``), ``choices`` with ``text`` and ``label``, ``answerKey``."""
     question, choices = string(raw, where, "question", "question_stem"), field(raw, where, "choices")
     if isinstance(choices, list):
@@ -40,7 +40,7 @@ def arc(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Ro
     yield lettered(question, choices["text"], labels.index(key), where, config)
 
 
-def mmlu(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def mmlu(raw: RawRow, where: str, config: SourceConfig) -> Iterator[Row]:
     """``question``, ``choices`` (or ``choice0`` ... / ``A`` ...), ``answer`` as an index or a letter, ``subject``."""
     question, options = string(raw, where, "question"), raw.get("choices")
     if options is None:
@@ -61,7 +61,7 @@ def subject_of(where: str) -> str | None:
     return match.group(1) if match else None
 
 
-def boolq(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def boolq(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """``passage``, ``question``, ``answer`` (true or false), as a choice of yes and no."""
     passage, question = string(raw, where, "passage"), string(raw, where, "question")
     key = str(field(raw, where, "answer", "label")).lower()
@@ -71,7 +71,7 @@ def boolq(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[
     yield row
 
 
-def bbh(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def bbh(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """BIG-Bench Hard: ``input`` and ``target``; ``(A)`` where the input lists options, text otherwise."""
     question, target = string(raw, where, "input"), string(raw, where, "target").strip()
     row: Row = {

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from ..config import SourceConfig
@@ -30,7 +31,7 @@ TURN_KEYS = {
 }  # fmt: skip
 
 
-def alpaca(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def alpaca(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """Alpaca and CodeAlpaca: ``instruction``, optional ``input``, ``output`` or ``response``, optional ``answer``."""
     context = str(raw.get("input") or "").strip()
     template = ALPACA_INPUT if context else ALPACA
@@ -41,7 +42,7 @@ def alpaca(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator
     yield with_answers(row, raw)
 
 
-def with_answers(row: Row, raw: Mapping[str, Any]) -> Row:
+def with_answers(row: Row, raw: RawRow) -> Row:
     """The gold answers that a raw row carries beside its completion."""
     several = raw.get("answers")
     if isinstance(several, list) and several and not isinstance(several[0], dict):
@@ -56,9 +57,9 @@ def with_answers(row: Row, raw: Mapping[str, Any]) -> Row:
     return row
 
 
-def sharegpt(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def sharegpt(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """``conversations`` of ``from`` and ``value``; an optional ``system`` prompt and ``tools``."""
-    turns: list[dict[str, Any]] = []
+    turns: list[dict[str, object]] = []
     if raw.get("system"):
         turns.append({"role": "system", "content": str(raw["system"])})
     for number, turn in enumerate(field(raw, where, "conversations", "conversation"), start=1):
@@ -71,7 +72,7 @@ def sharegpt(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterat
     yield _conversation(turns, raw, where)
 
 
-def messages(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def messages(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """A list of turns with ``role`` and ``content``, ``tool_calls`` and their results; ``tools`` beside it."""
     turns = decoded(field(raw, where, "messages"), where, "messages")
     if not isinstance(turns, list) or not turns:
@@ -79,7 +80,7 @@ def messages(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterat
     yield _conversation([clean_turn(turn, f"{where}, message {n}") for n, turn in enumerate(turns, 1)], raw, where)  # fmt: skip
 
 
-def decoded(value: Any, where: str, name: str) -> Any:
+def decoded(value: object, where: str, name: str) -> Any:
     """Conversations and tools are often stored as JSON text."""
     if isinstance(value, str):
         try:
@@ -89,7 +90,7 @@ def decoded(value: Any, where: str, name: str) -> Any:
     return value
 
 
-def clean_turn(turn: Any, place: str) -> dict[str, Any]:
+def clean_turn(turn: object, place: str) -> dict[str, object]:
     """A turn as chat templates want it. What a format's columns filled with null is left out; calls are kept."""
     if not isinstance(turn, dict):
         raise DataError(f"{place}: a message is an object with role and content, not {type(turn).__name__}")
@@ -110,7 +111,7 @@ def clean_turn(turn: Any, place: str) -> dict[str, Any]:
     return {key: value for key, value in turn.items() if key not in unknown}
 
 
-def _clean_call(call: Any, place: str) -> dict[str, Any]:
+def _clean_call(call: Any, place: str) -> dict[str, object]:
     function = call.get("function", call) if isinstance(call, dict) else {}
     if not isinstance(function, dict) or not function.get("name"):
         raise DataError(f"{place}: a tool call needs function.name and function.arguments")
@@ -122,7 +123,7 @@ def _clean_call(call: Any, place: str) -> dict[str, Any]:
     return cleaned | ({"id": call["id"]} if call.get("id") else {})
 
 
-def _conversation(turns: list[dict[str, Any]], raw: Mapping[str, Any], where: str) -> Row:
+def _conversation(turns: list[dict[str, object]], raw: Mapping[str, object], where: str) -> Row:
     row: Row = {"messages": turns}
     tools = decoded(raw.get("tools") or None, where, "tools")
     if tools:
@@ -134,7 +135,7 @@ def _conversation(turns: list[dict[str, Any]], raw: Mapping[str, Any], where: st
     return with_answers(row, raw)
 
 
-def prompt_completion(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def prompt_completion(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """``prompt`` and ``completion``: text, or TRL's lists of turns; optional ``answer``, ``answers``, ``choices``."""
     prompt, completion = field(raw, where, "prompt"), field(raw, where, "completion")
     if isinstance(prompt, list):  # TRL's conversational form

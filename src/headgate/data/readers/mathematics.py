@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from ..config import SourceConfig
@@ -15,7 +15,7 @@ PROMPT = "{question}\nThe answer is: "
 MATH_PROMPT = "Problem: {question}\nSolution: "
 
 
-def gsm8k(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def gsm8k(raw: RawRow, where: str, config: SourceConfig) -> Iterator[Row]:
     """Style ``rationale``: the worked solution with its ``#### n``; style ``answer``: the number alone."""
     question, solution = string(raw, where, "question"), string(raw, where, "answer")
     if "####" not in solution:
@@ -47,7 +47,7 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def math(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def math(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """Hendrycks' MATH and MATH-500: LaTeX, the gold answer in the solution's last box (or in ``answer``)."""
     question, solution = string(raw, where, "problem", "question"), string(raw, where, "solution")
     gold = raw.get("answer") or last_boxed(solution)
@@ -64,12 +64,12 @@ def math(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[R
     yield row | ({"family": str(family)} if family else {})
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     text = str(value).strip()
     return text[:-2] if text.endswith(".0") else text
 
 
-def arithmetic(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def arithmetic(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """SVAMP (``Body``, ``Question``, ``Answer``), ASDiv (``body``, ``question``, ``answer``), MAWPS (``question`` or
     ``sQuestion``, ``result`` or ``lSolutions``). Style ``rationale`` trains the equation and ``#### n``.
     """

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from headgate.data.readers.base import RawRow
 from headgate.errors import DataError
 
 from ..config import SourceConfig
@@ -15,7 +16,7 @@ MBPP_PROMPT = "{text}\nYour code should pass these tests:\n{tests}\n"
 CONTEST_PROMPT = "{question}\nWrite a Python program that reads standard input.\n"
 
 
-def mbpp(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def mbpp(raw: RawRow, where: str, config: SourceConfig) -> Iterator[Row]:
     """Task text and its tests as the prompt, the reference program as the completion."""
     text, code = string(raw, where, "text", "prompt"), string(raw, where, "code")
     tests = field(raw, where, "test_list")
@@ -29,13 +30,13 @@ def mbpp(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[R
     }
 
 
-def mbpp_split(raw: dict[str, Any], where: str) -> str:
+def mbpp_split(raw: dict[str, object], where: str) -> str:
     """The official division of the one-file MBPP by task id."""
     task = int(field(raw, where, "task_id"))
     return "prompt" if task <= 10 else "test" if task <= 510 else "validation" if task <= 600 else "train"
 
 
-def humaneval(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def humaneval(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """A signature with its docstring to complete, and the tests' ``check``."""
     yield {
         "prompt": string(raw, where, "prompt"),
@@ -46,7 +47,7 @@ def humaneval(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Itera
     }
 
 
-def _decoded(value: Any, where: str, name: str) -> Any:
+def _decoded(value: object, where: str, name: str) -> Any:
     """APPS keeps lists as JSON text."""
     if not isinstance(value, str):
         return value
@@ -56,7 +57,7 @@ def _decoded(value: Any, where: str, name: str) -> Any:
         raise DataError(f"{where}: field '{name}' is not JSON ({error.msg})") from error
 
 
-def apps(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def apps(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """``question``, ``solutions`` (the first is trained; a problem without one is left out), ``difficulty``."""
     solutions = _decoded(raw.get("solutions"), where, "solutions") or []
     question = string(raw, where, "question")
@@ -70,7 +71,7 @@ def apps(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[R
         }
 
 
-def code_contests(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def code_contests(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """DeepMind's CodeContests: ``description``, ``solutions`` by language (3 is Python 3; others are left out)."""
     solutions = field(raw, where, "solutions")
     pairs = list(zip(solutions["language"], solutions["solution"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ..config import SourceConfig
 from .base import Row, field, fill, string
@@ -14,7 +13,7 @@ _HEADING = re.compile(r"^ = [^=].* = *$", re.MULTILINE)
 CONTEXT_PROMPT = "{context}\n\nQuestion: {question}\nAnswer: "
 
 
-def text(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def text(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """One document a row (a text file is one), whole and as it is written.
 
     A string is divided only at ``options.separator``, or at ``<|endoftext|>``, which is no text. With
@@ -23,7 +22,7 @@ def text(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[R
     yield from _documents(_separated(_content(raw, where), config), config)
 
 
-def wikitext(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def wikitext(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """WikiText's files hold one article after the other: each is a document, from its top-level heading on."""
     content = _content(raw, where)
     starts = [match.start() for match in _HEADING.finditer(content)]
@@ -34,7 +33,7 @@ def wikitext(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterat
     yield from _documents(parts, config)
 
 
-def _content(raw: Mapping[str, Any], where: str) -> str:
+def _content(raw: Mapping[str, object], where: str) -> str:
     return string(raw, where, "text", "content").replace("\r\n", "\n")
 
 
@@ -61,7 +60,7 @@ def _chunks(content: str, limit: int) -> Iterator[str]:
     yield held
 
 
-def narrativeqa(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def narrativeqa(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """``document`` (its text; ``style: answer`` its summary), ``question``, ``answers``: the first is trained."""
     document, question = field(raw, where, "document"), field(raw, where, "question")
     if isinstance(document, dict):
@@ -72,7 +71,7 @@ def narrativeqa(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Ite
     yield _about(str(document), str(question), answers, where, config)
 
 
-def longbench(raw: Mapping[str, Any], where: str, config: SourceConfig) -> Iterator[Row]:
+def longbench(raw: Mapping[str, object], where: str, config: SourceConfig) -> Iterator[Row]:
     """LongBench and its kind: ``context``, ``input`` (or ``question``), ``answers``, ``dataset``."""
     answers = field(raw, where, "answers", "answer")
     answers = [str(a) for a in answers] if isinstance(answers, list) else [str(answers)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from headgate.data.readers.base import Row
 from headgate.errors import DataError
 from headgate.ops.randomness import derive_seed
 
@@ -38,7 +38,7 @@ def generate(
     difficulty: int | Iterable[int] | None = None,
     redundancy: float = 0.0,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """``count`` rows of ``split``; the target families unless ``families`` names others.
 
     ``redundancy`` is the share of rows that retell an earlier row: the same structure in other words, or one
@@ -51,7 +51,7 @@ def generate(
         raise DataError(f"redundancy={redundancy} is no share: use 0 <= redundancy < 1")
     choices = _choices(families, difficulty)
     rng = random.Random(derive_seed("wordmath", split, seed))
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     structures: set[str] = set()
     questions: set[str] = set()
     while len(rows) < count:
@@ -65,7 +65,7 @@ def generate(
     return rows
 
 
-def paraphrase(row: dict[str, Any]) -> dict[str, Any]:
+def paraphrase(row: Row) -> Row:
     """The same structure in other words; a function of the row, so that repeating it walks through wordings."""
     family, template, numbers, wording = _decode(row["example_id"])
     for attempt in range(1, 100):
@@ -105,7 +105,7 @@ def _fresh(
     split: str,
     structures: set[str],
     questions: set[str],
-) -> dict[str, Any]:
+) -> Row:
     for attempt in range(2000):
         family, template = rng.choice(rng.choice(choices))
         numbers = template.draw(rng)
@@ -121,7 +121,7 @@ def _fresh(
     )
 
 
-def _near_duplicate(rng: random.Random, row: dict[str, Any], split: str) -> dict[str, Any]:
+def _near_duplicate(rng: random.Random, row: Row, split: str) -> Row:
     family, template, numbers, _ = _decode(row["example_id"])
     if rng.random() < 0.5:
         for _ in range(20):

@@ -11,7 +11,6 @@ import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from headgate.ops.randomness import derive_seed
 
@@ -116,7 +115,7 @@ class Family:
         text = f"{self.name}/{template.name}/{'-'.join(map(str, numbers))}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def tell(self, template: Template, numbers: Sequence[int], wording: int) -> dict[str, Any]:
+    def tell(self, template: Template, numbers: Sequence[int], wording: int) -> dict[str, object]:
         """The row of one problem in one wording."""
         values = template.solve(numbers)
         assert values is not None, f"{self.name}/{template.name} does not solve for {numbers}"

@@ -145,7 +145,7 @@ class Guard:
         if not self.ended:
             self.tell("gone", *codes)
 
-    def tell(self, *parts: Any) -> None:
+    def tell(self, *parts: object) -> None:
         os.write(self.config["report"], json.dumps(parts).encode() + b"\n")
         self.ended = self.ended or parts[0] == "end"
 

@@ -47,7 +47,7 @@ class Solution:
         self.lost: str | None = None
         self.remotes: dict[int, Remote] = {}
 
-    def ask(self, verb: str, *arguments: Any) -> Any:
+    def ask(self, verb: str, *arguments: object) -> Any:
         """Raises Lost, or what the solution raised."""
         sent = [encode(argument, self.refer) for argument in arguments]
         try:
@@ -75,7 +75,7 @@ class Solution:
                 pass
         return RemoteError(f"{name}: {message}")
 
-    def refer(self, value: Any) -> int:
+    def refer(self, value: object) -> int:
         if type(value) is Remote:
             return int(object.__getattribute__(value, "_number"))
         raise TypeError(f"a test can hand over plain values only, not a {type(value).__name__}")
@@ -97,7 +97,7 @@ class Remote:
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: object, **named: object) -> Any:
         return self._solution.ask("call", self, list(arguments), named)
 
     def __getattr__(self, name: str) -> Any:
@@ -105,19 +105,19 @@ class Remote:
             raise AttributeError(name)  # copy and pickle look for hooks: they are not the owner's to give
         return self._solution.ask("get", self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self._solution.ask("set", self, name, value)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: object) -> Any:
         return self._solution.ask("item", self, key)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         self._solution.ask("put", self, key, value)
 
     def __len__(self) -> int:
         return int(self._solution.ask("len", self))
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         iterator = self._solution.ask("iter", self)
         while True:
             try:
@@ -216,7 +216,7 @@ class Judge:
 def judge(tests: Tests, channel: Channel, report: int, confinement: Confinement) -> None:
     """Confine this process, await the solution, run the tests, report. Does not return."""
 
-    def tell(*parts: Any) -> None:
+    def tell(*parts: object) -> None:
         os.write(report, json.dumps(parts).encode() + b"\n")
 
     try:

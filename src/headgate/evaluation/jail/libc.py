@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from typing import Any
 
 PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 3, 4, 22, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def call(name: str, *arguments: Any) -> int:
+def call(name: str, *arguments: object) -> int:
     """The C function ``name``. Raises OSError where it answers less than zero."""
     answer = int(getattr(_libc, name)(*arguments))
     if answer < 0:

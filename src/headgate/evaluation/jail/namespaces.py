@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from typing import Any
 
 from .libc import call
 
@@ -18,7 +17,9 @@ PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    coded: list[Any] = [None if text is None else text.encode() for text in (source, target, kind, options)]
+    coded: list[object] = [
+        None if text is None else text.encode() for text in (source, target, kind, options)
+    ]
     call("mount", coded[0], coded[1], coded[2], ctypes.c_ulong(flags), coded[3])
 
 

@@ -137,7 +137,7 @@ class Channel:
     def __init__(self, read_from: int, write_to: int) -> None:
         self.read_from, self.write_to = read_from, write_to
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         """Raises BrokenPipeError without a reader, OverflowError for more than LONGEST bytes."""
         data = json.dumps(message).encode()
         if len(data) > LONGEST:

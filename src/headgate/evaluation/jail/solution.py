@@ -16,7 +16,7 @@ from typing import Any
 from .confine import Confinement, confine
 from .plain_values import Channel, decode, describe, encode
 
-VERBS: dict[str, Callable[..., Any]] = {
+VERBS: dict[str, Callable[..., object]] = {
     "call": lambda function, arguments, named: function(*arguments, **named),
     "get": getattr,
     "set": setattr,
@@ -38,7 +38,7 @@ class Objects:
         self.all: list[Any] = []
         self.numbers: dict[int, int] = {}
 
-    def refer(self, value: Any) -> int:
+    def refer(self, value: object) -> int:
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.all)
             self.all.append(value)  # kept alive: an id is unique only among the living
@@ -68,7 +68,7 @@ def solve(source: str, channel: Channel, confinement: Confinement) -> None:
     os._exit(0)
 
 
-def execute(source: str, namespace: dict[str, Any]) -> list[str]:
+def execute(source: str, namespace: dict[str, object]) -> list[str]:
     """["ready"], or ["failed", status, detail]."""
     try:
         code = compile(source, "<solution>", "exec")
@@ -89,7 +89,7 @@ def status(error: BaseException) -> str:
     return next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
 
 
-def serve(namespace: dict[str, Any], channel: Channel) -> None:
+def serve(namespace: dict[str, object], channel: Channel) -> None:
     """Answer until the judge is gone."""
     objects = Objects()
     while True:

@@ -55,7 +55,7 @@ def _problem(
     return (x, down, up), gates, torch.randn(x.shape, generator=stream).to(device)
 
 
-def _routes(schemas: int, rank: int) -> dict[str, Callable[[Any, Gates], Tensor]]:
+def _routes(schemas: int, rank: int) -> dict[str, Callable[[object, Gates], Tensor]]:
     ranks = [rank] * schemas
     return {
         "expanded_einsum": lambda t, g: expanded(t[0], t[1], t[2], g.weight, schemas),

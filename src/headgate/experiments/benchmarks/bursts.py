@@ -12,7 +12,6 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ import torch
 from headgate.data.collation import Collator
 from headgate.experiments.benchmarks.frame import Report, Say, at_least, at_most, not_measured
 from headgate.experiments.benchmarks.novelty import prepared, sources
+from headgate.experiments.records import Figures
 from headgate.methods.documents import document_ids, documents_in
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.stage import ScheduledStage, Stage
@@ -42,11 +42,11 @@ PAIRS = {
 class Documents:
     """Fresh documents of a skill without end: read again, in another order, only once all were read."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], seed: int) -> None:
+    def __init__(self, rows: Sequence[Mapping[str, object]], seed: int) -> None:
         self.rows, self._stream = rows, generator(seed, 0, "bursts.documents")
         self._order: Iterator[int] = iter(())
 
-    def __call__(self) -> Mapping[str, Any]:
+    def __call__(self) -> Mapping[str, object]:
         place = next(self._order, None)
         if place is None:
             self._order = iter(torch.randperm(len(self.rows), generator=self._stream).tolist())
@@ -62,7 +62,7 @@ def segment(
     share: float,
     seed: int,
     documents: int = DOCUMENTS,
-) -> dict[str, Any]:
+) -> Figures:
     """Read one segment to its first burst, or to its end; what was found."""
     spawn = {"policy": "novelty", "cooldown": 0, "loss_ratio": 0.0}
     method = LoraExperts(router="prototype", burst=LEAST, r=1, spawn=spawn)
@@ -102,7 +102,7 @@ def run(*, quick: bool, say: Say) -> Report:
     anatomy, collator = describe(model), Collator(tokenizer.pad_token_id)
     for stream, skills in sources(folder).items():
         pairs, seeds = (PAIRS[stream][:1], (0,)) if quick else (PAIRS[stream], (0, 1))
-        found: dict[float, list[dict[str, Any]]] = {share: [] for share in SHARES}
+        found: dict[float, list[Figures]] = {share: [] for share in SHARES}
         for (known, other), seed in itertools.product(pairs, seeds):
             rows = {
                 name: prepared(skills[name], tokenizer, seed, documents=DOCUMENTS) for name in (known, other)
@@ -136,7 +136,7 @@ def run(*, quick: bool, say: Say) -> Report:
     return report
 
 
-def _said(found: Mapping[float, Sequence[Mapping[str, Any]]]) -> str:
+def _said(found: Mapping[float, Sequence[Mapping[str, object]]]) -> str:
     told = []
     for share, every in found.items():
         last = every[-1]

@@ -9,12 +9,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from headgate.data import wordmath
 from headgate.experiments.benchmarks.frame import Check, Report, Say, at_least, at_most, not_measured
+from headgate.experiments.records import Figures
 
 TOKENS = 230
 _PROCESSOR = """
@@ -72,7 +72,7 @@ def write_problems(path: Path, rows: int) -> None:
             )
 
 
-def measured(code: str, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def measured(code: str, arguments: list[str], environment: dict[str, str]) -> Figures:
     """Seconds that the child measured, and the peak of what it and its processes hold together (MiB, proportional)."""
     child = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],

@@ -11,6 +11,7 @@ from typing import Any
 
 import peft
 import torch
+from torch import Tensor, nn
 
 from headgate.experiments.benchmarks.frame import (
     Report,
@@ -57,10 +58,10 @@ def sliced(device: str, lora: dict[str, Any] | None = None, blocks: int = SLICE)
     return peft.get_peft_model(model, peft.LoraConfig(target_modules=TARGETS, task_type="CAUSAL_LM", **lora))
 
 
-ONE_LORA: dict[str, Any] = {"r": RANK, "lora_alpha": 2 * RANK, "lora_dropout": 0.0}
+ONE_LORA: dict[str, object] = {"r": RANK, "lora_alpha": 2 * RANK, "lora_dropout": 0.0}
 
 
-def experts_on(model: Any, count: int, all_live: bool = False) -> LoraExperts:
+def experts_on(model: nn.Module, count: int, all_live: bool = False) -> LoraExperts:
     """That many mature experts, none of them zero; one trains, as in a stream, or all do."""
     method = LoraExperts(
         experts=count,
@@ -79,7 +80,7 @@ def experts_on(model: Any, count: int, all_live: bool = False) -> LoraExperts:
 
 
 @torch.no_grad()
-def filled(module: Any) -> Any:
+def filled(module: nn.Module) -> Any:
     """No B is zero any more, of experts or of a PEFT LoRA: products with zeros could be cheaper. Returns the module."""
     for name, parameter in module.named_parameters():
         if name.endswith(".up") or "lora_B" in name:
@@ -110,14 +111,14 @@ class Explicit:
 class Training:
     """One optimizer step on random tokens."""
 
-    def __init__(self, model: Any, parameters: list[Any], tokens: int, device: str) -> None:
+    def __init__(self, model: nn.Module, parameters: list[Tensor], tokens: int, device: str) -> None:
         self.model = model.train()
         # fused, as the trainer's own is by default
         self.optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-5, fused=True)
         stream = torch.Generator().manual_seed(0)
         self.ids = torch.randint(3, 4000, (4, tokens // 4), generator=stream).to(device)
 
-    def with_parameters(self, parameters: list[Any]) -> Training:
+    def with_parameters(self, parameters: list[Tensor]) -> Training:
         """The same step for other parameters: what is new joins the optimizer, what is gone leaves it."""
         wanted = [p for p in parameters if p.requires_grad]
         self.optimizer.param_groups[0]["params"] = wanted
@@ -150,7 +151,7 @@ class Decoding:
         )
 
 
-def xlora(device: str) -> tuple[Any, list[Any]] | str:
+def xlora(device: str) -> tuple[object, list[object]] | str:
     """PEFT's X-LoRA over eight LoRAs of the same rank; why it cannot run, as text, where it cannot."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -193,7 +194,7 @@ def run(*, quick: bool, say: Say) -> Report:
     tokens, new_tokens, rounds = (512, 8, 3) if quick else (1024, 16, 5)
     counts = COUNTS[-1:] if quick else COUNTS
     say(f"experts: {SLICE} blocks of width 1,024, rank {RANK}, top-{TOP_K}; training {tokens} tokens a step")
-    models: dict[str, tuple[Any, list[Any]]] = {"one PEFT LoRA": _peft_arm(device)}
+    models: dict[str, tuple[object, list[object]]] = {"one PEFT LoRA": _peft_arm(device)}
     for count in counts:
         models[f"{count} experts"] = _experts_arm(device, count)
     if not quick:

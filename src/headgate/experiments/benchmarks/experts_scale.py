@@ -11,7 +11,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +35,7 @@ from headgate.experiments.benchmarks.frame import (
     spread,
     synchronize,
 )
+from headgate.experiments.records import Figures
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.inspect import likeness
 from headgate.models.anatomy import describe
@@ -185,7 +185,7 @@ def run(*, quick: bool, say: Say) -> Report:
     counts, rounds = (COUNTS[:3], 3) if quick else (COUNTS, 5)
     say(f"experts: {BLOCKS} blocks of width 1,024, rank {RANK}, top-{TOP_K}; {TOKENS} tokens a step")
     scale = Scale(report, device, rounds)
-    measured: dict[int, dict[str, Any]] = {}
+    measured: dict[int, Figures] = {}
     for count in counts:
         measured[count] = scale.measure(count)
         say(

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from headgate.errors import ConfigError
 from headgate.experiments.environment import environment
+from headgate.experiments.records import Figures
 
 Say = Callable[[str], None]
 SHARED = ("frame", "live_bytes", "rows_ideal")
@@ -32,7 +32,7 @@ class Check:
     ok: bool | None
     why: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Figures:
         return {"name": self.name, "value": self.value, "target": self.target, "ok": self.ok} | (
             {"why": self.why} if self.why else {}
         )
@@ -55,12 +55,12 @@ class Report:
     """What a benchmark returns; ``as_dict`` is its last line of output."""
 
     name: str
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arms: dict[str, Figures] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
     ideal: dict[str, float] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Figures:
         found = environment()
         return {
             "name": self.name,
@@ -128,7 +128,7 @@ def benchmark_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name not in SHARED)
 
 
-def run_benchmark(name: str, *, quick: bool, say: Say) -> dict[str, Any]:
+def run_benchmark(name: str, *, quick: bool, say: Say) -> Figures:
     """Run ``benchmarks/<name>.py``'s ``run(quick, say) -> Report``. Raises ConfigError for an unknown name."""
     names = benchmark_names()
     if name not in names:

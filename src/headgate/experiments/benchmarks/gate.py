@@ -202,7 +202,7 @@ def _cost(report: Report, say: Say, name: str, rows: int, length: int, rounds: i
 
 def _law(report: Report, say: Say, bench: Bench, rounds: int, checked: bool) -> None:
     """Step time against (1 + rho a)/(1 + rho)."""
-    arms: dict[str, Callable[[], Any]] = {"ungated": bench.ungated, "forward only": bench.forwards}
+    arms: dict[str, Callable[[], object]] = {"ungated": bench.ungated, "forward only": bench.forwards}
     arms |= {f"a={a}": bench.gated(a) for a in ACCEPTANCES}
     arms["a=0.25, score_layer at half the depth"] = bench.partial(0.25, 0.5)
     found = interleaved(arms, rounds=rounds, warmup=1)

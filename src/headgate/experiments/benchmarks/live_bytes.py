@@ -23,7 +23,9 @@ class LiveBytes(TorchDispatchMode):
         self.live, self.peak = 0, 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[object, ...] = (), kwargs: Any = None
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(out):
@@ -45,7 +47,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
+def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int:
     """Most bytes that ``work`` held at once, beyond what was there before."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from scipy.stats import mannwhitneyu
-from torch import Tensor
+from torch import Tensor, nn
 
 from headgate.data.collation import Collator
 from headgate.data.config import DataConfig, SourceConfig
@@ -32,6 +32,9 @@ from headgate.models.load import load_model
 from headgate.modules.skill_library import SkillLibrary
 from headgate.ops.novelty import token_mean
 from headgate.ops.randomness import generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SEGMENTS, DOCUMENTS, LOOK, LOOKS = 100, 720, 48, 3
 RECURRENCE = 0.75
@@ -63,7 +66,13 @@ class Looks:
     From the start again only where a skill has been read to its end.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, skills: Mapping[str, dict[str, Any]], seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        skills: Mapping[str, dict[str, object]],
+        seed: int,
+    ) -> None:
         self.model, self.tokenizer, self.skills, self.seed = model, tokenizer, skills, seed
         self._rows: dict[str, Any] = {}
         self._seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headgate.experiments.benchmarks.frame import (
@@ -30,6 +30,11 @@ from headgate.methods.layer_routing import LayerRouting
 from headgate.methods.layer_routing.route import Route
 from headgate.models.anatomy import describe
 from headgate.training.accounting import forward_flops
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from headgate.models.anatomy import Anatomy
 
 BLOCKS, WIDTH = 8, 512
 TARGETS = {"batch": 0.95, "sample": 0.90, "token": 0.80}
@@ -50,7 +55,7 @@ class GivenGates(LayerRouting):
         return Route(gates, context)
 
 
-def _model(device: str) -> Any:
+def _model(device: str) -> PreTrainedModel:
     config = AutoConfig.for_model(
         "llama",
         vocab_size=512,
@@ -156,7 +161,7 @@ def run(*, quick: bool, say: Say) -> Report:
 
 
 def _decoding(
-    report: Report, model: Any, method: GivenGates, device: str, steps: int, rounds: int, say: Say
+    report: Report, model: nn.Module, method: GivenGates, device: str, steps: int, rounds: int, say: Say
 ) -> None:
     """Batch 1, token by token after a short prompt; keys and values of skipped blocks are written."""
     prompt = torch.randint(3, 500, (1, 16), device=device)
@@ -185,7 +190,9 @@ def _decoding(
     report.ratios["cache bytes, routed / full"] = sizes["routed"] / sizes["full"]
 
 
-def _keys_values(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: int, say: Say) -> None:
+def _keys_values(
+    report: Report, model: nn.Module, anatomy: Anatomy, ids: Tensor, rounds: int, say: Say
+) -> None:
     """Prefill into a cache at 50% skip per token, by what skipped tokens leave there; and the cache's bytes."""
     gates = gates_for("token", 0.5, ids.shape[0], ids.shape[1], str(ids.device))
     seconds: dict[str, list[float]] = {"full": [], "drop": [], "reuse": []}
@@ -211,7 +218,9 @@ def _keys_values(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: 
         say(f"kv {kv}: {ratio:.3f} of the time of kv full, cache {sizes[kv] / 2**20:.2f} MiB")
 
 
-def _router_cost(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: int, say: Say) -> None:
+def _router_cost(
+    report: Report, model: nn.Module, anatomy: Anatomy, ids: Tensor, rounds: int, say: Say
+) -> None:
     """The router alone against a forward at full depth."""
     router = LayerRouting(keep=1, kd=False)
     router._build(anatomy.hidden_size, anatomy.num_blocks)
@@ -220,7 +229,7 @@ def _router_cost(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: 
     pooled = torch.randn(1, len(ids), anatomy.hidden_size, device=ids.device)
     every = torch.randn(*ids.shape, anatomy.hidden_size, device=ids.device)
 
-    def without_grad(work: Callable[[], Any]) -> Callable[[], Any]:
+    def without_grad(work: Callable[[], object]) -> Callable[[], object]:
         return torch.no_grad()(work)
 
     seconds = interleaved(
@@ -238,12 +247,12 @@ def _router_cost(report: Report, model: Any, anatomy: Any, ids: Tensor, rounds: 
         report.checks.append(at_most(f"router {name}, share of a forward", share, 0.01))
 
 
-def _grid(report: Report, model: Any, method: GivenGates, device: str, quick: bool, say: Say) -> None:
+def _grid(report: Report, model: nn.Module, method: GivenGates, device: str, quick: bool, say: Say) -> None:
     """Tokens a second over batch sizes and active blocks, and the skip rate from which routing pays."""
     length = 64
     for rows in (1, 4) if quick else (1, 4, 16):
         ids = torch.randint(3, 500, (rows, length), device=device)
-        arms: dict[str, Callable[[], Any]] = {}
+        arms: dict[str, Callable[[], object]] = {}
         for active in (BLOCKS, BLOCKS - 2, BLOCKS // 2, 2):
             gates = gates_for("batch", 1 - active / BLOCKS, rows, length, device)
             arms[str(active)] = partial(_forward, model, method, gates, ids)
@@ -261,7 +270,7 @@ def _grid(report: Report, model: Any, method: GivenGates, device: str, quick: bo
         say(f"batch {rows}: routing pays from a skip rate of {max(0.0, overhead / per_block):.1%}")
 
 
-def _forward(model: Any, method: GivenGates, gates: Tensor | None, ids: Tensor) -> None:
+def _forward(model: nn.Module, method: GivenGates, gates: Tensor | None, ids: Tensor) -> None:
     method.gates = gates
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)

@@ -13,10 +13,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from headgate.data.collation import Collator
@@ -39,6 +39,9 @@ from headgate.models.anatomy import describe
 from headgate.training.accounting import forward_flops
 from headgate.training.trainer import HeadgateTrainer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DEPTH = 0.5
 TARGETS = {("sample", 1): 0.90, ("token", 1): 0.90, ("sample", 8): 0.90, ("token", 8): 0.85}
 """Realised over ideal on a CPU, by granularity and batch."""
@@ -54,7 +57,7 @@ def texts(rows: int, length: int, seed: int) -> Tensor:
     return torch.where(noise, torch.randint(3, 500, (rows, length), generator=stream), exact)
 
 
-def trained(model: Any, granularity: str, steps: int) -> LayerRouting:
+def trained(model: PreTrainedModel, granularity: str, steps: int) -> LayerRouting:
     """A router that has learned on the text, attached, its threshold set to half of the depth."""
     method = LayerRouting(
         policy="gumbel", granularity=granularity, keep=1, kd=False, target_utilization=DEPTH, router_lr=1e-2
@@ -116,7 +119,7 @@ def _measure(
 
     def generate(
         name: str, routing: str, under: Tensor | None = None, tokens: int = new
-    ) -> Callable[[], Any]:
+    ) -> Callable[[], object]:
         def work() -> None:
             method.set_routing(routing)
             if torch.cuda.is_available():
@@ -173,7 +176,7 @@ def _measure(
 
 
 def _executed(
-    model: Any, method: LayerRouting, work: Callable[[], Any], shape: tuple[int, int, int]
+    model: nn.Module, method: LayerRouting, work: Callable[[], object], shape: tuple[int, int, int]
 ) -> tuple[float, list[list[int]]]:
     """Share of FLOPs that the routes of this text execute, and how many tokens they open, by forward and block."""
     routes: list[tuple[float, int]] = []

@@ -15,10 +15,13 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STEPS = 8
 
@@ -34,7 +37,7 @@ def lengths(prompt: int) -> list[int]:
 
 
 @contextmanager
-def depth(model: Any, blocks: int) -> Iterator[None]:
+def depth(model: PreTrainedModel, blocks: int) -> Iterator[None]:
     """Inside, the first ``blocks`` blocks are the model."""
     before, model.config.num_hidden_layers = model.config.num_hidden_layers, blocks
     try:
@@ -43,7 +46,7 @@ def depth(model: Any, blocks: int) -> Iterator[None]:
         model.config.num_hidden_layers = before
 
 
-def plain_arms(model: Any, ids: Tensor) -> dict[str, Callable[[], Any]]:
+def plain_arms(model: PreTrainedModel, ids: Tensor) -> dict[str, Callable[[], object]]:
     """Steps by rows and prompts ``[B, T]`` by length, through all blocks and through one: what lies between is blocks alone."""
     arms: dict[str, Callable[[], Any]] = {}
     for blocks in (model.config.num_hidden_layers, 1):
@@ -54,7 +57,7 @@ def plain_arms(model: Any, ids: Tensor) -> dict[str, Callable[[], Any]]:
     return arms
 
 
-def _prompt(model: Any, ids: Tensor, blocks: int) -> Callable[[], Any]:
+def _prompt(model: PreTrainedModel, ids: Tensor, blocks: int) -> Callable[[], Any]:
     def work() -> Any:
         with torch.no_grad(), depth(model, blocks):
             return model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -62,7 +65,7 @@ def _prompt(model: Any, ids: Tensor, blocks: int) -> Callable[[], Any]:
     return work
 
 
-def _steps(model: Any, ids: Tensor, blocks: int) -> Callable[[], Any]:
+def _steps(model: Any, ids: Tensor, blocks: int) -> Callable[[], object]:
     cache = _prompt(model, ids, blocks)().past_key_values
 
     def work() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from headgate.experiments.benchmarks.frame import Report, Say, at_least, at_most
+from headgate.experiments.records import Content
 from headgate.methods.backward_gate import BackwardGateConfig, Gate
 from headgate.modules.head_sketch import Evidence
 
@@ -26,7 +26,7 @@ COMMON, RARE = 12, 24
 """Skills that make up the repeats, mastered from the start; skills that are new, a few batches each."""
 SHARE = 0.12
 """Of the batches that are new."""
-RULES: dict[str, dict[str, Any]] = {
+RULES: dict[str, Content] = {
     "original": {"preset": "original"},
     "novelty, beta 10": {"beta": 10.0},
     "novelty": {},
@@ -80,7 +80,7 @@ def stream(kind: str, seed: int) -> Iterator[tuple[int, bool]]:
         yield (COMMON + rare // 4 % RARE, True) if new else (int(rng.integers(COMMON)), False)
 
 
-def gated(kind: str, options: dict[str, Any], seed: int = 0, steps: int = STEPS) -> Outcome:
+def gated(kind: str, options: Content, seed: int = 0, steps: int = STEPS) -> Outcome:
     """Run a gate over a stream. Learning from a batch takes a quarter of what is left of its skill."""
     config = BackwardGateConfig(**{"m": SIZE, "k": 16, "window": 64, "target_acceptance": SHARE, **options})
     gate = Gate(config, 4, 5, seed=seed, burn_in=BURN_IN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
@@ -17,6 +17,9 @@ from headgate.experiments.run import quiet
 from headgate.models.load import load_model
 from headgate.training.trainer import HeadgateTrainer
 
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState
+
 STEPS = 50
 
 
@@ -24,10 +27,14 @@ class _StepTimes(TrainerCallback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self._start = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.seconds.append(time.perf_counter() - self._start)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from headgate.errors import ConfigError
 from headgate.plugins import Registry
@@ -42,7 +42,7 @@ class Executor(Protocol):
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]: ...
 
 
-EXECUTORS: Registry[Callable[[int | None, Mapping[str, Any]], Executor]] = Registry(
+EXECUTORS: Registry[Callable[[int | None, Mapping[str, object]], Executor]] = Registry(
     "executor",
     "headgate.executors",
     {
@@ -54,7 +54,7 @@ EXECUTORS: Registry[Callable[[int | None, Mapping[str, Any]], Executor]] = Regis
 """An executor is made from the number of workers (None: as many as fit) and its ``--option key=value``."""
 
 
-def make_executor(name: str, workers: int | None, options: Mapping[str, Any]) -> Executor:
+def make_executor(name: str, workers: int | None, options: Mapping[str, object]) -> Executor:
     """The executor called ``name``. Raises ConfigError for an unknown one, or one whose extra is not installed."""
     try:
         made = EXECUTORS.get(name)

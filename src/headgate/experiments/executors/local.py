@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -25,7 +24,7 @@ class LocalExecutor:
     runs of one thread finish earlier than one run of two: small models do not keep two threads busy.
     """
 
-    def __init__(self, workers: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, workers: int | None = None, options: Mapping[str, object] | None = None) -> None:
         if options:
             raise ConfigError(f"executor local takes no options, got {', '.join(options)}")
         if workers is not None and workers < 1:

@@ -25,7 +25,7 @@ class SlurmExecutor:
     ``workers`` caps how many jobs of the array run at once. The run directories must lie on a shared file system.
     """
 
-    def __init__(self, workers: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, workers: int | None = None, options: Mapping[str, object] | None = None) -> None:
         self.workers, self.options = workers, dict(options or {})
         self.cluster = str(self.options.pop("cluster", "slurm"))
         if self.cluster == "slurm" and shutil.which("sbatch") is None:

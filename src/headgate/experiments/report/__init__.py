@@ -5,7 +5,7 @@ A page shows what the runs hold: no statistics are computed here that a comparis
 is drawn that was not measured.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from headgate.experiments.report.overview import write_overview as write_overview
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["write_figures", "write_overview", "write_report"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The writers when they are asked for: an address is served before matplotlib and scipy are there."""
     if name == "write_overview":
         from headgate.experiments.report.overview import write_overview

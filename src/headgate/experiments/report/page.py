@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -192,7 +191,7 @@ def _reach(study: Study) -> float:
     return max((max(abs(low), abs(high)) for low, _, high in spans), default=0.0) or 1.0
 
 
-def _facts(study: Study) -> dict[str, Any]:
+def _facts(study: Study) -> dict[str, object]:
     """The byline: model, metric, seeds, runs."""
     facts = {"Model": study.model or "–", "Metric": words.metric_name(study.metric)}
     if study.seeds:

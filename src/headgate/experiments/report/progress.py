@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from headgate.experiments.records import Content, Figures
 from headgate.experiments.report.content import Table
 from headgate.experiments.report.study import Arm, Run, Study
 
@@ -24,7 +24,7 @@ class Progress:
     seconds_left: float | None
 
 
-def share_done(recipe: Mapping[str, Any], last: Mapping[str, Any]) -> float:
+def share_done(recipe: Content, last: Figures) -> float:
     """The share of a run's training that its last log says is done: by steps, by the stream's steps, or by epochs."""
     training = recipe.get("training") or {}
     stream = (recipe.get("data") or {}).get("stream") or []

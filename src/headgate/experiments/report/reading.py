@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from headgate.errors import CheckpointError, DamagedFile
 from headgate.experiments.listing import flatten
 from headgate.experiments.metric import Metric
+from headgate.experiments.records import ComparisonTable, Content, SweepTable
 from headgate.experiments.report.study import Arm, Run, Study
 from headgate.experiments.report.tabled import TabledRun
 from headgate.experiments.run_directory import RunDirectory, find_runs
@@ -35,7 +36,7 @@ def read_study(folder: Path) -> Study:
         if (folder / file).exists():
             return _comparison(folder, read_json(folder / file))
     if (folder / "sweep.json").exists():
-        return _sweep(folder, read_json(folder / "sweep.json"))
+        return _sweep(folder, cast("SweepTable", read_json(folder / "sweep.json")))
     if len(cells := _cells(folder)) > 1:
         return _map(folder, cells)
     directories = list(find_runs(folder))
@@ -59,7 +60,7 @@ def _table_alone(file: Path) -> Study:
     )
 
 
-def _cells(folder: Path) -> dict[str, Mapping[str, Any]]:
+def _cells(folder: Path) -> dict[str, ComparisonTable]:
     """Finished comparisons of one baseline and one kind of figure, two levels down, in order of their names.
 
     Of one name and metric the last written counts; a comparison that was judged on several has a cell for each.
@@ -68,7 +69,7 @@ def _cells(folder: Path) -> dict[str, Mapping[str, Any]]:
     found = {}
     for file in files:
         with suppress(DamagedFile):  # torn by a crash: comparing again writes it anew
-            cell = read_json(file)
+            cell = cast("ComparisonTable", read_json(file))
             found[cell["name"], cell["metric"]] = cell
     if len({(cell["baseline"], metric.rsplit(".", 1)[-1]) for (_, metric), cell in found.items()}) != 1:
         return {}
@@ -80,7 +81,7 @@ def _cells(folder: Path) -> dict[str, Mapping[str, Any]]:
     return dict(sorted(cells.items(), key=lambda item: natural(item[0])))
 
 
-def _map(folder: Path, cells: Mapping[str, Mapping[str, Any]]) -> Study:
+def _map(folder: Path, cells: Mapping[str, ComparisonTable]) -> Study:
     paths = {tuple(cell["metric"].split(".")) for cell in cells.values()}
     return Study(
         kind="map",
@@ -109,7 +110,7 @@ def _readable(directory: RunDirectory) -> bool:
     return True
 
 
-def _comparison(folder: Path, content: Mapping[str, Any]) -> Study:
+def _comparison(folder: Path, content: Content) -> Study:
     arms, missing = [], []
     for name, arm in content["arms"].items():
         runs: dict[int, Run] = {}
@@ -135,7 +136,7 @@ def _comparison(folder: Path, content: Mapping[str, Any]) -> Study:
         arms=arms,
         seeds=content["seeds"],
         baseline=content["baseline"],
-        summary=content if "contrasts" in content else None,
+        summary=cast("ComparisonTable", content) if "contrasts" in content else None,
         missing=missing,
     )
 
@@ -182,7 +183,7 @@ def _many(folder: Path, runs: Sequence[Run]) -> Study:
     )
 
 
-def _sweep(folder: Path, table: Mapping[str, Any]) -> Study:
+def _sweep(folder: Path, table: SweepTable) -> Study:
     """The runs of ``sweep.json`` by their overrides, seeds apart; a run that never began is missing."""
     arms: dict[str, dict[int, Run]] = {}
     missing = []
@@ -207,7 +208,7 @@ def _sweep(folder: Path, table: Mapping[str, Any]) -> Study:
     )
 
 
-def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(recipe: Content) -> dict[str, object]:
     """Flat settings; ``methods`` as their names, so that a run without a method differs in one key only."""
     content = {k: v for k, v in recipe.items() if k not in NOT_VARIED}
     methods = content.get("methods") or {}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from headgate.experiments.metric import Metric
+from headgate.experiments.records import ComparisonTable, Content, Contrast, Environment, Figures, RunRecord
 from headgate.experiments.run_directory import RunDirectory
 
 Unit = Literal["steps", "tokens", "seconds", "flops", "accepted"]
@@ -34,19 +35,19 @@ class Run:
     """Telemetry rows that are read, evenly spaced, besides every validation: a figure shows no more."""
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Content:
         return self.directory.recipe_content()
 
     @cached_property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         return self.directory.environment()
 
     @cached_property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> RunRecord | None:
         return self.directory.result() if self.directory.status == "complete" else None
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Figures]:
         return self.directory.thinned_metrics(self.most_rows)
 
     @property
@@ -64,7 +65,7 @@ class Run:
         return None if found is None else float(found)
 
     @property
-    def training(self) -> dict[str, Any]:
+    def training(self) -> Figures:
         return {} if self.result is None else self.result["training"]
 
     @property
@@ -134,10 +135,10 @@ class Study:
     arms: Sequence[Arm]
     seeds: Sequence[int] = ()
     baseline: str | None = None
-    summary: Mapping[str, Any] | None = None
+    summary: ComparisonTable | None = None
     missing: Sequence[str] = ()
     varied: Sequence[str] = field(default=())
-    cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cells: Mapping[str, ComparisonTable] = field(default_factory=dict)
     """Of a map: the finished comparisons by name, each as its ``comparison.json`` has it."""
 
     @property
@@ -145,7 +146,7 @@ class Study:
         return list({run.directory.path: run for arm in self.arms for run in arm.runs.values()}.values())
 
     @property
-    def contrasts(self) -> Mapping[str, Any]:
+    def contrasts(self) -> Mapping[str, Contrast]:
         return {} if self.summary is None else self.summary["contrasts"]
 
     @property
@@ -165,7 +166,7 @@ class Study:
         return [arm for arm in self.arms if method in arm.methods]
 
 
-def _dig(node: Any, path: Sequence[str]) -> Any:
+def _dig(node: object, path: Sequence[str]) -> Any:
     for part in path:
         if not isinstance(node, Mapping) or part not in node:
             return None

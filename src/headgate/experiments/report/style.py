@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
@@ -22,7 +25,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 MARKERS = "osD^vPX"
 HEAT = "cividis"
 
-RC: dict[Any, Any] = {
+RC: dict[Any, object] = {
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -84,13 +87,13 @@ def markers(names: Sequence[str]) -> dict[str, str]:
     return {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)}
 
 
-def new_panel(size: tuple[float, float] = PANEL) -> tuple[Figure, Any]:
+def new_panel(size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
     """A drawing with one axes."""
     drawing = Figure(figsize=size)
     return drawing, drawing.subplots()
 
 
-def new_grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+def new_grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A drawing with ``rows x columns`` axes, in reading order."""
     drawing = Figure(figsize=size)
     return drawing, list(drawing.subplots(rows, columns, squeeze=False).flat)
@@ -101,7 +104,7 @@ def short_name(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder="…"))
 
 
-def ink_on(rgba: Sequence[float]) -> str:
+def ink_on(rgba: Sequence[float] | np.ndarray[Any, Any]) -> str:
     """Black or white, whichever stands out more from a colour: at least 4.5:1 (WCAG relative luminance)."""
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"
@@ -119,14 +122,14 @@ def big(value: float, unit: str = "") -> str:
     return EngFormatter(unit=unit, places=1, sep=" " if unit else "").format_data(value)
 
 
-def big_axis(axis: Any) -> None:
+def big_axis(axis: Axis) -> None:
     """Ticks with SI prefixes where they are large."""
     axis.set_major_formatter(
         FuncFormatter(lambda x, _: f"{x:g}" if abs(x) < 1000 else EngFormatter(sep="")(x))
     )
 
 
-def shared_legend(drawing: Figure, axes: Any) -> None:
+def shared_legend(drawing: Figure, axes: Axes) -> None:
     """Names below the axes, never over the data; as many in a row as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
@@ -138,7 +141,7 @@ def shared_legend(drawing: Figure, axes: Any) -> None:
 
 
 def bars(
-    axes: Any, found: Mapping[str, float | None], colour: Mapping[str, str], texts: Mapping[str, str]
+    axes: Axes, found: Mapping[str, float | None], colour: Mapping[str, str], texts: Mapping[str, str]
 ) -> None:
     """Horizontal bars with their value in words at the end; a missing value is said, never drawn as zero."""
     for row, (name, value) in enumerate(found.items()):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from headgate.experiments.metric import Metric
+from headgate.experiments.records import ArmRow, Content, Environment, Figures, RunRecord
 from headgate.experiments.report.study import Run
 
 
@@ -19,26 +18,26 @@ class TabledRun(Run):
         arm: the arm's entry. place: of the run among the seeds. model, seed: of the comparison.
     """
 
-    arm: Mapping[str, Any] = field(default_factory=dict)
+    arm: ArmRow = field(kw_only=True)
     place: int = 0
     model: str = ""
     seed: int = 0
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Content:
         return {"model": {"name_or_path": self.model}, "seed": self.seed}
 
     @cached_property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         return {}
 
     @cached_property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunRecord:
         training = {name: value for name, value in self.arm["cost"].items() if value is not None}
         return {"training": training, "evaluation": self.arm["metrics"][self.place]}
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Figures]:
         return []
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from headgate.experiments.report.content import Table
@@ -67,8 +67,8 @@ def _map_rows(study: Study) -> Iterator[dict[str, object]]:
     """One line a cell and arm: its mean, its difference from the baseline, the interval, Holm's p."""
     for name, cell in study.cells.items():
         for arm, found in cell["arms"].items():
-            contrast = cell["contrasts"].get(arm, {})
-            t = contrast.get("t") or {}
+            contrast = cell["contrasts"].get(arm)
+            t: Mapping[str, float] = (contrast["t"] if contrast else None) or {}
             yield {
                 "cell": name,
                 "arm": arm,
@@ -76,8 +76,8 @@ def _map_rows(study: Study) -> Iterator[dict[str, object]]:
                 "difference": t.get("mean"),
                 "low": t.get("low"),
                 "high": t.get("high"),
-                "holm_p": contrast.get("holm_p"),
-                "verdict": contrast.get("verdict", "baseline"),
+                "holm_p": contrast.get("holm_p") if contrast else None,
+                "verdict": contrast["verdict"] if contrast else "baseline",
             }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from headgate.experiments.metric import Metric
+from headgate.experiments.records import Contrast
 from headgate.experiments.report.study import Arm, Study
 
 Kind = Literal["helps", "hurts", "none", "open"]
@@ -40,7 +42,7 @@ def is_share(metric: Metric | None) -> bool:
     return metric is not None and ("accuracy" in metric.path[-1] or metric.path[-1].startswith("pass@"))
 
 
-def metric_axis(axis: Any, metric: Metric | None, *, signed: bool = False) -> None:
+def metric_axis(axis: Axis, metric: Metric | None, *, signed: bool = False) -> None:
     """Ticks as ``number`` writes values: percent, or percentage points for differences."""
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     if is_share(metric):
@@ -88,7 +90,7 @@ def verdicts(study: Study) -> list[Verdict]:
     return [_verdict(study, name, contrast) for name, contrast in study.contrasts.items()]
 
 
-def _verdict(study: Study, name: str, contrast: Mapping[str, Any]) -> Verdict:
+def _verdict(study: Study, name: str, contrast: Contrast) -> Verdict:
     metric, cost, t = study.metric, cost_phrase(study, study.arm(name)), contrast["t"]
     if t is None:
         mean = number(metric, statistics.fmean(contrast["differences"]), signed=True)

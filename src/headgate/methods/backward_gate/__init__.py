@@ -20,7 +20,7 @@ Cost: one pass over each chunk of errors, two FFTs of length m per token, m k pe
 eigenproblem of size 4k at most every ``refresh`` accepted ones. State: about m (5k + 64) numbers.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headgate.methods.backward_gate.config import BackwardGateConfig
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BackwardGate", "BackwardGateConfig", "Gate", "Score"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The method when it is asked for: its settings are checked without torch."""
     if name == "BackwardGate":
         from headgate.methods.backward_gate.method import BackwardGate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -35,7 +35,7 @@ SEED_NAMES = {
 }
 """The names of the original document, accepted everywhere."""
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     "default": {},
     "original": {
         "beta": 10.0,
@@ -148,10 +148,10 @@ class BackwardGateConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _seed_names(cls, values: Any) -> Any:
+    def _seed_names(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        renamed: dict[str, Any] = {}
+        renamed: dict[str, object] = {}
         for name, value in values.items():
             target = SEED_NAMES.get(str(name), str(name))
             if target in renamed:

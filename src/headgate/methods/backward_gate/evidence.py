@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.backward_gate.gate import Gate
 from headgate.methods.step import ForwardStopped, Step
-from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.anatomy import Anatomy, Batch, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.sharding import forward_was_stopped, whole
 from headgate.models.surgery import head_bypassed, on_block_output
@@ -62,9 +61,7 @@ def at_block(gate: Gate, anatomy: Anatomy, hidden: Tensor, labels: Tensor) -> Ev
 
 
 @torch.no_grad()
-def of_sequences(
-    gate: Gate, anatomy: Anatomy, batch: Mapping[str, Any], layer: int | None = None
-) -> Evidence:
+def of_sequences(gate: Gate, anatomy: Anatomy, batch: Batch, layer: int | None = None) -> Evidence:
     """Per sequence, by one forward of the batch without a graph, in evaluation mode.
 
     With ``layer`` the forward stops after that block, whose output goes through the final norm and the head.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, WEIGHT, Poo
 from headgate.methods.base import Method
 from headgate.methods.protocols import DataView, StepCost
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Batch
 from headgate.modules.fused_head import HeadChunk
 from headgate.modules.head_sketch import Evidence
+from headgate.modules.structure import Structure
 
 log = logging.getLogger("headgate")
 
@@ -48,7 +49,7 @@ class BackwardGate(PlainLoop, Method):
     Config = BackwardGateConfig
     attach_order = 40
     adapter_alone = True
-    neutral: ClassVar[Mapping[str, Any]] = {"target_acceptance": 1.0}
+    neutral: ClassVar[Mapping[str, object]] = {"target_acceptance": 1.0}
     telemetry_names = ("gate/<part>",)
     citation = "@misc{slora2024, title={SLoRA: Subspace-Gated LoRA for Token-Efficient Fine-Tuning}, author={Adib Hasan}, year={2024}}"
 
@@ -62,7 +63,7 @@ class BackwardGate(PlainLoop, Method):
         accumulation: int = 1,
         seed: int = 0,
         device: torch.device | str | None = None,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__(config, **options)
         settings: BackwardGateConfig = self.config
@@ -131,7 +132,7 @@ class BackwardGate(PlainLoop, Method):
         names = ("example_id",) if self.memory is not None else ()
         return (*names, TRUTH) if self.config.score == "oracle" else names
 
-    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, object]], object]]:
         settings: BackwardGateConfig = self.config
         if settings.column is None:
             return {}
@@ -141,26 +142,26 @@ class BackwardGate(PlainLoop, Method):
     def forms_batches(self) -> bool:
         return self.config.granularity == "sequence" or self.memory is not None
 
-    def data_view(self, batches: Iterable[Any], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
+    def data_view(self, batches: Iterable[Batch], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
         if self.config.granularity == "sequence":
             factor = self.config.pool_factor
             return PooledSequences(batches, self._core(), self._evidence_of_sequences, factor)
         return None if self.memory is None else RememberedRows(batches, self.memory, epoch)
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         gate = self._core()
         hidden_size, vocab_size = gate.settings[:2].tolist()
         sizes = {"d_hidden": hidden_size, "vocab_size": vocab_size}
         return {**super().structure(), **sizes, "seed": gate.seed, "max_steps": gate.max_steps}
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> BackwardGate:
+    def from_structure(cls, structure: Structure) -> BackwardGate:
         method = cls(build_config(cls.Config, structure["config"]), seed=structure["seed"])
         method.max_steps = structure["max_steps"]
         method._build(structure["d_hidden"], structure["vocab_size"])
         return method
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         refuse_changed(structure["config"], self.structure()["config"])
 
     # -- one micro-batch ----------------------------------------------------------------------------
@@ -218,7 +219,7 @@ class BackwardGate(PlainLoop, Method):
         self._milliseconds += 1e3 * (time.perf_counter() - started)
         return torch.tensor(self._accepts)
 
-    def _evidence_of_sequences(self, batch: Mapping[str, Any]) -> Evidence:
+    def _evidence_of_sequences(self, batch: Mapping[str, object]) -> Evidence:
         if self.anatomy is None:
             raise ConfigError("granularity: sequence needs a model: call gate.attach(describe(model))")
         return evidence.of_sequences(self._core(), self.anatomy, batch, self.config.score_layer)
@@ -286,7 +287,7 @@ class BackwardGate(PlainLoop, Method):
             values |= reporting.totals(gate, self.diagnostic)
         return {name: torch.tensor(value) for name, value in values.items()}
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         return reporting.summary(self._core(), self.diagnostic, bool(self.auto_off and self.auto_off.off))
 
     def _check_once(self, gate: Gate) -> None:

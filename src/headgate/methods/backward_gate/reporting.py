@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic
@@ -43,7 +41,7 @@ def mean_loss(total: Tensor, tokens: Tensor) -> float:
     return float(total) / max(1, int(tokens))
 
 
-def summary(gate: Gate, diagnostic: ProxyDiagnostic | None, switched_off: bool) -> dict[str, Any]:
+def summary(gate: Gate, diagnostic: ProxyDiagnostic | None, switched_off: bool) -> dict[str, object]:
     """JSON figures of a finished run."""
     pairs = diagnostic.count if diagnostic is not None else 0
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from headgate.errors import CheckpointError
 from headgate.methods.backward_gate.config import BackwardGateConfig
 
 
-def refuse_changed(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+def refuse_changed(saved: Mapping[str, object], mine: Mapping[str, object]) -> None:
     """Raise CheckpointError, naming it, for a setting under which a saved subspace or window means nothing."""
     for key in ("m", "k", "signal", "error", "error_top_k", "basis", "window", "score"):
         if saved.get(key) != mine[key]:

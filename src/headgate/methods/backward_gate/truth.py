@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -14,10 +13,10 @@ TRUTH = "gate_truth"
 """Batch column: 1 for a row that is new, 0 for another."""
 
 
-def truth_maker(column: str, values: Sequence[Any] | None) -> Callable[[Mapping[str, Any]], int]:
+def truth_maker(column: str, values: Sequence[object] | None) -> Callable[[Mapping[str, object]], int]:
     """A function of a normalised row: is its ``column`` true, or among ``values``? Raises DataError where it is missing."""
 
-    def truth(row: Mapping[str, Any]) -> int:
+    def truth(row: Mapping[str, object]) -> int:
         if row.get(column) is None:
             raise DataError(
                 f"score: oracle reads column {column!r}, which row {row.get('example_id')!r} does not have (it has: "

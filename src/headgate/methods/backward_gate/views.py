@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from headgate.methods.backward_gate.gate import Gate
 from headgate.methods.backward_gate.memory import ExampleMemory
 from headgate.methods.backward_gate.truth import TRUTH
 from headgate.methods.step import real_tokens
+from headgate.models.anatomy import Batch, Columns
 from headgate.modules.head_sketch import Evidence
 
 SELECTED = "gate_selected"
@@ -24,10 +24,8 @@ LEFT_OUT, KEPT = "gate_left_out", "gate_kept"
 """Columns that mark a batch of rows that memory spares the forward, and one of the other rows."""
 FILL = {"labels": -100, "segment_ids": -1}
 
-Batch = Mapping[str, Any]
 
-
-def rows_of(batch: Batch, keep: Tensor) -> dict[str, Any]:
+def rows_of(batch: Batch, keep: Tensor) -> Columns:
     """The rows of a batch where ``keep [B]`` is true."""
     index = keep.nonzero(as_tuple=True)[0]
     return {
@@ -36,9 +34,9 @@ def rows_of(batch: Batch, keep: Tensor) -> dict[str, Any]:
     }
 
 
-def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def joined(parts: list[Columns]) -> Columns:
     """Batches of different width as one, padded on the right."""
-    out: dict[str, Any] = {}
+    out: Columns = {}
     for name, first in parts[0].items():
         values = [part[name] for part in parts]
         if not isinstance(first, Tensor):
@@ -57,11 +55,11 @@ class FormedBatches(ABC):
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.batches = batches
-        self.ready: deque[dict[str, Any]] = deque()
-        self.loose: dict[str, list[dict[str, Any]]] = {}  # mark -> rows that do not fill a batch yet
+        self.ready: deque[Columns] = deque()
+        self.loose: dict[str, list[Columns]] = {}  # mark -> rows that do not fill a batch yet
         self.size = 0  # rows of a batch: those of the first one offered
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, object]]:
         yield from self._drained()  # what was restored
         for batch in self.batches:
             self.size = self.size or len(batch["labels"])
@@ -70,7 +68,7 @@ class FormedBatches(ABC):
         self.end()
         yield from self._drained()
 
-    def _drained(self) -> Iterator[dict[str, Any]]:
+    def _drained(self) -> Iterator[dict[str, object]]:
         while self.ready:
             yield self.ready.popleft()
 
@@ -82,7 +80,7 @@ class FormedBatches(ABC):
     def end(self) -> None:
         """The offered batches are over."""
 
-    def pack(self, part: dict[str, Any], mark: str) -> None:
+    def pack(self, part: Columns, mark: str) -> None:
         """Add rows to those of the same mark; every batch that becomes full is ready, ``mark`` among its columns."""
         if not len(part["labels"]):
             return
@@ -98,13 +96,13 @@ class FormedBatches(ABC):
         """The column of a batch's mark, ``[size]``."""
         return torch.ones(self.size)
 
-    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def held(self) -> tuple[list[Columns], dict[str, int]]:
         """Batches and rows in hand, and counters: what ``restore`` continues from, bit for bit."""
         counts = {f"loose/{mark}": len(parts) for mark, parts in self.loose.items()}
         parts = [*self.ready, *(part for parts in self.loose.values() for part in parts)]
         return parts, {"ready": len(self.ready), "size": self.size, **counts}
 
-    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None:
+    def restore(self, parts: list[Columns], counters: Mapping[str, int]) -> None:
         """Continue from what ``held`` gave. Call before the first batch is drawn."""
         rest = deque(parts)
         self.ready = deque(rest.popleft() for _ in range(counters["ready"]))
@@ -169,7 +167,7 @@ class PooledSequences(FormedBatches):
             self.trained += len(self.ready) - before
         self.pool = []
 
-    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def held(self) -> tuple[list[Columns], dict[str, int]]:
         parts, counters = super().held()
         return [*parts, *(dict(b) for b in self.pool)], {
             **counters,
@@ -178,7 +176,7 @@ class PooledSequences(FormedBatches):
             "pool": len(self.pool),
         }
 
-    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None:
+    def restore(self, parts: list[Columns], counters: Mapping[str, int]) -> None:
         count = len(parts) - counters["pool"]
         self.pool = list(parts[count:])
         super().restore(parts[:count], counters)

@@ -25,7 +25,7 @@ block) unless `kv` says otherwise; `features: prepass` doubles the forward; trai
 much as training without routing, plus a teacher's forward.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerRouting", "LayerRoutingConfig"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The method when it is asked for: its settings are checked without torch."""
     if name == "LayerRouting":
         from headgate.methods.layer_routing.method import LayerRouting

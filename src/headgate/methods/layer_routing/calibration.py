@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,12 +11,13 @@ from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.route import Route, entries
 from headgate.methods.layer_routing.shares import Shares
 from headgate.methods.step import real_tokens
+from headgate.models.anatomy import Batch
 from headgate.ops.depth import threshold_for
 
 CALIBRATION_TOKENS = 16_384
 
 
-def first_tokens(batches: Iterable[Mapping[str, Any]], tokens: int) -> Iterator[Mapping[str, Any]]:
+def first_tokens(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
     """Batches until they hold ``tokens`` real ones."""
     total = 0
     for batch in batches:

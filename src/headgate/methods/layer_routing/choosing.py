@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,9 +19,10 @@ from headgate.methods.layer_routing.shares import Shares
 from headgate.methods.protocols import Reading
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step, real_tokens
+from headgate.models.anatomy import Batch
 from headgate.modules.layer_router import LayerRouter
 
-Batches = Iterable[Mapping[str, Any]]
+Batches = Iterable[Batch]
 SEARCH_BATCHES = 2
 """Batches that a zero-shot search reads."""
 
@@ -67,7 +68,7 @@ class Choosing:
         first = list(calibration.first_tokens(batches, calibration.CALIBRATION_TOKENS))
         return self._searched(first, best_mask)
 
-    def _searched(self, batches: Sequence[Mapping[str, Any]], search: Callable[..., Tensor]) -> Tensor:
+    def _searched(self, batches: Sequence[Batch], search: Callable[..., Tensor]) -> Tensor:
         lengths = [real_tokens(batch).sum(-1).double() for batch in batches]
         tokens = sum(float(length.sum()) for length in lengths)
         pairs = sum(float((length * (length + 1) / 2).sum()) for length in lengths)

@@ -12,7 +12,7 @@ With a patch P a closed unit leaves x + P(x): (1 - g) P(x) is added to either en
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from headgate.methods.layer_routing.kv import Reuse
 from headgate.methods.layer_routing.opened import BlockGates
-from headgate.models.block_parts import BlockParts, KeysValues, OpenTokens, uploaded
+from headgate.models.block_parts import BlockParts, Call, KeysValues, OpenTokens, uploaded
 from headgate.models.private import checkpointed
 from headgate.models.surgery import hidden_of, with_hidden
 from headgate.ops.layer_gates import gated
@@ -107,7 +107,7 @@ class RoutedBlock:
         left = (1 - tokens.take(weight)) * patch(tokens.take(hidden))
         return tokens.put(output, tokens.take(output) + left)
 
-    def _left(self, hidden: Tensor, call: Mapping[str, Any]) -> KeysValues | None:
+    def _left(self, hidden: Tensor, call: Call) -> KeysValues | None:
         """Keys and values that closed tokens leave; None: their own are made."""
         cache = call.get("past_key_values")
         if isinstance(cache, Reuse):
@@ -139,9 +139,7 @@ class RoutedBlock:
             output = output.index_copy(0, rest, ran)
         return output
 
-    def _tokens(
-        self, tokens: OpenTokens, hard: bool, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]
-    ) -> Tensor:
+    def _tokens(self, tokens: OpenTokens, hard: bool, hidden: Tensor, weight: Tensor, call: Call) -> Tensor:
         """The open tokens of every row run; keys, values and the cache are those of all tokens."""
         assert self.parts is not None
         if not len(tokens):
@@ -154,7 +152,7 @@ class RoutedBlock:
             after = gated(before, after, tokens.take(weight).unsqueeze(-1))
         return tokens.put(hidden, after)
 
-    def _by_unit(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def _by_unit(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: Call) -> Tensor:
         """x' = x + g_a A(x), y = x' + g_m M(x'): gates of their own for attention and MLP."""
         assert self.parts is not None
         weight = weight.expand(*hidden.shape[:2], 2)
@@ -178,7 +176,7 @@ class RoutedBlock:
             output = tokens.put(middle, before + tokens.take(mlp) * self.parts.mlp_branch(before))
         return self._patched(gates, 1, output, middle, mlp)
 
-    def _checkpointed(self, run: Forward, hidden: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def _checkpointed(self, run: Forward, hidden: Tensor, weight: Tensor, call: Call) -> Tensor:
         """``run``, recomputed in the backward where the block's own forward would be."""
         block: Any = self.block
         if getattr(block, "gradient_checkpointing", False) and block.training:
@@ -190,7 +188,7 @@ class RoutedBlock:
         return found
 
 
-def select(call: Mapping[str, Any], rows: Tensor, size: int) -> dict[str, Any]:
+def select(call: Call, rows: Tensor, size: int) -> dict[str, Any]:
     """The arguments of some rows of the batch; what the rows share (first dimension 1) stays."""
 
     def of(value: Any) -> Any:
@@ -203,7 +201,7 @@ def select(call: Mapping[str, Any], rows: Tensor, size: int) -> dict[str, Any]:
     return {name: of(value) for name, value in call.items()}
 
 
-def crop(call: Mapping[str, Any], end: int) -> dict[str, Any]:
+def crop(call: Call, end: int) -> dict[str, Any]:
     """The arguments of the first ``end`` tokens, where no cache lengthens the keys."""
     cropped = dict(call)
     if isinstance(mask := call.get("attention_mask"), Tensor):

@@ -6,7 +6,7 @@ cache carry what the next decoding step needs: a document's prefix, the gates of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from headgate.methods.layer_routing.opened import BlockGates, all_open
 from headgate.methods.layer_routing.route import Route, fixed_route, refuse_shuffled_decoding, settled_route
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.anatomy import Anatomy, Batch, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.block_parts import BlockParts
 from headgate.models.private import attention_implementation
@@ -147,7 +147,7 @@ class RoutedForward:
         finally:
             self.suspended = False
 
-    def routes(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[Route]:
+    def routes(self, batches: Iterable[Batch]) -> Iterator[Route]:
         """What inference decides on batches, one after the other."""
         assert self.anatomy is not None, "attach the method first"
         model = self.anatomy.model
@@ -166,7 +166,7 @@ class RoutedForward:
         finally:
             self.mask = None
 
-    def loss(self, batches: Iterable[Mapping[str, Any]], mask: Tensor | None = None) -> float:
+    def loss(self, batches: Iterable[Batch], mask: Tensor | None = None) -> float:
         """Mean over labelled tokens at inference, under a fixed ``mask`` ``[G]`` or as decided."""
         assert self.anatomy is not None, "attach the method first"
         model, total, count = self.anatomy.model, 0.0, 0

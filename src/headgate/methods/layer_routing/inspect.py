@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from headgate.errors import DataError
 from headgate.methods.layer_routing.method import LayerRouting
+from headgate.models.anatomy import Batch
 from headgate.ops.depth import adaptivity
 from headgate.ops.routing_losses import flat_mean
 
@@ -26,7 +26,7 @@ class Depth:
     tokens: int
 
 
-def measure(method: LayerRouting, batches: Iterable[Mapping[str, Any]]) -> Depth:
+def measure(method: LayerRouting, batches: Iterable[Batch]) -> Depth:
     """Depth that the attached method executes at inference on ``batches``."""
     tokens, used, opened = 0, 0.0, []
     for route in method.execution.routes(batches):
@@ -44,7 +44,7 @@ def measure(method: LayerRouting, batches: Iterable[Mapping[str, Any]]) -> Depth
     return Depth(used / tokens, rates.tolist(), spread.tolist(), tokens)
 
 
-def token_depth(method: LayerRouting, batch: Mapping[str, Any]) -> Tensor:
+def token_depth(method: LayerRouting, batch: Batch) -> Tensor:
     """Share of all blocks that ran for every token, ``[B, T]``; NaN on padding."""
     (route,) = method.execution.routes([batch])
     valid = route.context.valid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,13 @@ from headgate.methods.layer_routing.teacher import Teacher
 from headgate.methods.protocols import Reading, StepCost
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Batch
 from headgate.modules.layer_router import LayerRouter
+from headgate.modules.structure import Structure
 from headgate.ops.randomness import derive_seed, generator
+
+if TYPE_CHECKING:
+    from headgate.methods.stage import ScheduledStage
 
 PURPOSE = "layer_routing"
 
@@ -46,7 +50,7 @@ class LayerRouting(Method):
     attach_order = 10
     skips_blocks = True
     adapter_alone = True
-    neutral: ClassVar[Mapping[str, Any]] = {"policy": "dense", "granularity": "batch", "kd": False}
+    neutral: ClassVar[Mapping[str, object]] = {"policy": "dense", "granularity": "batch", "kd": False}
     telemetry_names = ("routing/<part>",)
     citation = (
         "@software{dynamiclayerrouting2025,\n"
@@ -56,7 +60,7 @@ class LayerRouting(Method):
     fixed: Tensor
     shares: Shares
 
-    def __init__(self, config: LayerRoutingConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: LayerRoutingConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.router: LayerRouter | None = None
         self.fallback: Fallback | None = None
@@ -124,16 +128,16 @@ class LayerRouting(Method):
     def group_learning_rates(self, learning_rate: float) -> Mapping[str, float]:
         return learned.rates(self.config, learning_rate)
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         """Config and sizes, and what the last validation counted: a run's summary follows from saved state alone."""
         sizes = {"hidden_size": self.hidden_size, "num_blocks": self.num_blocks}
         return {**super().structure(), **sizes, "validation": self.record.counts()}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.record.restore(structure.get("validation", []))
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> LayerRouting:
+    def from_structure(cls, structure: Structure) -> LayerRouting:
         method = cls(build_config(cls.Config, structure["config"]))
         method._build(structure["hidden_size"], structure["num_blocks"])
         method.restore(structure)
@@ -162,7 +166,7 @@ class LayerRouting(Method):
 
     def calibrate(
         self,
-        batches: Iterable[Mapping[str, Any]],
+        batches: Iterable[Batch],
         target: float | None = None,
         tokens: int = calibration.CALIBRATION_TOKENS,
     ) -> None:
@@ -189,7 +193,7 @@ class LayerRouting(Method):
         """The phases of a run that trains its search; none otherwise."""
         return phases.stages_of(self.config, learning_rate, self.group_learning_rates(learning_rate))
 
-    def on_stage_start(self, scheduled: Any, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
         self.choosing.begin(scheduled.stage, probe, self.router)
 
     def take_readings(self) -> Sequence[Reading]:
@@ -253,7 +257,7 @@ class LayerRouting(Method):
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:
         self.record.stop()
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         """What training held (running means), and what the last validation measured: ``..._eval``."""
         self.budget.warn_if_unmet()
         choice = (

@@ -56,7 +56,7 @@ def stages_of(config: LayerRoutingConfig, learning_rate: float, own: Mapping[str
     return [first, *([phase(ADAPT, adapt, adapter)] if adapt else []), *later]
 
 
-def phase_of(stage: Any) -> str | None:
+def phase_of(stage: Stage) -> str | None:
     """Which phase a stage is, or None."""
     return None if stage is None else stage.options.get(KEY)
 

@@ -21,7 +21,7 @@ Cost: one forward whatever the number of experts; the router below 1% of a forwa
 total rank at each linear, or of the chosen ones' alone where that is cheaper (ops/low_rank).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LoraExperts", "LoraExpertsConfig"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The method when it is asked for: its settings are checked without torch."""
     if name == "LoraExperts":
         from headgate.methods.lora_experts.method import LoraExperts

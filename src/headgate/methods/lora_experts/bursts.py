@@ -10,8 +10,7 @@ Legend: N documents, T tokens, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from headgate.methods.step import IGNORE_INDEX
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 
 FIRST_SEEN = 128
 """Documents of a new skill from which is learned how unlike its others a document of it may be: with so many, what one
@@ -131,10 +131,10 @@ class NoveltyBuffer(FixedPrecision):
         self._take(~chosen)
         return burst
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {"waiting": len(self), "length": self.documents.shape[1], "offered": self.offered}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Room for the saved documents, before a strict load."""
         self.offered = structure["offered"]
         self._allocate(structure["waiting"], structure["length"])

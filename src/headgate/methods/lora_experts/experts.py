@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from headgate.methods.lora_experts.routers import RouterSet
 from headgate.methods.lora_experts.targets import is_target
 from headgate.modules.expert_bank import ExpertBank
 from headgate.modules.low_rank_expert import LowRankExpert
+from headgate.modules.structure import Structure
 from headgate.ops.expert_merging import Factors
 from headgate.ops.randomness import generator
 
@@ -118,7 +118,12 @@ class ExpertSet(nn.Module):
             self.add(self.config.r, "start", alpha=self.config.alpha, founder=True)
 
     def add(
-        self, rank: int | None = None, reason: str = "asked for", *, alpha: float | None = None, **facts: Any
+        self,
+        rank: int | None = None,
+        reason: str = "asked for",
+        *,
+        alpha: float | None = None,
+        **facts: object,
     ) -> int:
         """A new expert: maturity 0 and B = 0, so the model computes what it did, bit for bit. Returns its number.
 
@@ -261,7 +266,7 @@ class ExpertSet(nn.Module):
         info.rank, info.alpha = 2 * info.rank, 2 * info.alpha
 
     # -- saving -----------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         sites = {site: list(size) for site, size in self.sizes.items()}
         return {
             "sites": sites,
@@ -271,7 +276,7 @@ class ExpertSet(nn.Module):
             "current": self.current,
         }
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Exactly the saved experts, with factors and rows of the right shapes, before a strict load."""
         for info in self.roster:
             self._clear(info)

@@ -25,7 +25,7 @@ from headgate.methods.lora_experts.routes import ARROW, ONE, REMOVED, check_rout
 from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX, real_tokens
-from headgate.models.anatomy import Anatomy, model_inputs
+from headgate.models.anatomy import Anatomy, Batch, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.surgery import Handle, on_block_input, on_linear, override_attribute, override_forward
 from headgate.modules.arrow import ArrowRouter
@@ -133,7 +133,7 @@ class RoutedForward:
         record, self.record, self._recording = self.record, None, False
         return record
 
-    def features_of(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+    def features_of(self, batches: Iterable[Batch]) -> Tensor:
         """``[M, F]``: what the router reads at every real token of some batches."""
         self._features = []
         try:
@@ -145,7 +145,7 @@ class RoutedForward:
         finally:
             self._features = None
 
-    def loss_alone(self, number: int | None, batches: Iterable[Mapping[str, Any]]) -> float:
+    def loss_alone(self, number: int | None, batches: Iterable[Batch]) -> float:
         """Task loss of one expert alone, gate 1, over all trained tokens of some batches; None: of the base without any."""
         total = count = 0.0
         with self.aside():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headgate.methods.lora_experts.forward import RoutedForward
+from headgate.modules.structure import Structure
 
 TOLERANCE = 0.01
 """Share by which the loss on a skill's rows may rise and still count as no worse."""
@@ -58,10 +58,10 @@ class Guard(nn.Module):
             pairs = [(next(flat).view_as(part.down), next(flat).view_as(part.up)) for part in parts]
             self.routed.experts.write(number, pairs)
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         bests = [[key, loss] for key, loss in self.bests.items()]
         return {"expert": self.expert, "bests": bests, "factors": len(self.factors)}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.expert, self.bests = structure["expert"], {int(k): loss for k, loss in structure["bests"]}
         self.factors = torch.zeros(structure["factors"], device=self.factors.device)

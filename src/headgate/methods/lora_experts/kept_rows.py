@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,7 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from headgate.methods.documents import as_batch, document_ids, labels_without
 from headgate.methods.step import IGNORE_INDEX
+from headgate.models.anatomy import Batch
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 
 MOST, SHARE = 16, 5
 """Documents kept of a skill, at most; and of so many looked at one, at most."""
@@ -52,11 +53,11 @@ class KeptRows(FixedPrecision):
         documents = self.documents[self.owner == key]
         return as_batch(documents, device) if len(documents) else None
 
-    def labels_without(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def labels_without(self, batch: Batch) -> Tensor | None:
         """A batch's labels without those of kept documents; None where it has none of them."""
         return labels_without(batch, self.ids) if len(self) else None
 
-    def tokens_in(self, batch: Mapping[str, Any]) -> int:
+    def tokens_in(self, batch: Batch) -> int:
         """Trained tokens of kept documents in a batch."""
         labels = self.labels_without(batch)
         if labels is None:
@@ -69,9 +70,9 @@ class KeptRows(FixedPrecision):
         kept = torch.isin(self.owner, torch.tensor(list(keys), dtype=torch.long))
         self.documents, self.owner, self.ids = self.documents[kept], self.owner[kept], self.ids[kept]
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {"count": len(self), "length": self.documents.shape[1]}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """Room for the saved rows, before a strict load."""
         self._allocate(structure["count"], structure["length"])

@@ -6,14 +6,14 @@ its optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.experts import ExpertSet
 from headgate.methods.step import Step
+from headgate.modules.structure import Structure
 
 
 class Change(Enum):
@@ -102,10 +102,10 @@ class Lifecycle:
         experts.freeze(number, experts.sites_named(self.config.freeze_first) if in_part else None)
         return f"expert {number} frozen{' in part' if in_part else ''}"
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         pending = [[item.change.value, item.expert] for item in self.pending]
         return {"pending": pending, "replaying": list(self.replaying)}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.pending = [Pending(Change(change), expert) for change, expert in structure["pending"]]
         self.replaying = list(structure["replaying"])

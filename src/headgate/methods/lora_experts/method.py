@@ -27,8 +27,9 @@ from headgate.methods.lora_experts.watch import BurstBatches, BurstWatch
 from headgate.methods.protocols import DataView, Reading, StepCost
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy, linear_size
+from headgate.models.anatomy import Anatomy, Batch, linear_size
 from headgate.modules.feature_sketch import FeatureSketch
+from headgate.modules.structure import Structure
 
 EXPERTS, ROUTER = "experts", "expert_router"
 
@@ -59,7 +60,7 @@ class LoraExperts(Method):
     trial: Trial
     sketch: FeatureSketch
 
-    def __init__(self, config: LoraExpertsConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: LoraExpertsConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.experts = ExpertSet(self.config)
         self.routed = RoutedForward(self.config, self.experts)
@@ -116,7 +117,7 @@ class LoraExperts(Method):
             rates[ROUTER] = self.config.router_lr or learning_rate
         return rates
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         """Config, sites and their sizes, the experts, what is pending, and what was decided and why."""
         return {
             **super().structure(),
@@ -128,13 +129,13 @@ class LoraExperts(Method):
         }
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> LoraExperts:
+    def from_structure(cls, structure: Structure) -> LoraExperts:
         method = cls(build_config(cls.Config, structure["config"]))
         method._build(structure["sites"], structure["hidden_size"])
         method.restore(structure)
         return method
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.experts.restore(structure)
         self.stream.restore(structure)
         self.lifecycle.restore(structure["lifecycle"])
@@ -162,7 +163,7 @@ class LoraExperts(Method):
         if self.stream.skill is not None:
             self.trial.finish(self.stream, scheduled.stop)
 
-    def held_out_tokens(self, batch: Mapping[str, Any]) -> int:
+    def held_out_tokens(self, batch: Batch) -> int:
         return self.trial.rows.tokens_in(batch)
 
     def take_readings(self) -> Sequence[Reading]:
@@ -247,7 +248,7 @@ class LoraExperts(Method):
     def forms_batches(self) -> bool:
         return self.config.burst is not None
 
-    def data_view(self, batches: Iterable[Any], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
+    def data_view(self, batches: Iterable[Batch], epoch: Callable[[], int] = lambda: 0) -> DataView | None:
         """A burst takes the place of the next batches."""
         return None if self.watch is None else BurstBatches(self.watch, self.stream, batches)
 
@@ -266,7 +267,7 @@ class LoraExperts(Method):
         born = [] if self.watch is None else self.watch.birth(self.stream)
         return "; ".join(born + self.lifecycle.carry_out() + self.trial.carry_out(self.stream)) or None
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         return {
             "experts": info_table(self.experts),
             "expert_decisions": self.stream.decisions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from headgate.methods.documents import documents_of
-from headgate.models.anatomy import describe
+from headgate.models.anatomy import Batch, describe
 from headgate.models.aside import look_aside
 from headgate.models.surgery import head_bypassed
 from headgate.ops.novelty import document_means
 from headgate.ops.randomness import derive_seed
 
-Bypass = Callable[[], AbstractContextManager[Any]]
+Bypass = Callable[[], AbstractContextManager[object]]
 REFERENCE_ROWS, REFERENCE_TOKENS = 32, 64
 
 
@@ -36,7 +36,7 @@ def bare(model: nn.Module, bypassed: Bypass = nullcontext) -> Iterator[None]:
 
 def skill_embeddings(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Batch],
     *,
     min_samples: int = 32,
     min_tokens: int = 2048,

@@ -5,7 +5,7 @@ Facts that never change while an expert trains are JSON (``ExpertInfo``); what m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.structure import Structure
 
 NAN = float("nan")
 RATE = 0.05
@@ -181,10 +182,10 @@ class Roster(FixedPrecision):
         ripe = (self.age == ramp).to(self.device, non_blocking=True)
         self.loss_at_maturity.copy_(torch.where(ripe, self.loss, self.loss_at_maturity))
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {"experts": [asdict(info) for info in self.infos], "next_number": self.next_number}
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         """The saved experts, with room for their figures."""
         self.infos = [ExpertInfo(**facts) for facts in structure["experts"]]
         self.next_number, self._places = structure["next_number"], {}

@@ -6,8 +6,7 @@ what skills look like.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.modules.bayes_router import BayesRouter
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.prototype_router import PrototypeRouter
+from headgate.modules.structure import Structure
 from headgate.ops.randomness import generator
 
 SHARED = "shared"
@@ -68,12 +68,10 @@ class RouterSet(nn.Module):
             row = torch.randn(self.at(site).features, generator=stream) * self.config.router_std
             self.at(site).add(str(number), row.to(device))
 
-    def structure(self) -> dict[str, Any] | None:
+    def structure(self) -> Structure | None:
         return None if self.closed_form is None else self.closed_form.structure()
 
-    def restore(
-        self, structure: Mapping[str, Any] | None, numbers: Sequence[int], device: torch.device
-    ) -> None:
+    def restore(self, structure: Structure | None, numbers: Sequence[int], device: torch.device) -> None:
         """Room for the saved rows."""
         if self.closed_form is not None and structure is not None:
             self.closed_form.restore(structure)

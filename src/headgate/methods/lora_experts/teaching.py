@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,7 +9,7 @@ from headgate.methods.lora_experts.experts import ExpertSet
 from headgate.methods.lora_experts.forward import Pass, RoutedForward
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
-from headgate.models.anatomy import model_inputs
+from headgate.models.anatomy import Batch, model_inputs
 from headgate.models.sharding import is_sharded
 from headgate.models.surgery import head_bypassed
 from headgate.ops.routing_losses import load_balance, router_z_loss, routing_entropy
@@ -100,7 +97,7 @@ def _anywhere(step: Step, here: bool) -> bool:
     return float(step.sum_across_ranks(torch.tensor(float(here)))) > 0
 
 
-def distilled_rows(kd_on: str, batch: Mapping[str, Any], skill: str | None) -> Tensor:
+def distilled_rows(kd_on: str, batch: Batch, skill: str | None) -> Tensor:
     """``[R]``: the rows that distillation looks at. All documents of a packed row are of one skill."""
     device = batch["labels"].device
     if kd_on == "batch":

@@ -15,10 +15,8 @@ its loss is divided by. All of this is state in buffers and JSON: a resumed run 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +33,7 @@ from headgate.methods.lora_experts.probe import Look
 from headgate.methods.lora_experts.stream import PROTOTYPE_BATCHES, Batches, Segment, SkillStream
 from headgate.methods.lora_experts.verdict import Evidence, Verdict, judge
 from headgate.methods.step import IGNORE_INDEX, Step
+from headgate.modules.structure import Structure
 
 OTHERS, MERGES = 6, 2
 """Older experts that are asked, which with the base and the expert itself makes eight forwards; and merges tried."""
@@ -277,7 +276,7 @@ class Trial(nn.Module):
         return 1 - self.routed.loss_alone(number, batches) / self.routed.loss_alone(None, batches)
 
     # -- saving -----------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {
             "rows": self.rows.structure(),
             "expert": self.expert,
@@ -290,7 +289,7 @@ class Trial(nn.Module):
             "label": self.label,
         }
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.rows.restore(structure["rows"])
         self.expert, self.key, self.closed = structure["expert"], structure["key"], structure["closed"]
         self.due = None if structure["due"] is None else Check(structure["due"])

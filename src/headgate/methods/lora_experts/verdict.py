@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 OWN_SHARE = 0.5
 
@@ -61,7 +60,7 @@ class Evidence:
         ours = f"takes {self.gain:.3f} off the base's loss of {self.base:.3f}"
         return ours if self.best is None else f"{ours}, expert {self.best} takes {self.best_gain:.3f}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         others = {str(number): loss for number, loss in self.others.items()}
         return {"base_loss": self.base, "loss": self.loss, "other_losses": others}
 

@@ -12,7 +12,6 @@ Which batches a burst replaces follows from saved state, so a resumed run repeat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,7 +25,9 @@ from headgate.methods.lora_experts.spawn import Evidence, Novelty
 from headgate.methods.lora_experts.stream import SkillStream
 from headgate.methods.lora_experts.teaching import SKILL
 from headgate.methods.step import Step
+from headgate.models.anatomy import Batch, Columns
 from headgate.modules.skill_library import SkillLibrary
+from headgate.modules.structure import Structure
 from headgate.ops import novelty
 
 OWN = frozenset({"input_ids", "labels", "attention_mask", "position_ids", "segment_ids", "length"})
@@ -103,7 +104,7 @@ class BurstWatch(nn.Module):
         experts.current = number
         return [f"expert {number} born of a burst of {len(self.burst)} documents"]
 
-    def next_batch(self, batch: Mapping[str, Any], skill: str | None) -> Mapping[str, Any]:
+    def next_batch(self, batch: Batch, skill: str | None) -> Batch:
         """The batch, or the burst's next documents in its place. Raises ConfigError for columns they cannot have."""
         other = sorted(set(batch) - OWN - {EXAMPLE, SKILL})
         if other:
@@ -115,12 +116,12 @@ class BurstWatch(nn.Module):
             return batch
         rows, start = len(batch["input_ids"]), len(self.burst) - self.left
         self.left = max(0, self.left - rows)
-        ours: dict[str, Any] = as_batch(self.burst.documents[start : start + rows], batch["input_ids"].device)
+        ours: Columns = as_batch(self.burst.documents[start : start + rows], batch["input_ids"].device)
         names = [f"burst {number}" for number in self.burst.ids[start : start + rows].tolist()]
         columns = {EXAMPLE: names, SKILL: [skill] * len(names)}
         return {**ours, **{name: column for name, column in columns.items() if name in batch}}
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         return {
             "novel": self.novel.structure(),
             "burst": self.burst.structure(),
@@ -128,7 +129,7 @@ class BurstWatch(nn.Module):
             "due": self.due,
         }
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.novel.restore(structure["novel"])
         self.burst.restore(structure["burst"])
         self.left, self.due = structure["left"], structure["due"]
@@ -137,17 +138,17 @@ class BurstWatch(nn.Module):
 class BurstBatches:
     """A DataView: the offered batches, some of them replaced by a burst. It holds nothing; the watch's state does."""
 
-    def __init__(self, watch: BurstWatch, stream: SkillStream, batches: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, watch: BurstWatch, stream: SkillStream, batches: Iterable[Batch]) -> None:
         self.watch, self.stream, self.batches = watch, stream, batches
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
             yield self.watch.next_batch(batch, self.stream.skill)
 
-    def held(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def held(self) -> tuple[list[Columns], dict[str, int]]:
         return [], {}
 
-    def restore(self, parts: list[dict[str, Any]], counters: Mapping[str, int]) -> None:
+    def restore(self, parts: list[Columns], counters: Mapping[str, int]) -> None:
         """Nothing is held."""
 
 

@@ -21,7 +21,7 @@ Cost: per token and layer S*H (router) + 2*k*r*H multiply-adds where tokens are 
 2*S*r*H where all schemas share two products (GPU). Nothing at inference: the bank is gone.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headgate.methods.schema_bank.config import SchemaBankConfig
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["SchemaBank", "SchemaBankConfig"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The method when it is asked for: its settings are checked without torch."""
     if name == "SchemaBank":
         from headgate.methods.schema_bank.method import SchemaBank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -28,7 +28,7 @@ CURRICULA: dict[str, tuple[tuple[str, tuple[str, ...], float], ...]] = {
 """Stages as (name, trained groups, peak rate as a multiple of the run's learning rate)."""
 SHARES = {"three": (0.25, 0.5, 0.25), "two": (2 / 3, 1 / 3), "joint": (1.0,)}
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     "default": {},
     "paper": {
         "attributes": "router",
@@ -117,7 +117,7 @@ class SchemaBankConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_preset(cls, given: Any) -> Any:
+    def _fill_preset(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
         filled = {**PRESETS.get(str(given.get("preset", "default")), {}), **given}
@@ -191,7 +191,7 @@ class SchemaBankConfig(StrictConfig):
                 "lower it, or raise num_schemas"
             )
 
-    def deviations(self) -> dict[str, Any]:
+    def deviations(self) -> dict[str, object]:
         """What differs from the named preset; saved with the run."""
         return {k: getattr(self, k) for k, v in PRESETS[self.preset].items() if getattr(self, k) != v}
 

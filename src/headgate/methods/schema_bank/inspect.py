@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from headgate.methods.schema_bank.method import SchemaBank
 from headgate.methods.schema_bank.reporting import DEAD_BELOW
 from headgate.models.aside import look_aside
 from headgate.ops.routing_losses import entropy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class SchemaReport:
     reuse: float | None
     tag_by_schema: list[list[float]] | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -192,7 +195,7 @@ def describe_schemas(
     return reports
 
 
-def figure(reports: Sequence[SchemaReport]) -> Any:
+def figure(reports: Sequence[SchemaReport]) -> Figure:
     """Loads as bars above, mean gates by tag as a heat map below; one column per block. A matplotlib Figure."""
     from matplotlib.figure import Figure
 

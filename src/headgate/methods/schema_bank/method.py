@@ -24,6 +24,7 @@ from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy
 from headgate.models.surgery import on_block_output
+from headgate.modules.structure import Structure
 from headgate.ops.gating import Gates
 from headgate.ops.randomness import generator
 from headgate.ops.routing_losses import (
@@ -49,7 +50,7 @@ class SchemaBank(Method):
         "  author={Dean Brown}, year={2025}, url={https://github.com/dean-brown1/sb_poc_V4}\n}"
     )
 
-    def __init__(self, config: SchemaBankConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: SchemaBankConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.layers = nn.ModuleDict()
         self.hidden_size = 0
@@ -136,21 +137,21 @@ class SchemaBank(Method):
     def fit_columns(self, embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> None:
         self.tagger.fit(embed, texts)
 
-    def tags_of(self, row: Mapping[str, Any]) -> list[int]:
+    def tags_of(self, row: Mapping[str, object]) -> list[int]:
         """The tags of a normalised data row; see ``Tagger``."""
         return self.tagger.tags_of(row)
 
-    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+    def column_makers(self) -> Mapping[str, Callable[[Mapping[str, object]], object]]:
         return {} if self.config.tags == "none" else {"tags": self.tags_of}
 
-    def row_transform(self, stage: Stage) -> Callable[[Mapping[str, Any], int, float], Any] | None:
+    def row_transform(self, stage: Stage) -> Callable[[Mapping[str, object], int, float], object] | None:
         """The released code's text prefix ``[Schema: a,b] `` on the examples that keep their tag."""
         if not self.config.tag_prefix or not stage.options.get("tags"):
             return None
         return partial(self.tagger.prefixed, seed=self.seed)
 
     # -- state ------------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         """Config, what it changes of its preset, where the banks sit, and what the last validation measured of them."""
         deviations = self.config.deviations()
         place = {"blocks": self._blocks(), "hidden_size": self.hidden_size}
@@ -158,13 +159,13 @@ class SchemaBank(Method):
         return {**super().structure(), "preset_deviations": deviations, **place, **measured}
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> SchemaBank:
+    def from_structure(cls, structure: Structure) -> SchemaBank:
         method = cls(build_config(cls.Config, structure["config"]))
         method._build(structure["blocks"], structure["hidden_size"])
         method.restore(structure)
         return method
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.removal.losses = dict(structure.get("validation", {}))  # earlier runs did not measure it
 
     # -- training ---------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class SchemaBank(Method):
         if probe is not None and self.anatomy is not None:
             self.removal.validate(self.anatomy, probe)
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         """``bank_validation``: the last validation's loss ``with`` and ``without`` the bank."""
         return {"bank_validation": self.removal.losses} if self.removal.losses else {}
 

@@ -98,7 +98,7 @@ class Removal:
         return distilled(anatomy, step.hidden, captured[-1], step.labels, 1.0)
 
     # -- validation -----------------------------------------------------------------------------------
-    def validate(self, anatomy: Anatomy, batches: Iterable[Mapping[str, Any]]) -> None:
+    def validate(self, anatomy: Anatomy, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Measure ``losses`` on a validation's batches, which already lie on the device: two forwards of each."""
         sums, tokens = {"with": 0.0, "without": 0.0}, 0
         for batch in batches:
@@ -109,7 +109,7 @@ class Removal:
         self.losses = {name: total / max(1, tokens) for name, total in sums.items()}
 
 
-def _summed_loss(anatomy: Anatomy, batch: Mapping[str, Any]) -> Tensor:
+def _summed_loss(anatomy: Anatomy, batch: Mapping[str, Tensor]) -> Tensor:
     head: Any = anatomy.head
     with look_aside(anatomy.model), head_bypassed(head) as captured:
         anatomy.model(**model_inputs(batch, labels=False), use_cache=False)

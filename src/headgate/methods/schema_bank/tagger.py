@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Tagger:
         c = self.config
         return text_tags(c.tags, text, c.num_schemas, c.tags_per_example, c.tag_seed)
 
-    def tags_of(self, row: Mapping[str, Any]) -> list[int]:
+    def tags_of(self, row: Mapping[str, object]) -> list[int]:
         """The tags of a normalised data row. Raises DataError for a text that a fitted source has not seen."""
         text = PREFIX.sub("", str(row.get("prompt") or row.get("text") or row.get("messages")))
         if self.config.tags in TEXT_SOURCES and not self.config.permuted_tags:
@@ -55,7 +54,7 @@ class Tagger:
             )
         return self._fitted[text]
 
-    def prefixed(self, row: Mapping[str, Any], index: int, share: float, seed: int) -> dict[str, Any]:
+    def prefixed(self, row: Mapping[str, object], index: int, share: float, seed: int) -> dict[str, object]:
         """The row with ``[Schema: a,b] `` before its text, where it keeps its tag at ``share`` of the stage."""
         kept = kept_share(self.config.tag_schedule, int(share * 10_000), 10_000)
         if derive_seed(seed, "schema_bank.prefix", index) >= kept * 2**63:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from scipy import stats
 
 from headgate.experiments.report.content import Figure, Panel
@@ -114,7 +114,7 @@ def _told(study: Study, shown: Sequence[Arm], name: str) -> list[Arm]:
     ]
 
 
-def draw_arm(axes: Any, study: Study, arm: Arm, name: str, unit: Unit, *, named: bool = True) -> None:
+def draw_arm(axes: Axes, study: Study, arm: Arm, name: str, unit: Unit, *, named: bool = True) -> None:
     """Mean and interval over seeds where there are three and they were logged at the same steps, else lines.
 
     An arm that is not ``named`` is a grey line, one of the crowd.

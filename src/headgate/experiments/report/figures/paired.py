@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+
+from matplotlib.axes import Axes
 
 from headgate.experiments.report.content import Figure, Panel
 from headgate.experiments.report.study import Study
@@ -71,7 +72,7 @@ def paired(study: Study) -> Figure | None:
     )
 
 
-def draw_differences(axes: Any, study: Study, names: Sequence[str]) -> None:
+def draw_differences(axes: Axes, study: Study, names: Sequence[str]) -> None:
     """Each seed's difference from the baseline on ``axes``, a row an arm of ``names``, with the 95% t interval below it.
 
     ``names`` are the arms that have values, the baseline among them, whose row stays empty.
@@ -107,7 +108,7 @@ def draw_differences(axes: Any, study: Study, names: Sequence[str]) -> None:
     metric_axis(axes.xaxis, metric, signed=True)
 
 
-def _rows(axes: Any, names: Sequence[str]) -> None:
+def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(0.4 - len(names), 0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -116,7 +117,7 @@ def _rows(axes: Any, names: Sequence[str]) -> None:
 
 
 def _scale(
-    axes: Any,
+    axes: Axes,
     drawn: Mapping[str, Sequence[float]],
     trained: set[str],
     places: Mapping[str, int],

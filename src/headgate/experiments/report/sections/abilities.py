@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import fmean
-from typing import Any
 
+from headgate.experiments.records import Figures
 from headgate.experiments.report.content import Block, Table, Text
 from headgate.experiments.report.study import Arm, Study
 from headgate.experiments.report.words import metric_name, number
@@ -48,7 +48,7 @@ def abilities(study: Study) -> list[Block]:
     ]
 
 
-def _results(arm: Arm) -> Iterable[dict[str, Any]]:
+def _results(arm: Arm) -> Iterable[Figures]:
     for run in arm.distinct:
         for metrics in ((run.result or {}).get("evaluation") or {}).values():
             if isinstance(metrics, dict) and "delta" in metrics and "loss_by_register" in metrics["delta"]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from headgate.experiments.records import Figures
 from headgate.experiments.report.content import Block, Figure, Table
 from headgate.experiments.report.figures.heat import heat_panel
 from headgate.experiments.report.study import Arm, Study
@@ -60,5 +59,5 @@ def continual(study: Study) -> list[Block]:
     return [table, Figure("Skills over the stream", caption, panels)]
 
 
-def _results(arm: Arm) -> list[Mapping[str, Any]]:
+def _results(arm: Arm) -> list[Figures]:
     return [run.result["continual"] for run in arm.distinct if run.result and run.result.get("continual")]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
+from headgate.experiments.records import Figures
 from headgate.experiments.report.content import Block, Figure, Panel, Text, TokenMap
 from headgate.experiments.report.figures.bars import bar_panel
 from headgate.experiments.report.figures.curves import band_phrase, curve_panel
@@ -232,7 +232,7 @@ def _categories(routed: Sequence[Arm]) -> list[Block]:
     return [Text("Depth by token category: run `headgate inspect` on a routed run, then this report again.")]
 
 
-def _inspected(arm: Arm, found: dict[str, Any]) -> list[Block]:
+def _inspected(arm: Arm, found: Figures) -> list[Block]:
     categories = {name: entry["depth"] for name, entry in found["categories"].items()}
     units = [str(i + 1) for i in range(len(found["adaptivity_nats"]))]
     panels = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
+from headgate.experiments.records import Contrast
 from headgate.experiments.report.content import Block, Figure, Panel, Table
 from headgate.experiments.report.study import Study
 from headgate.experiments.report.style import INK, new_panel, short_name
@@ -93,7 +93,7 @@ def _panel(study: Study, short: Mapping[str, str], arms: Sequence[str]) -> Panel
     return Panel("map", drawing, f"{metric_name(study.metric)}, difference from {study.baseline}. {told}.")
 
 
-def _difference(contrast: Mapping[str, Any]) -> tuple[float, bool]:
+def _difference(contrast: Contrast) -> tuple[float, bool]:
     """The mean over seeds, and whether it is told from nothing."""
     return fmean(contrast["differences"]), contrast["verdict"].startswith(("helps", "hurts"))
 

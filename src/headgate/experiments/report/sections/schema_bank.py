@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from headgate.experiments.report.content import Block, Figure, Panel, Table, Text
 from headgate.experiments.report.figures.heat import heat_panel
@@ -77,7 +77,7 @@ def _by_layer(
     return Panel(f"schema_{name}", drawing, f"{title}, {label}: {'; '.join(told)}.")
 
 
-def _stage_strip(axes: Any, banked: Sequence[Arm]) -> None:
+def _stage_strip(axes: Axes, banked: Sequence[Arm]) -> None:
     """Stages of the first arm's first run, named at the top of the axes."""
     steps, stages = banked[0].distinct[0].series("stage")
     starts = [i for i in range(len(stages)) if i == 0 or stages[i] != stages[i - 1]]
