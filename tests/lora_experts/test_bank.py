@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from headgate.methods.lora_experts.roster import Roster
 from headgate.modules.expert_bank import SPARE, ExpertBank, Mixture
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.feature_sketch import FeatureSketch
@@ -266,3 +267,21 @@ def test_a_routers_packed_rows_follow_every_change(change) -> None:
         torch.testing.assert_close(logits, router(features, names).detach(), atol=0, rtol=0)
         torch.testing.assert_close(logits, features @ torch.stack([kept[name].detach() for name in names]).T)
     assert all(router.rows[name] is row for name, row in kept.items()), "a Parameter lost its identity"
+
+
+def test_rows_that_nobody_changed_are_not_packed_again() -> None:
+    router = ExpertRouter(5)
+    for name in "012":
+        router.add(name, torch.ones(5))
+    with torch.no_grad():
+        packed = [router.weight(list("012")).data_ptr() for _ in range(3)]
+    assert len(set(packed)) == 1
+
+
+def test_restored_experts_stand_where_the_run_computes_and_their_ages_on_the_host() -> None:
+    roster = Roster()
+    roster.add(4, 8.0, skills=["farm"])
+    saved = roster.structure()
+    roster.to("meta").restore({**saved, "experts": saved["experts"] * 3})
+    assert roster.device.type == "meta" and roster.served.shape == (3,)
+    assert roster.age.device.type == "cpu" and roster.age.tolist() == [0, 0, 0]
