@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from headgate.methods.context import Context, Places
+from headgate.methods.layer_routing.budget import Budget
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.figures import telemetry
 from headgate.methods.layer_routing.kv import without_closed
 from headgate.methods.layer_routing.policies import _spread, route_losses
 from headgate.methods.layer_routing.route import Route
+from headgate.methods.layer_routing.shares import Shares
+from headgate.ops.layer_gates import hashed_uniform
 
 
 def test_a_packed_document_of_one_token_is_padding_and_one_of_two_is_not() -> None:
@@ -92,3 +95,36 @@ def test_the_entropy_that_is_logged_is_a_share_of_the_most_there_can_be() -> Non
     assert logged(torch.full((1, 2, 3), 40.0)) == pytest.approx(0.0, abs=1e-6)
     quarter = torch.full((1, 2, 3), math.log(1 / 3))  # p = 1/4
     assert logged(quarter) == pytest.approx(0.25 * 2 + 0.75 * math.log2(4 / 3))
+
+
+@pytest.mark.parametrize("target", [0.5, 0.75, 1.0])
+def test_gates_open_at_their_share_make_the_target_of_the_whole_depth(target: float) -> None:
+    """Two of six blocks always run; the others share the rest alike."""
+    shares = Shares(torch.full((4,), 1 / 6), 2 / 6, 0.03, 0.0, 6)
+    assert float(shares.used_at(torch.full((4,), shares.of_gates(target)))) == pytest.approx(target)
+
+
+def test_the_draw_is_splitmix64() -> None:
+    """Steele, Lea and Flood (2014): a golden-ratio sequence, two rounds of shift, xor and multiply, a last shift and xor."""
+    mask = 2**64 - 1
+    for key, seed in ((0, 0), (1, 5), (123_456_789, 987_654_321)):
+        drawn = hashed_uniform(torch.tensor([key]), 3, seed)[0]
+        for index in range(3):
+            z = (key * 0x2545F4914F6CDD1D + (index + 1) * 0x9E3779B97F4A7C15 + seed) & mask
+            z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+            z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+            z ^= z >> 31
+            assert float(drawn[index]) == (z % 2**24) / 2**24
+
+
+def test_a_threshold_counts_what_runs_whatever_it_is() -> None:
+    """3/4 of 6 blocks for 16 tokens are 72; 32 run without a gate, 16 of a prefix of four: 24 of the 48 others are left."""
+    budget = Budget(LayerRoutingConfig(policy="gumbel", target_utilization=0.75))
+    context = Context.read({"input_ids": torch.ones(1, 16, dtype=torch.long)})
+    logits = torch.zeros(1, 16, 4)
+    logits[0, 4:] = torch.arange(48.0).view(12, 4)
+    route = Route(torch.ones(1, 16, 4), context, logits=logits, routed=context.offset >= 4)
+    step = SimpleNamespace(sum_across_ranks=lambda summed: summed)
+    budget.observe(route, step, Shares(torch.full((4,), 1 / 6), 2 / 6, 0.03, 0.0, 6))
+    budget.update(step)
+    assert float(budget.threshold) == 23.5
