@@ -13,6 +13,7 @@ from headgate.methods.layer_routing.budget import Budget
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.figures import telemetry
 from headgate.methods.layer_routing.kv import without_closed
+from headgate.methods.layer_routing.opened import HostGates
 from headgate.methods.layer_routing.policies import _spread, route_losses
 from headgate.methods.layer_routing.route import Route
 from headgate.methods.layer_routing.shares import Shares
@@ -128,3 +129,17 @@ def test_a_threshold_counts_what_runs_whatever_it_is() -> None:
     budget.observe(route, step, Shares(torch.full((4,), 1 / 6), 2 / 6, 0.03, 0.0, 6))
     budget.update(step)
     assert float(budget.threshold) == 23.5
+
+
+def test_the_temperature_falls_with_the_epochs_to_its_floor_and_is_the_first_before_any() -> None:
+    budget = Budget(LayerRoutingConfig(temperature=2.0, temperature_decay=0.5, temperature_floor=0.3))
+    assert budget.temperature(None) == 2.0
+    found = [budget.temperature(SimpleNamespace(epoch=epoch)) for epoch in (0.0, 1.0, 2.0, 3.0)]
+    assert found == [2.0, 1.0, 0.5, 0.3]
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_the_host_knows_of_every_block_whether_it_runs(tokens: int) -> None:
+    gates = HostGates(torch.tensor([1.0, 0.0, 0.5, 1.0, 1.0, 0.0]).expand(2, tokens, 6))
+    assert [gates.kind(g, g + 1) for g in range(6)] == ["open", "closed", "full", "open", "open", "closed"]
+    assert [gates.kind(g, g + 2) for g in range(5)] == ["mixed", "mixed", "mixed", "open", "mixed"]

@@ -285,3 +285,12 @@ def test_restored_experts_stand_where_the_run_computes_and_their_ages_on_the_hos
     roster.to("meta").restore({**saved, "experts": saved["experts"] * 3})
     assert roster.device.type == "meta" and roster.served.shape == (3,)
     assert roster.age.device.type == "cpu" and roster.age.tolist() == [0, 0, 0]
+
+
+def test_experts_share_a_merge_by_what_they_served_however_little() -> None:
+    roster = Roster()
+    for _ in range(3):
+        roster.add(4, 8.0)
+    assert roster.served_shares([0, 2]) == [0.5, 0.5]
+    roster.served.copy_(torch.tensor([0.125, 9.0, 0.375]))
+    assert roster.served_shares([0, 2]) == [0.25, 0.75]
