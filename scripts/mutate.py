@@ -39,8 +39,15 @@ PLACES = (
     "ops/**/*.py", "modules/**/*.py", "methods/**/*.py", "training/**/*.py", "experiments/statistics.py",
     "experiments/paired.py", "evaluation/scorers*.py",
 )  # fmt: skip
-ALSO = {"training/replicas.py": ["tests/training/test_replicas.py"]}
-"""Tests that reach a file in processes of their own, which tell nothing."""
+CONFIGS = (
+    "methods/backward_gate/config.py", "methods/layer_routing/config.py", "methods/lora_experts/config.py", "methods/schema_bank/config.py",
+    "methods/lora_experts/spawn_config.py", "methods/continual_config.py", "methods/stage.py", "training/config.py",
+)  # fmt: skip
+ALSO = {
+    "training/replicas.py": ["tests/training/test_replicas.py"],
+    **dict.fromkeys(CONFIGS, ["tests/experiments/test_numbers.py"]),
+}
+"""Tests that reach a file in processes of their own, which tell nothing, or without entering a function."""
 MOST = 60
 """Tests of one mutant."""
 
