@@ -45,7 +45,7 @@ CONFIGS = (
 )  # fmt: skip
 ALSO = {
     "training/replicas.py": ["tests/training/test_replicas.py"],
-    **dict.fromkeys(CONFIGS, ["tests/experiments/test_numbers.py"]),
+    **{config: ["tests/experiments/test_numbers.py"] for config in CONFIGS},
 }
 """Tests that reach a file in processes of their own, which tell nothing, or without entering a function."""
 MOST = 60
