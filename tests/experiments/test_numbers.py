@@ -232,3 +232,18 @@ def test_the_betas_of_adam_are_shares() -> None:
     for betas in ((-1e-9, 0.5), (0.5, 1)):
         with pytest.raises(ValidationError):
             TrainingConfig(betas=betas)
+
+
+ON = {
+    TrainingConfig: {"deterministic"},
+    BackwardGateConfig: {"center", "rank", "length_correction"},
+    LayerRoutingConfig: {"kd", "scaling"},
+    LoraExpertsConfig: {"freeze_others"},
+    SchemaBankConfig: {"train_attributes"},
+}
+
+
+@pytest.mark.parametrize("config", NUMBERS, ids=lambda config: config.__name__)
+def test_what_is_on_where_nothing_is_said(config: type[StrictConfig]) -> None:
+    switches = {n: f.default for n, f in config.model_fields.items() if f.annotation is bool}
+    assert {name for name, on in switches.items() if on} == ON.get(config, set())
