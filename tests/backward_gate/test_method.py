@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers import TrainerCallback
 from headgate.data.collation import Collator
 from headgate.errors import CheckpointError, ConfigError
 from headgate.methods.backward_gate import BackwardGate
-from headgate.methods.backward_gate.auto_off import AutoOff
+from headgate.methods.backward_gate.auto_off import SCHEDULE, AutoOff
 from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic
 from headgate.methods.backward_gate.views import LEFT_OUT
 from headgate.methods.step import Step
@@ -202,6 +204,18 @@ def test_score_layer_stops_the_forward(make_trainer) -> None:
 def test_score_layer_at_the_last_block_is_refused(make_trainer) -> None:
     with pytest.raises(ConfigError, match="stopping after its last saves"):
         make_trainer(methods=[BackwardGate(score_layer=99)])
+
+
+def test_the_last_block_that_a_score_may_follow_is_the_one_before_the_last() -> None:
+    model: Any = SimpleNamespace(num_blocks=4)
+    BackwardGate(score_layer=2).check_model(model)
+    with pytest.raises(ConfigError, match="0..2"):
+        BackwardGate(score_layer=3).check_model(model)
+
+
+def test_a_loss_that_falls_at_an_even_pace_favours_neither_arm_of_the_trial() -> None:
+    places = {arm: [place for place, gated in enumerate(SCHEDULE) if gated is arm] for arm in (True, False)}
+    assert len(places[True]) == len(places[False]) and sum(places[True]) == sum(places[False])
 
 
 class WithIds(Collator):
