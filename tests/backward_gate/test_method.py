@@ -209,7 +209,7 @@ def test_score_layer_at_the_last_block_is_refused(make_trainer) -> None:
 def test_the_last_block_that_a_score_may_follow_is_the_one_before_the_last() -> None:
     model: Any = SimpleNamespace(num_blocks=4)
     BackwardGate(score_layer=2).check_model(model)
-    with pytest.raises(ConfigError, match="0..2"):
+    with pytest.raises(ConfigError, match=r"0\.\.2"):
         BackwardGate(score_layer=3).check_model(model)
 
 

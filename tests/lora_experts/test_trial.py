@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from headgate.data.collation import Collator
-from headgate.methods.documents import document_ids, documents_in, labels_without
+from headgate.methods.documents import document_ids, document_lengths, documents_in, labels_without
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.merging import merge
 from headgate.methods.lora_experts.verdict import Evidence, Verdict, judge
@@ -317,6 +317,7 @@ def test_labels_of_packed_documents_are_taken_out_one_by_one() -> None:
           "segment_ids": [0] * 4 + [1] * 3}]
     )  # fmt: skip
     ids = document_ids(documents_in(packed))
+    assert document_lengths(documents_in(packed)).tolist() == [4, 3]
     labels = labels_without(packed, ids[1:])
     assert labels is not None and labels[0].tolist() == [5, 6, 7, 8, -100, -100, -100]
     assert labels_without(packed, ids[:0]) is None

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from headgate.training import micro_batch
+from headgate.methods.protocols import StepCost
+from headgate.training import counted, micro_batch
 from headgate.training.micro_batch import MicroBatch
 from headgate.training.mixin import MethodsMixin
 from headgate.training.telemetry import Telemetry
@@ -70,6 +71,16 @@ def test_accounts_and_logs_add_up_over_micro_batches(monkeypatch: Any) -> None:
         MicroBatch(trainer, step)._count(1.0, 1)
     assert (run.flops, run.trained_tokens) == (15.0, 3)
     assert telemetry.flush() == {"loss_all": 3.0, "padding_fraction": 0.25}
+
+
+def test_blocks_are_charged_by_the_share_that_was_reached_and_ran(monkeypatch: Any) -> None:
+    """In forwards: half of the blocks reached, half of those run, and one whole forward besides."""
+    monkeypatch.setattr(counted, "forward_flops", lambda anatomy, tokens, pairs, share=1.0, heads=1.0: share)
+    valid = torch.ones(1, 4, dtype=torch.bool)
+    step: Any = SimpleNamespace(valid=valid, segment_ids=None, accepted=False)
+    methods: Any = SimpleNamespace(cost=lambda step: StepCost(share=0.5, forwards=1.0))
+    assert counted.executed_flops(step, methods, None, None, 0.5, 1) == 1.25  # type: ignore[arg-type]
+    assert counted.executed_flops(step, methods, None, None, 0.0, 0) == 0  # type: ignore[arg-type]
 
 
 def test_the_norm_that_is_logged_is_the_one_before_clipping() -> None:
