@@ -213,6 +213,27 @@ def test_the_last_block_that_a_score_may_follow_is_the_one_before_the_last() -> 
         BackwardGate(score_layer=3).check_model(model)
 
 
+@pytest.mark.parametrize(
+    ("gated", "ungated", "cost", "pays"),
+    [
+        (0.5, 0.0, 2.0, True),  # it learns where the others learn nothing
+        (0.0, 0.0, 0.5, True),  # nobody learns, and it costs less
+        (0.0, 0.0, 2.0, False),
+        (0.75, 0.5, 1.25, True),  # half more for a quarter more
+        (0.75, 0.5, 2.0, False),
+    ],
+)
+def test_a_trial_is_won_by_progress_for_its_seconds(
+    gated: float, ungated: float, cost: float, pays: bool
+) -> None:
+    trial = AutoOff()
+    trial.seconds.copy_(torch.tensor([10.0, 10.0 * cost]))
+    trial.halves[..., 1] = 4  # four losses in each half
+    trial.halves[:, 0, 0] = 4 * 2.0
+    trial.halves[:, 1, 0] = 4 * (2.0 - torch.tensor([ungated, gated]))
+    assert trial.pays() is pays
+
+
 def test_a_loss_that_falls_at_an_even_pace_favours_neither_arm_of_the_trial() -> None:
     places = {arm: [place for place, gated in enumerate(SCHEDULE) if gated is arm] for arm in (True, False)}
     assert len(places[True]) == len(places[False]) and sum(places[True]) == sum(places[False])

@@ -143,3 +143,9 @@ def test_the_host_knows_of_every_block_whether_it_runs(tokens: int) -> None:
     gates = HostGates(torch.tensor([1.0, 0.0, 0.5, 1.0, 1.0, 0.0]).expand(2, tokens, 6))
     assert [gates.kind(g, g + 1) for g in range(6)] == ["open", "closed", "full", "open", "open", "closed"]
     assert [gates.kind(g, g + 2) for g in range(5)] == ["mixed", "mixed", "mixed", "open", "mixed"]
+
+
+@pytest.mark.parametrize(("policy", "engine"), [("gumbel", "masked"), ("exit", "masked"), ("topk", "sparse")])
+def test_gates_that_learn_while_closed_run_masked_unless_told_otherwise(policy: str, engine: str) -> None:
+    assert LayerRoutingConfig(policy=policy).train_engine_for() == engine
+    assert LayerRoutingConfig(policy=policy, train_engine="masked").train_engine_for() == "masked"
