@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from headgate.methods.backward_gate import BackwardGate
 from headgate.methods.backward_gate.policies import Measured, pays, raw_score, replay_probability
+from headgate.methods.backward_gate.reporting import mean_loss
 from headgate.modules.accepted_subspace import AcceptedSubspace
 from headgate.ops import subspace
 from headgate.ops.control import acceptance_probability
@@ -127,3 +128,8 @@ def test_every_score_is_the_measurement_of_the_table(kind: str, value: float) ->
         truth=0.75,
     )
     assert raw_score(kind, seen) == pytest.approx(value)
+
+
+def test_a_loss_is_a_mean_over_tokens_and_zero_over_none() -> None:
+    assert [mean_loss(torch.tensor(6.0), torch.tensor(n)) for n in (3, 1)] == [2.0, 6.0]
+    assert mean_loss(torch.tensor(0.0), torch.tensor(0)) == 0.0

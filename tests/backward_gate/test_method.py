@@ -363,7 +363,19 @@ def test_the_diagnostic_sees_a_true_proxy_and_a_false_one() -> None:
 
 
 def test_the_diagnostic_is_silent_before_it_has_pairs() -> None:
-    assert math.isnan(ProxyDiagnostic(64).correlation())
+    assert math.isnan(ProxyDiagnostic(64).correlation()) and ProxyDiagnostic(64).count == 0
+
+
+def test_the_diagnostic_sketches_a_gradient_by_multiplicative_hashing() -> None:
+    """Knuth's multiplier, 2^32 over the golden ratio, says the bucket of a weight, counted from 1; another one its sign."""
+    for place in (0, 1, 6, 12_345):
+        diagnostic, gradient = ProxyDiagnostic(64), torch.zeros(20_000)
+        gradient[place] = 3.0
+        diagnostic.look(torch.zeros(64), [gradient])
+        bucket = ((place + 1) * 2654435761 % 2**32) // 2**12 % 64
+        sign = 1.0 if (place + 1) * 2246822519 % 2**32 >= 2**31 else -1.0
+        assert diagnostic.true_RM[0].nonzero().flatten().tolist() == [bucket]
+        assert float(diagnostic.true_RM[0, bucket]) == pytest.approx(sign)
 
 
 def test_checks_speak_when_the_gate_is_no_better_than_chance(make_trainer, caplog) -> None:
