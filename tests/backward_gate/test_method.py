@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from headgate.data.collation import Collator
 from headgate.errors import CheckpointError, ConfigError
 from headgate.methods.backward_gate import BackwardGate
-from headgate.methods.backward_gate.auto_off import SCHEDULE, AutoOff
+from headgate.methods.backward_gate.auto_off import AutoOff
 from headgate.methods.backward_gate.diagnostic import ProxyDiagnostic
 from headgate.methods.backward_gate.views import LEFT_OUT
 from headgate.methods.step import Step
@@ -235,7 +235,10 @@ def test_a_trial_is_won_by_progress_for_its_seconds(
 
 
 def test_a_loss_that_falls_at_an_even_pace_favours_neither_arm_of_the_trial() -> None:
-    places = {arm: [place for place, gated in enumerate(SCHEDULE) if gated is arm] for arm in (True, False)}
+    trial, places = AutoOff(), {True: [], False: []}
+    for step in range(200):
+        trial.steps.fill_(step)
+        places[bool(trial.gated())].append(step)
     assert len(places[True]) == len(places[False]) and sum(places[True]) == sum(places[False])
 
 
@@ -364,6 +367,15 @@ def test_the_diagnostic_sees_a_true_proxy_and_a_false_one() -> None:
 
 def test_the_diagnostic_is_silent_before_it_has_pairs() -> None:
     assert math.isnan(ProxyDiagnostic(64).correlation()) and ProxyDiagnostic(64).count == 0
+
+
+def test_a_run_says_of_how_many_pairs_its_diagnostic_is() -> None:
+    """A quarter of the sketch's numbers is how many looks come before the first pair."""
+    for every, pairs in ((10, 5), (0, 0)):
+        gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0, diagnostic_every=every)
+        if gate.diagnostic is not None:
+            gate.diagnostic.looks += 4 + 5
+        assert gate.summary()["proxy_pairs"] == pairs and gate.summary()["proxy_correlation"] is None
 
 
 def test_the_diagnostic_sketches_a_gradient_by_multiplicative_hashing() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from headgate.methods.context import Context, Places
+from headgate.methods.layer_routing import phases
 from headgate.methods.layer_routing.budget import Budget
 from headgate.methods.layer_routing.config import LayerRoutingConfig
 from headgate.methods.layer_routing.figures import telemetry
@@ -149,3 +150,8 @@ def test_the_host_knows_of_every_block_whether_it_runs(tokens: int) -> None:
 def test_gates_that_learn_while_closed_run_masked_unless_told_otherwise(policy: str, engine: str) -> None:
     assert LayerRoutingConfig(policy=policy).train_engine_for() == engine
     assert LayerRoutingConfig(policy=policy, train_engine="masked").train_engine_for() == "masked"
+
+
+def test_a_stage_of_ours_is_a_phase_and_others_are_none() -> None:
+    ours, other = (SimpleNamespace(options=options) for options in ({phases.KEY: phases.TRIAL}, {}))
+    assert [phases.phase_of(stage) for stage in (ours, other, None)] == [phases.TRIAL, None, None]

@@ -13,6 +13,7 @@ from headgate.modules.expert_bank import SPARE, ExpertBank, Mixture
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.feature_sketch import FeatureSketch
 from headgate.modules.low_rank_expert import LowRankExpert
+from headgate.modules.prototype_router import PrototypeRouter
 from headgate.ops.causal_mean import causal_mean
 from headgate.ops.gating import Gates
 
@@ -85,6 +86,30 @@ def test_one_token_reads_its_chosen_experts_as_they_are_now(ranks: list[int], k:
                 wanted += 2 * kept[..., place : place + 1] * (x @ expert.down.T @ expert.up)
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
             bank.expert(names[-1]).up.mul_(-3)
+
+
+def test_of_many_experts_a_few_tokens_read_their_own() -> None:
+    """Fifty experts of mixed rank, three tokens, two linears that share a grouping: the loop over the chosen ones."""
+    stream = torch.Generator().manual_seed(0)
+    names = tuple(map(str, range(50)))
+    banks = [ExpertBank(5, 3), ExpertBank(5, 3)]
+    for bank in banks:
+        for place, name in enumerate(names):
+            expert = LowRankExpert.fresh(5, 3, 3 + place % 3, stream)
+            torch.nn.init.normal_(expert.up, generator=stream)
+            bank.add(name, expert)
+    x = torch.randn(1, 3, 5, generator=stream)
+    chosen = torch.tensor([[[7], [49], [7]]])
+    kept = torch.zeros(1, 3, 50).scatter(-1, chosen, torch.rand(1, 3, 1, generator=stream))
+    mixture = Mixture(names, Gates(kept, kept, chosen), kept, kept, paid=kept.gather(-1, chosen))
+    for bank in (*banks, banks[0]):
+        with torch.no_grad():
+            found = bank(x, mixture)[0]
+        for token, number in enumerate([7, 49, 7]):
+            expert = bank.expert(str(number))
+            wanted = kept[0, token, number] * (x[0, token] @ expert.down.T @ expert.up)
+            torch.testing.assert_close(found[token], wanted)
+    assert list(mixture.grouped) == [(1, 3)]  # made once, for all of them
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -294,3 +319,13 @@ def test_experts_share_a_merge_by_what_they_served_however_little() -> None:
     assert roster.served_shares([0, 2]) == [0.5, 0.5]
     roster.served.copy_(torch.tensor([0.125, 9.0, 0.375]))
     assert roster.served_shares([0, 2]) == [0.25, 0.75]
+
+
+def test_later_rows_of_an_earlier_skill_are_its_own() -> None:
+    router = PrototypeRouter(2)
+    router.learn("a", torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
+    router.learn("b", torch.tensor([[5.0, 5.0], [7.0, 5.0]]))
+    router.learn("a", torch.tensor([[4.0, 0.0]]))
+    assert router.owners == ["a", "b"] and router.count.tolist() == [3, 2]
+    assert router.mean.tolist() == [[2.0, 0.0], [6.0, 5.0]]
+    assert router.scatter.tolist() == [[[8.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]]]
