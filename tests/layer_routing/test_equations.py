@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from headgate.methods.context import Context, Places
 from headgate.methods.layer_routing import phases
@@ -18,6 +19,7 @@ from headgate.methods.layer_routing.opened import HostGates
 from headgate.methods.layer_routing.policies import _spread, route_losses
 from headgate.methods.layer_routing.route import Route
 from headgate.methods.layer_routing.shares import Shares
+from headgate.modules.layer_router import LayerRouter
 from headgate.ops.layer_gates import hashed_uniform
 
 
@@ -155,3 +157,8 @@ def test_gates_that_learn_while_closed_run_masked_unless_told_otherwise(policy: 
 def test_a_stage_of_ours_is_a_phase_and_others_are_none() -> None:
     ours, other = (SimpleNamespace(options=options) for options in ({phases.KEY: phases.TRIAL}, {}))
     assert [phases.phase_of(stage) for stage in (ours, other, None)] == [phases.TRIAL, None, None]
+
+
+def test_a_router_narrows_to_a_half_and_a_quarter() -> None:
+    found = [tuple(layer.weight.shape) for layer in LayerRouter(8, 3).layers if isinstance(layer, nn.Linear)]
+    assert found == [(4, 8), (2, 4), (3, 2)]
