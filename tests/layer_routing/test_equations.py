@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -162,3 +163,14 @@ def test_a_stage_of_ours_is_a_phase_and_others_are_none() -> None:
 def test_a_router_narrows_to_a_half_and_a_quarter() -> None:
     found = [tuple(layer.weight.shape) for layer in LayerRouter(8, 3).layers if isinstance(layer, nn.Linear)]
     assert found == [(4, 8), (2, 4), (3, 2)]
+
+
+@pytest.mark.parametrize(("used", "said"), [(0.0, False), (0.1015625, True)])
+def test_a_budget_is_met_up_to_a_twentieth(used: float, said: bool) -> None:
+    budget = Budget(LayerRoutingConfig(policy="gumbel", target_utilization=0.05))
+    budget.updates += 1
+    budget.utilization.fill_(used)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        budget.warn_if_unmet()
+    assert bool(heard) is said
