@@ -86,6 +86,12 @@ def test_verdicts(
     assert judge(evidence, served=0.9, least_gain=0.02, last=last) is verdict
 
 
+def test_a_verdicts_reason_names_the_best_older_expert_where_there_is_one() -> None:
+    alone = "takes 0.500 off the base's loss of 2.000"
+    assert str(Evidence(2.0, 1.5, {}, {})) == alone
+    assert str(Evidence(2.0, 1.5, {3: 1.75, 5: 1.9}, {})) == f"{alone}, expert 3 takes 0.250"
+
+
 # -- the audit's streams ----------------------------------------------------------------------------------------
 def test_an_easy_text_gets_its_own_expert(tmp_path: Path) -> None:
     """Finding 1: an expert of high losses must not serve what the base does better alone."""
