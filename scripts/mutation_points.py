@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,13 @@ class Mutant:
     function: str
     """The function or method around it, as in ``Class.method``; empty at module level."""
     digest: str
+    nth: int
+    """Which of its function's mutants of this kind and text it is."""
 
     @property
     def id(self) -> str:
-        return f"{self.path}:{self.line}:{self.column}:{self.kind}:{self.new}:{self.digest}"
+        """The same wherever its function stands in its file."""
+        return f"{self.path}:{self.function}:{self.digest}:{self.kind}:{self.old}:{self.new}:{self.nth}"
 
     def row(self) -> dict[str, Any]:
         return {"path": self.path, "line": self.line, "kind": self.kind, "old": self.old, "new": self.new}
@@ -61,6 +65,7 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
     """All mutants of a file, in the order of its nodes."""
     text = path.read_text()
     found = []
+    alike: Counter[tuple[str, ...]] = Counter()
     for node, kind, changed, function, around in _points(ast.parse(text), "", "", ""):
         new = ast.unparse(changed)
         if isinstance(node, ast.expr) and not isinstance(
@@ -73,7 +78,9 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
         digest = hashlib.sha1(around.encode()).hexdigest()[:8]
         start, end = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
         name = str(path.relative_to(root))
-        found.append(Mutant(name, *start, *end, kind, old, new, function, digest))
+        same = (function, digest, kind, old, new)
+        found.append(Mutant(name, *start, *end, kind, old, new, function, digest, alike[same]))
+        alike[same] += 1
     return found
 
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.methods.backward_gate import BackwardGate
-from headgate.methods.backward_gate.policies import pays, replay_probability
+from headgate.methods.backward_gate.gate import Score
+from headgate.methods.backward_gate.policies import Measured, pays, raw_score, replay_probability
+from headgate.methods.backward_gate.reporting import mean_loss, totals
 from headgate.modules.accepted_subspace import AcceptedSubspace
 from headgate.ops import subspace
 from headgate.ops.control import acceptance_probability
@@ -95,3 +97,52 @@ def test_the_basis_is_renewed_every_refresh_updates_once_it_is_full() -> None:
         else:
             wanted = subspace.top_directions(module.buffer_RM[: int(module.rows)], 2)
             assert torch.equal(module.basis_MK, wanted) and not torch.equal(wanted, before), number
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("novelty", 0.25),
+        ("permuted_novelty", 0.25),
+        ("novelty_loss_floor", 0.25),
+        ("energy", math.log(8 * 0.5)),
+        ("sketch_norm", math.log(8)),
+        ("oracle", 0.75),
+        ("loss", 3.0),
+        ("loss_floor", 3.0),
+        ("infobatch", 3.0),
+        ("entropy", 2.5),
+        ("consensus", -0.5),
+        ("grad_norm_bound", 1.5),
+        ("token", 0.0),
+    ],
+)
+def test_every_score_is_the_measurement_of_the_table(kind: str, value: float) -> None:
+    seen = Measured(
+        novelty=0.25,
+        alignment=-0.5,
+        tokens=10,
+        loss=3.0,
+        entropy=2.5,
+        error_norm=1.5,
+        sketch_norm=8.0,
+        truth=0.75,
+    )
+    assert raw_score(kind, seen) == pytest.approx(value)
+
+
+def test_a_loss_is_a_mean_over_tokens_and_zero_over_none() -> None:
+    assert [mean_loss(torch.tensor(6.0), torch.tensor(n)) for n in (3, 1)] == [2.0, 6.0]
+    assert mean_loss(torch.tensor(0.0), torch.tensor(0)) == 0.0
+
+
+def test_the_losses_of_all_and_of_the_accepted_are_means_over_tokens() -> None:
+    gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0).gate
+    assert gate is not None
+    for loss, tokens, p in ((2.0, 1, 1.0), (4.0, 3, 1.0), (9.0, 4, 0.0)):
+        seen = Measured(0.5, 0.0, tokens, loss, 0.0, 0.0, 0.0, 0.0)
+        nothing = torch.zeros(16)
+        gate.accept(Score(seen, 0.5, 0.5, 0.5, p, 1.0, nothing, nothing), optimizer_step=0)
+    figures = totals(gate, None)
+    assert figures["gate/loss_all"] == (2 + 12 + 36) / 8
+    assert figures["gate/loss_accepted"] == (2 + 12) / 4

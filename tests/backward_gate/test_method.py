@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -204,6 +206,42 @@ def test_score_layer_at_the_last_block_is_refused(make_trainer) -> None:
         make_trainer(methods=[BackwardGate(score_layer=99)])
 
 
+def test_the_last_block_that_a_score_may_follow_is_the_one_before_the_last() -> None:
+    model: Any = SimpleNamespace(num_blocks=4)
+    BackwardGate(score_layer=2).check_model(model)
+    with pytest.raises(ConfigError, match=r"0\.\.2"):
+        BackwardGate(score_layer=3).check_model(model)
+
+
+@pytest.mark.parametrize(
+    ("gated", "ungated", "cost", "pays"),
+    [
+        (0.5, 0.0, 2.0, True),  # it learns where the others learn nothing
+        (0.0, 0.0, 0.5, True),  # nobody learns, and it costs less
+        (0.0, 0.0, 2.0, False),
+        (0.75, 0.5, 1.25, True),  # half more for a quarter more
+        (0.75, 0.5, 2.0, False),
+    ],
+)
+def test_a_trial_is_won_by_progress_for_its_seconds(
+    gated: float, ungated: float, cost: float, pays: bool
+) -> None:
+    trial = AutoOff()
+    trial.seconds.copy_(torch.tensor([10.0, 10.0 * cost]))
+    trial.halves[..., 1] = 4  # four losses in each half
+    trial.halves[:, 0, 0] = 4 * 2.0
+    trial.halves[:, 1, 0] = 4 * (2.0 - torch.tensor([ungated, gated]))
+    assert trial.pays() is pays
+
+
+def test_a_loss_that_falls_at_an_even_pace_favours_neither_arm_of_the_trial() -> None:
+    trial, places = AutoOff(), {True: [], False: []}
+    for step in range(200):
+        trial.steps.fill_(step)
+        places[bool(trial.gated())].append(step)
+    assert len(places[True]) == len(places[False]) and sum(places[True]) == sum(places[False])
+
+
 class WithIds(Collator):
     def __call__(self, rows):
         return {**super().__call__(rows), "example_id": [row["example_id"] for row in rows]}
@@ -328,7 +366,28 @@ def test_the_diagnostic_sees_a_true_proxy_and_a_false_one() -> None:
 
 
 def test_the_diagnostic_is_silent_before_it_has_pairs() -> None:
-    assert math.isnan(ProxyDiagnostic(64).correlation())
+    assert math.isnan(ProxyDiagnostic(64).correlation()) and ProxyDiagnostic(64).count == 0
+
+
+def test_a_run_says_of_how_many_pairs_its_diagnostic_is() -> None:
+    """A quarter of the sketch's numbers is how many looks come before the first pair."""
+    for every, pairs in ((10, 5), (0, 0)):
+        gate = BackwardGate(d_hidden=4, vocab_size=5, m=16, k=2, burn_in=0, diagnostic_every=every)
+        if gate.diagnostic is not None:
+            gate.diagnostic.looks += 4 + 5
+        assert gate.summary()["proxy_pairs"] == pairs and gate.summary()["proxy_correlation"] is None
+
+
+def test_the_diagnostic_sketches_a_gradient_by_multiplicative_hashing() -> None:
+    """Knuth's multiplier, 2^32 over the golden ratio, says the bucket of a weight, counted from 1; another one its sign."""
+    for place in (0, 1, 6, 12_345):
+        diagnostic, gradient = ProxyDiagnostic(64), torch.zeros(20_000)
+        gradient[place] = 3.0
+        diagnostic.look(torch.zeros(64), [gradient])
+        bucket = ((place + 1) * 2654435761 % 2**32) // 2**12 % 64
+        sign = 1.0 if (place + 1) * 2246822519 % 2**32 >= 2**31 else -1.0
+        assert diagnostic.true_RM[0].nonzero().flatten().tolist() == [bucket]
+        assert float(diagnostic.true_RM[0, bucket]) == pytest.approx(sign)
 
 
 def test_checks_speak_when_the_gate_is_no_better_than_chance(make_trainer, caplog) -> None:

@@ -62,6 +62,14 @@ def test_a_null_says_what_could_have_been_seen() -> None:
     )
 
 
+def test_credit_in_part_has_no_flips_whichever_run_has_it() -> None:
+    whole, part = items([True, False] * 6), items([True, False] * 6)
+    part[0]["correct"] = 0.5
+    for a, b in ((whole, part), (part, whole)):
+        report = paired_report(a, b)
+        assert report["metric"] == "accuracy" and "gained" not in report and 0 <= report["p"] <= 1
+
+
 def test_losses_are_compared_by_their_difference() -> None:
     a = [{"id": str(i), "loss": 2.0 + i % 3, "tokens": 5} for i in range(30)]
     b = [{**item, "loss": item["loss"] - 0.5} for item in a]

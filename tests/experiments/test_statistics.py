@@ -27,6 +27,12 @@ def test_paired_t_is_scipys_one_sample_t() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval(0.95)))
 
 
+def test_the_spread_is_that_of_a_sample_in_units_of_its_mean() -> None:
+    assert statistics.coefficient_of_variation([1.0, 2.0, 3.0]) == 0.5
+    assert statistics.coefficient_of_variation([1.0, 3.0]) == pytest.approx(2**0.5 / 2)
+    assert statistics.coefficient_of_variation([1.0]) is statistics.coefficient_of_variation([-1, 1]) is None
+
+
 def test_fewer_than_three_seeds_have_no_interval() -> None:
     assert statistics.paired_t([0.1, 0.2]) is None
     assert statistics.detectable_over_seeds([0.1, 0.2]) is None

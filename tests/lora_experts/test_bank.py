@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from headgate.methods.lora_experts.roster import Roster
 from headgate.modules.expert_bank import SPARE, ExpertBank, Mixture
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.feature_sketch import FeatureSketch
 from headgate.modules.low_rank_expert import LowRankExpert
+from headgate.modules.prototype_router import PrototypeRouter
 from headgate.ops.causal_mean import causal_mean
 from headgate.ops.gating import Gates
 
@@ -84,6 +86,30 @@ def test_one_token_reads_its_chosen_experts_as_they_are_now(ranks: list[int], k:
                 wanted += 2 * kept[..., place : place + 1] * (x @ expert.down.T @ expert.up)
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
             bank.expert(names[-1]).up.mul_(-3)
+
+
+def test_of_many_experts_a_few_tokens_read_their_own() -> None:
+    """Fifty experts of mixed rank, three tokens, two linears that share a grouping: the loop over the chosen ones."""
+    stream = torch.Generator().manual_seed(0)
+    names = tuple(map(str, range(50)))
+    banks = [ExpertBank(5, 3), ExpertBank(5, 3)]
+    for bank in banks:
+        for place, name in enumerate(names):
+            expert = LowRankExpert.fresh(5, 3, 3 + place % 3, stream)
+            torch.nn.init.normal_(expert.up, generator=stream)
+            bank.add(name, expert)
+    x = torch.randn(1, 3, 5, generator=stream)
+    chosen = torch.tensor([[[7], [49], [7]]])
+    kept = torch.zeros(1, 3, 50).scatter(-1, chosen, torch.rand(1, 3, 1, generator=stream))
+    mixture = Mixture(names, Gates(kept, kept, chosen), kept, kept, paid=kept.gather(-1, chosen))
+    for bank in (*banks, banks[0]):
+        with torch.no_grad():
+            found = bank(x, mixture)[0]
+        for token, number in enumerate([7, 49, 7]):
+            expert = bank.expert(str(number))
+            wanted = kept[0, token, number] * (x[0, token] @ expert.down.T @ expert.up)
+            torch.testing.assert_close(found[token], wanted)
+    assert list(mixture.grouped) == [(1, 3)]  # made once, for all of them
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -266,3 +292,40 @@ def test_a_routers_packed_rows_follow_every_change(change) -> None:
         torch.testing.assert_close(logits, router(features, names).detach(), atol=0, rtol=0)
         torch.testing.assert_close(logits, features @ torch.stack([kept[name].detach() for name in names]).T)
     assert all(router.rows[name] is row for name, row in kept.items()), "a Parameter lost its identity"
+
+
+def test_rows_that_nobody_changed_are_not_packed_again() -> None:
+    router = ExpertRouter(5)
+    for name in "012":
+        router.add(name, torch.ones(5))
+    with torch.no_grad():
+        packed = [router.weight(list("012")).data_ptr() for _ in range(3)]
+    assert len(set(packed)) == 1
+
+
+def test_restored_experts_stand_where_the_run_computes_and_their_ages_on_the_host() -> None:
+    roster = Roster()
+    roster.add(4, 8.0, skills=["farm"])
+    saved = roster.structure()
+    roster.to("meta").restore({**saved, "experts": saved["experts"] * 3})
+    assert roster.device.type == "meta" and roster.served.shape == (3,)
+    assert roster.age.device.type == "cpu" and roster.age.tolist() == [0, 0, 0]
+
+
+def test_experts_share_a_merge_by_what_they_served_however_little() -> None:
+    roster = Roster()
+    for _ in range(3):
+        roster.add(4, 8.0)
+    assert roster.served_shares([0, 2]) == [0.5, 0.5]
+    roster.served.copy_(torch.tensor([0.125, 9.0, 0.375]))
+    assert roster.served_shares([0, 2]) == [0.25, 0.75]
+
+
+def test_later_rows_of_an_earlier_skill_are_its_own() -> None:
+    router = PrototypeRouter(2)
+    router.learn("a", torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
+    router.learn("b", torch.tensor([[5.0, 5.0], [7.0, 5.0]]))
+    router.learn("a", torch.tensor([[4.0, 0.0]]))
+    assert router.owners == ["a", "b"] and router.count.tolist() == [3, 2]
+    assert router.mean.tolist() == [[2.0, 0.0], [6.0, 5.0]]
+    assert router.scatter.tolist() == [[[8.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]]]

@@ -71,3 +71,10 @@ def test_inspect_reads_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(table(["training.learning_rate"])))
     shown = CliRunner().invoke(command_line("inspect"), ["inspect", str(tmp_path)])
     assert shown.exit_code != 0 and "needs exactly one of lora.r" in str(shown.exception or shown.output)
+
+
+@pytest.mark.parametrize("exponent", [0.055, 3.9])
+def test_a_law_near_the_ends_of_the_search_is_found_again(exponent: float) -> None:
+    ranks = [1, 2, 4, 8, 16, 64]
+    law = fit_rank_law(ranks, [0.5 + 2 * r**-exponent for r in ranks])
+    assert law.exponent == pytest.approx(exponent, rel=1e-3) and law.error < 1e-6

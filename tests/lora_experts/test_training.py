@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from headgate.errors import ConfigError
 from headgate.methods.lora_experts import LoraExperts
+from headgate.methods.lora_experts.config import LoraExpertsConfig
+from headgate.methods.lora_experts.teaching import auxiliary_losses
 from headgate.models.anatomy import describe
 from headgate.training.saved import load
 from headgate.training.telemetry import is_known
@@ -151,6 +155,19 @@ def test_orthogonality_and_balance_are_their_formulas(tmp_path: Path) -> None:
                 for b in bank.expert("2").down:
                     wanted += abs(float((a @ b).detach()))
     assert float(orthogonality(method.experts)) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_routers_of_several_sites_share_a_term_equally() -> None:
+    """Logits of (0, 0) and of (1, 1): their logsumexp is ln 2 and 1 + ln 2."""
+    logits = [torch.zeros(1, 3, 2), torch.ones(1, 3, 2)]
+    mixtures = [SimpleNamespace(gates=SimpleNamespace(logits=z), probs=None, experts="0") for z in logits]
+    config = LoraExpertsConfig(router_sites="per_site", z_loss=0.5)
+    routed: Any = SimpleNamespace(config=config, mixtures_of=lambda done: mixtures)
+    done: Any = SimpleNamespace(context=SimpleNamespace(valid=torch.ones(1, 3, dtype=torch.bool)))
+    parts = auxiliary_losses(routed, done, step=None, skill=None)  # type: ignore[arg-type]
+    assert set(parts) == {"expert_z"}
+    wanted = 0.5 * (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
+    assert float(parts["expert_z"]) == pytest.approx(wanted)
 
 
 def test_saved_by_the_trainer_and_loaded_it_computes_the_same(tmp_path: Path) -> None:

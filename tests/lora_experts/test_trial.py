@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from headgate.data.collation import Collator
-from headgate.methods.documents import document_ids, documents_in, labels_without
+from headgate.methods.documents import document_ids, document_lengths, documents_in, labels_without
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.merging import merge
 from headgate.methods.lora_experts.verdict import Evidence, Verdict, judge
@@ -84,6 +84,12 @@ def test_verdicts(
 ) -> None:
     evidence = Evidence(base, loss, {0: other}, {0: own_share})
     assert judge(evidence, served=0.9, least_gain=0.02, last=last) is verdict
+
+
+def test_a_verdicts_reason_names_the_best_older_expert_where_there_is_one() -> None:
+    alone = "takes 0.500 off the base's loss of 2.000"
+    assert str(Evidence(2.0, 1.5, {}, {})) == alone
+    assert str(Evidence(2.0, 1.5, {3: 1.75, 5: 1.9}, {})) == f"{alone}, expert 3 takes 0.250"
 
 
 # -- the audit's streams ----------------------------------------------------------------------------------------
@@ -318,6 +324,7 @@ def test_labels_of_packed_documents_are_taken_out_one_by_one() -> None:
           "segment_ids": [0] * 4 + [1] * 3}]
     )  # fmt: skip
     ids = document_ids(documents_in(packed))
+    assert document_lengths(documents_in(packed)).tolist() == [4, 3]
     labels = labels_without(packed, ids[1:])
     assert labels is not None and labels[0].tolist() == [5, 6, 7, 8, -100, -100, -100]
     assert labels_without(packed, ids[:0]) is None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from headgate.config import build_config
 from headgate.errors import ConfigError
+from headgate.methods.lora_experts.config import LoraExpertsConfig
+from headgate.methods.lora_experts.probe import Look
 from headgate.methods.lora_experts.spawn import Evidence, SpawnConfig, build_policy
+from headgate.methods.lora_experts.stream import SkillStream
 from headgate.modules.skill_library import SkillLibrary
 
 from .test_novelty import draws
@@ -71,6 +76,19 @@ def test_prototypes_move_by_a_twentieth_and_keep_fp32() -> None:
     new = look(3, 0)
     made.update(0, new, LONG)
     torch.testing.assert_close(made.prototypes_KH[0], 0.95 * old + 0.05 * new.mean(0))
+
+
+def test_a_skill_keeps_its_key_at_every_look() -> None:
+    """By its label, or by its expert where no label is told; a new skill of the same expert has a key of its own."""
+    routed = SimpleNamespace(experts=SimpleNamespace(hidden_size=WIDTH))
+    stream = SkillStream(LoraExpertsConfig(), routed, seed=0)  # type: ignore[arg-type]
+    seen = Look(look(0, 1), LONG)
+    farm, shop = (
+        stream.remember(number, seen, label, new=True) for number, label in enumerate(["farm", "shop"])
+    )
+    assert farm != shop and stream.remember(0, seen, "farm") == farm and stream.remember(1, seen) == shop
+    assert stream.remember(1, seen, new=True) not in (farm, shop, None)
+    assert stream.remember(1, Look(look(0, 1, 1), LONG[:1])) is None
 
 
 def test_what_a_library_refuses() -> None:

@@ -66,6 +66,7 @@ def test_it_reads_no_more_than_it_needs(adapted: Any) -> None:
     model, tokenizer = adapted
     some = batches(tokenizer, 4)
     assert len(skill_embeddings(model, some, min_samples=5, min_tokens=1)[1]) == 8
+    assert len(skill_embeddings(model, some, min_samples=4, min_tokens=1)[1]) == 4
     assert len(skill_embeddings(model, some, min_samples=1, min_tokens=70)[1]) == 8
     assert len(skill_embeddings(model, some)[1]) == 12  # all there is: the policy will find it too little
     assert skill_embeddings(model, [])[0].shape == (0, 64)

@@ -179,6 +179,13 @@ def test_dark_replay_is_its_formula(make_trainer: Any) -> None:  # noqa: F811
     trainer.train()
     assert len(checked) == 16
 
+    # a longer document in the memory is nothing to the shorter ones
+    model, memory, places = trainer.model, method.rehearsal.memory, torch.arange(6)
+    before = method._memory_losses(model, places)
+    memory.add(functional.pad(memory.documents[:1], (0, 0, 0, 7), value=5), 2)
+    after = method._memory_losses(model, places)
+    assert all(torch.equal(after[name], part) for name, part in before.items())
+
 
 def test_the_old_model_is_asked_on_the_new_rows(make_trainer: Any) -> None:  # noqa: F811
     method, old, checked = LwF(weight=2.0, temperature=1.5), [], []

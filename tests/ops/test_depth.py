@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.ops.depth import adaptivity, depth_penalty, lagrangian
+from headgate.ops.depth import adaptivity, depth_penalty, lagrangian, threshold_for
 
 
 @given(st.floats(0, 1), st.floats(0.1, 0.9), st.floats(-2, 2), st.floats(0, 5))
@@ -40,3 +40,10 @@ def test_the_price_of_a_gate_rises_from_nothing_to_all_with_its_depth() -> None:
     """lambda sum w_l g_l by hand; a single gate is the last one too, and pays in full."""
     assert float(depth_penalty(torch.tensor([0.9, 0.5, 0.25]), 2.0)) == pytest.approx(2 * (0.5 * 0.5 + 0.25))
     assert float(depth_penalty(torch.tensor([0.3]), 2.0)) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("wanted", "threshold"), [(0.0, 6.0), (1.0, 4.0), (2.0, 2.0), (3.0, 0.0)])
+def test_a_threshold_lies_half_way_or_one_beyond_the_extremes(wanted: float, threshold: float) -> None:
+    """Logits 5, 3 and 1, worth one each; a fourth, of -8, does not count."""
+    logits, counted = torch.tensor([3.0, -8.0, 5.0, 1.0]), torch.tensor([True, False, True, True])
+    assert float(threshold_for(logits, torch.ones(4), torch.tensor(wanted), counted)) == threshold

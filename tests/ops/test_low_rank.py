@@ -177,3 +177,20 @@ def test_orthonormal_rows_cost_nothing_and_scales_agree(count: int, rank: int, s
     torch.testing.assert_close(L.orthonormality(rows, "frobenius"), by_hand)
     torch.testing.assert_close(L.orthonormality(rows, "sum"), by_hand / rank**2)
     torch.testing.assert_close(L.orthonormality(rows, "mean"), by_hand / rank**2 / count)
+
+
+def test_a_large_bank_keeps_its_inputs_alone_for_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = torch.Generator().manual_seed(0)
+    x, down, up = (torch.randn(n, m, generator=stream) for n, m in ((5, 4), (6, 4), (6, 3)))
+    gates = torch.rand(5, 3, generator=stream)
+    found = {}
+    for name, most in (("small", 1 << 20), ("large", 0)):
+        monkeypatch.setattr(L, "KEEP_BYTES", most)
+        leaves = [t.clone().requires_grad_() for t in (x, down, up, gates)]
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            y = L.low_rank_bank(*leaves, [1, 2, 3])
+        inputs = {leaf.data_ptr() for leaf in leaves}
+        found[name] = [t for t in kept if t.data_ptr() not in inputs]
+        y.sum().backward()
+    assert found["small"] and not found["large"]

@@ -42,6 +42,12 @@ def test_layers_are_counted_from_either_end() -> None:
     assert SchemaBankConfig(layers="all").blocks(3) == [0, 1, 2]
 
 
+def test_without_a_router_stage_the_schemas_train_alone_for_two_thirds_and_then_with_the_router() -> None:
+    stages = schedule_stages(SchemaBankConfig(curriculum="two").stages(1e-4), 300)
+    assert [(s.name, s.start, s.stop) for s in stages] == [("schemas", 0, 200), ("joint", 200, 300)]
+    assert [s.stage.train["schema_bank"] for s in stages] == [1e-4, 5e-5]
+
+
 def test_default_stages_are_the_table() -> None:
     stages = schedule_stages(SchemaBankConfig().stages(1e-4), 100)
     assert [(s.name, s.start, s.stop) for s in stages] == [

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import logsumexp
+from torch.nn import functional
 
 from headgate.errors import DataError
 from headgate.methods.schema_bank import SchemaBank
@@ -57,6 +60,22 @@ def test_learned_tags_are_balanced() -> None:
     points = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
     counts = Counter(t[0] for t in T.fitted_tags("learned", points, 6, 1, seed=0))
     assert max(counts.values()) <= 3 * 120 / 6
+
+
+def test_learned_tags_follow_the_balanced_plan() -> None:
+    """Sinkhorn's theorem: of exp(10 cos) with its rows and its columns scaled, one matrix has rows and columns of equal sums."""
+    points = torch.randn(24, 5, generator=torch.Generator().manual_seed(3)).double()
+    unit = functional.normalize(points - points.mean(0), dim=-1)
+    prototypes = T._first_centres(unit, 4, 7)
+    for _ in range(3):
+        logs = (10 * unit @ prototypes.T).numpy()
+        for _ in range(500):
+            logs = logs - logsumexp(logs, axis=0, keepdims=True) - np.log(4)
+            logs = logs - logsumexp(logs, axis=1, keepdims=True) - np.log(24)
+        plan = np.exp(logs)
+        assert np.allclose(plan.sum(0), 1 / 4) and np.allclose(plan.sum(1), 1 / 24)
+        prototypes = functional.normalize(torch.tensor(plan).T @ unit, dim=-1)
+    assert T.learned_order(points, 4, 7, rounds=3).tolist() == (-logs).argsort(-1).tolist()
 
 
 def test_permuted_tags_keep_their_distribution_and_lose_their_examples() -> None:

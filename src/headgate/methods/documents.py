@@ -37,6 +37,11 @@ def documents_in(batch: Batch) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
 
 
+def document_lengths(documents_NT2: Tensor) -> Tensor:
+    """``[N]``: tokens of each document, without its padding."""
+    return (documents_NT2[..., 0] != IGNORE_INDEX).sum(-1)
+
+
 def document_ids(documents_NT2: Tensor) -> Tensor:
     """``[N]``: a 64-bit polynomial hash of each document's tokens, so that the same text is known again."""
     tokens = documents_NT2[..., 0]
@@ -46,8 +51,7 @@ def document_ids(documents_NT2: Tensor) -> Tensor:
 
 def as_batch(documents_NT2: Tensor, device: torch.device) -> dict[str, Tensor]:
     """Documents as a right-padded batch, one a row."""
-    real = documents_NT2[..., 0] != IGNORE_INDEX
-    kept = documents_NT2[:, : int(real.sum(-1).max())]
+    kept = documents_NT2[:, : int(document_lengths(documents_NT2).max())]
     ids, labels = kept.unbind(-1)
     mask = ids != IGNORE_INDEX
     batch = {"input_ids": torch.where(mask, ids, 0), "labels": labels, "attention_mask": mask.long()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
-from headgate.methods.documents import as_batch, documents_in
+from headgate.methods.documents import as_batch, document_lengths, documents_in
 from headgate.methods.protocols import Reading
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX
@@ -63,7 +63,7 @@ class Rehearsal(nn.Module):
         ``heads``: passes through the head. ``trained``: a backward follows.
         """
         documents = self.memory.documents[places]
-        lengths = (documents[..., 0] != IGNORE_INDEX).sum(-1).float()
+        lengths = document_lengths(documents).float()
         pairs = lengths * (lengths + 1) / 2
         self._readings.append(Reading(float(lengths.sum()), float(pairs.sum()), heads=heads, trained=trained))
         return as_batch(documents, device)

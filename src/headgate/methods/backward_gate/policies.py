@@ -68,8 +68,8 @@ class Measured:
     loss: float
     entropy: float
     error_norm: float
-    sketch_norm: float = 0.0
-    truth: float = 0.0
+    sketch_norm: float
+    truth: float
 
 
 def raw_score(kind: str, seen: Measured) -> float:

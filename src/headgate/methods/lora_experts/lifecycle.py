@@ -50,8 +50,8 @@ class Lifecycle:
 
     def end_replay_when_due(self, step: Step) -> None:
         """At the end of an optimizer step: note at the last one of the short replay that it is over."""
-        steps, stage = step.global_step + 1, step.scheduled
-        if self.replaying and steps - stage.start == self.config.merge_replay and steps < stage.stop:
+        steps = step.global_step + 1 - step.scheduled.start
+        if self.replaying and steps == self.config.merge_replay:
             self.pending += [Pending(Change.REST, number) for number in self.replaying]
 
     def judge(self, loss: float, step: int) -> None:

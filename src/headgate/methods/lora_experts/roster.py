@@ -189,4 +189,4 @@ class Roster(FixedPrecision):
         """The saved experts, with room for their figures."""
         self.infos = [ExpertInfo(**facts) for facts in structure["experts"]]
         self.next_number, self._places = structure["next_number"], {}
-        self._allocate(len(self.infos), self.age.device)
+        self._allocate(len(self.infos), self.device)

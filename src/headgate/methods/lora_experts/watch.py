@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
-from headgate.methods.documents import as_batch, document_ids, documents_in
+from headgate.methods.documents import as_batch, document_ids, document_lengths, documents_in
 from headgate.methods.lora_experts.bursts import NoveltyBuffer, waiting_for_bursts
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.forward import RoutedForward
@@ -70,7 +70,7 @@ class BurstWatch(nn.Module):
         burst = self.novel.burst(stream.library.reference_H.cpu())
         if burst is None:
             return
-        look = Look(burst.embeddings, (burst.documents[..., 0] >= 0).sum(-1))
+        look = Look(burst.embeddings, document_lengths(burst.documents))
         rows, device = len(step.batch["input_ids"]), step.batch["input_ids"].device
         batches = [as_batch(part, device) for part in burst.documents.split(rows)]
         facts = stream.standing(step.global_step + 1) | stream.losses_alone(batches)
@@ -95,7 +95,7 @@ class BurstWatch(nn.Module):
         self.due = False
         decision, documents, experts = stream.decisions[-1], self.burst.documents, self.routed.experts
         number = experts.add(reason=decision["reason"], born=decision["step"])
-        look = Look(self.burst.waiting, (documents[..., 0] >= 0).sum(-1))
+        look = Look(self.burst.waiting, document_lengths(documents))
         stream.remember(number, look)
         device = experts.roster.device
         stream.introduce(

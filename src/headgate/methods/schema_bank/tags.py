@@ -79,12 +79,12 @@ def learned_order(
     points = _unit(embeddings)
     prototypes = _first_centres(points, num_schemas, seed)
     plan = torch.zeros(len(points), num_schemas, dtype=points.dtype)
+    normalize = torch.nn.functional.normalize
     for _ in range(rounds):
         plan = torch.exp(sharpness * (points @ prototypes.T))
         for _ in range(20):
-            plan = plan / plan.sum(0, keepdim=True) / num_schemas
-            plan = plan / plan.sum(1, keepdim=True) / len(points)
-        prototypes = torch.nn.functional.normalize(plan.T @ points, dim=-1)
+            plan = normalize(normalize(plan, p=1, dim=0), p=1, dim=1)  # scaled as a whole it is the same plan
+        prototypes = normalize(plan.T @ points, dim=-1)
     return plan.argsort(dim=-1, descending=True, stable=True)
 
 
