@@ -35,14 +35,15 @@ POLICIES: list[dict[str, Any]] = [
 ]
 
 
-def same(model: Any, again: Any) -> None:
+def same(model: Any, again: Any, *, generates: bool = True) -> None:
     """Bitwise logits, with padding on either side and without; the same greedy tokens."""
     for batch in (batch_of(), batch_of(left=True), batch_of(padded=False)):
         with torch.no_grad():
             wanted, found = model(**batch).logits, again(**batch).logits
         assert torch.equal(wanted, found), (wanted - found).abs().max()
-    batch = batch_of(left=True)
-    assert torch.equal(model.generate(**batch, **GREEDY), again.generate(**batch, **GREEDY))
+    if generates:
+        batch = batch_of(left=True)
+        assert torch.equal(model.generate(**batch, **GREEDY), again.generate(**batch, **GREEDY))
 
 
 @pytest.mark.parametrize("options", POLICIES, ids=lambda o: "-".join(map(str, o.values())))
@@ -90,7 +91,9 @@ def test_experts(options: dict[str, Any], tmp_path: Path) -> None:
     for route in ("removed", "expert:sorting", "mixture:0=.5,sorting=.5", "arrow", "on"):
         method.set_routing(route)
         again.set_routing(route)
-        same(model, again)
+        same(
+            model, again, generates=route == "arrow"
+        )  # the only one with gates that the first look has not decoded with
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3", "gpt2"])
