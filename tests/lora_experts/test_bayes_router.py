@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,10 @@ def test_what_the_base_gets_is_missing_from_the_experts_gates(top_k: int) -> Non
     mixture = gates_of(method, model, **batch)
     router, running = method.experts.routers.closed_form, method.routed.running
     assert running is not None and running.phase is not None and isinstance(router, BayesRouter)
-    p = (router(running.features, ["0", "1", "2", BASE]) / running.phase.temperature).softmax(-1)
+    z = running.features.clone()
+    z[..., router.owners.index(BASE)] += math.log(0.1)
+    z = z[..., [router.owners.index(name) for name in ("0", "1", "2", BASE)]]
+    p = (z / running.phase.temperature).softmax(-1)
     kept = torch.zeros_like(p).scatter(-1, p[..., :3].topk(top_k, -1).indices, 1.0)
     kept[..., 3] = 1
     wanted = p * kept / (p * kept).sum(-1, keepdim=True)

@@ -5,12 +5,13 @@
     P_p(b) = (c_p(b) + d_p / M) / (n_p + d_p)                         d_p: how many distinct tokens there were, of n_p
     z_i = log sum exp z_p over the skills p that expert i serves
 
-softmax(z) is the posterior over skills under equal priors (naive Bayes over a language model of each class: Peng,
+softmax(z) is the posterior over skills, whose priors are equal (naive Bayes over a language model of each class: Peng,
 Schuurmans & Wang 2004, "Augmenting Naive Bayes Classifiers with Statistical Language Models", section 3), smoothed as
 Witten & Bell (1991), which has no parameter. A linear rule on mean embeddings (PrototypeRouter) is as good in a long text;
 in the first sentence this one is surer, and that is where one skill's tokens reach another's expert.
 
-One more class may be the base's own writing, which no expert serves: what reads like it is left to the base.
+One more class may be the base's own writing, which no expert serves: what reads like it is left to the base. Its prior is a
+tenth of a skill's: while nothing is clear, the first words of a document go to the experts, who were trained for some of it.
 
 What a skill is told by is counted once and never moves, so no later skill changes another one's evidence. Tokens and
 pairs are counted in M hashed buckets: 3 M numbers a skill, whatever the vocabulary and the model's width.
@@ -20,6 +21,7 @@ Legend: B batch, T tokens, N experts asked for, P classes (skills, and the base)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +37,8 @@ NOTHING = -1
 """Stands before a document's first token, and for padding."""
 BASE = "base"
 """Owner of the base's own writing. Experts are called by their numbers."""
+BASE_PRIOR = 0.1
+"""Of the base's own writing, where a skill has 1."""
 
 
 class BayesRouter(FixedPrecision):
@@ -120,7 +124,7 @@ class BayesRouter(FixedPrecision):
         return log_BTP - log_BTP.mean(-1, keepdim=True)
 
     def forward(self, evidence_BTP: Tensor, names: Sequence[str]) -> Tensor:
-        """``[B, T, N]`` fp32 logits of experts; of ``BASE`` too, where it is asked for."""
+        """``[B, T, N]`` fp32 logits of experts; of ``BASE`` too, with its prior, where it is asked for."""
         place = {name: place for place, name in enumerate(names)}
         served = [(skill, place[owner]) for skill, owner in enumerate(self.owners) if owner in place]
         z_BTN = evidence_BTP.new_full((*evidence_BTP.shape[:-1], len(names)), -torch.inf)
@@ -132,7 +136,10 @@ class BayesRouter(FixedPrecision):
         top_BTN = z_BTN.scatter_reduce(-1, experts_BTS, own_BTS, "amax")
         share_BTS = (own_BTS - top_BTN.gather(-1, experts_BTS)).exp()
         sum_BTN = torch.zeros_like(top_BTN).scatter_add(-1, experts_BTS, share_BTS)
-        return (top_BTN + sum_BTN.log()).masked_fill(top_BTN == -torch.inf, 0.0)
+        z_BTN = (top_BTN + sum_BTN.log()).masked_fill(top_BTN == -torch.inf, 0.0)
+        if BASE in place:
+            z_BTN[..., place[BASE]] += math.log(BASE_PRIOR)
+        return z_BTN
 
     # -- saving -----------------------------------------------------------------------------------------
     def structure(self) -> dict[str, Any]:
