@@ -238,7 +238,7 @@ ON = {
     TrainingConfig: {"deterministic"},
     BackwardGateConfig: {"center", "rank", "length_correction"},
     LayerRoutingConfig: {"kd", "scaling"},
-    LoraExpertsConfig: {"freeze_others"},
+    LoraExpertsConfig: {"freeze_others", "keep_base"},
     SchemaBankConfig: {"train_attributes"},
 }
 

@@ -238,10 +238,8 @@ class LoraExperts(Method):
         prepass = float(self.config.features == "prepass")
         if not step.accepted:
             return StepCost(forwards=prepass)
-        taught = 0.0
-        if self._taught:
-            rows = distilled_rows(self.config.kd_on, step.batch, self.stream.skill)
-            taught = len(rows) / len(step.labels)
+        rows = distilled_rows(self.config.kd_on, step.batch, self.stream.skill) if self._taught else ()
+        taught = len(rows) / len(step.labels)
         return StepCost(forwards=prepass + float(self.watch is not None) + taught * (1 + prepass))
 
     @property
