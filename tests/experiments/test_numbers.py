@@ -96,6 +96,7 @@ NUMBERS: dict[type[StrictConfig], str] = {
     PatchConfig: "rank 16 [1 ..]",
     LoraExpertsConfig: """
         experts                 1      [1 ..]
+        base_prior              0.1    [0 1]
         r                       8      [1 ..]
         alpha                   16     (0 ..]
         new_r                   16     [1 ..]
@@ -238,7 +239,7 @@ ON = {
     TrainingConfig: {"deterministic"},
     BackwardGateConfig: {"center", "rank", "length_correction"},
     LayerRoutingConfig: {"kd", "scaling"},
-    LoraExpertsConfig: {"freeze_others", "keep_base"},
+    LoraExpertsConfig: {"freeze_others"},
     SchemaBankConfig: {"train_attributes"},
 }
 

@@ -125,16 +125,16 @@ def gates_of(method: LoraExperts, model: Any, **batch: Tensor) -> Any:
     return mixture
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_what_the_base_gets_is_missing_from_the_experts_gates(top_k: int) -> None:
+@pytest.mark.parametrize(("top_k", "base_prior"), [(1, 0.1), (2, 0.1), (2, 1.0), (3, 0.5)])
+def test_what_the_base_gets_is_missing_from_the_experts_gates(top_k: int, base_prior: float) -> None:
     """g_i = p_i over the chosen and the base; without the base among the classes they sum to one."""
-    model, method = mixed(top_k=top_k)
+    model, method = mixed(top_k=top_k, base_prior=base_prior)
     batch = batch_of()
     mixture = gates_of(method, model, **batch)
     router, running = method.experts.routers.closed_form, method.routed.running
     assert running is not None and running.phase is not None and isinstance(router, BayesRouter)
     z = running.features.clone()
-    z[..., router.owners.index(BASE)] += math.log(0.1)
+    z[..., router.owners.index(BASE)] += math.log(base_prior)
     z = z[..., [router.owners.index(name) for name in ("0", "1", "2", BASE)]]
     p = (z / running.phase.temperature).softmax(-1)
     kept = torch.zeros_like(p).scatter(-1, p[..., :3].topk(top_k, -1).indices, 1.0)
@@ -154,7 +154,7 @@ def test_the_bases_own_writing_is_left_to_the_base() -> None:
     method_of: dict[bool, float] = {}
     for base in (True, False):
         model, anatomy = model_of()
-        method = LoraExperts(experts=2, router="bayes", keep_base=base)
+        method = LoraExperts(experts=2, router="bayes", **({} if base else {"base_prior": 0.0}))
         method.attach(anatomy)
         for number in (0, 1):
             skill = (

@@ -36,8 +36,6 @@ def test_the_closed_form_router_is_linear_discriminant_analysis() -> None:
     routers = []
     for order in ("abc", "cab"):
         router = PrototypeRouter(4)
-        for name in "abc":
-            router.add(name, torch.zeros(4))
         for name in order:
             for part in looks[name].split(25):
                 router.learn(name, part)

@@ -145,7 +145,7 @@ def comparison_table(report: ComparisonTable) -> Table:
             t = contrast["t"]
             difference, words = f"{t['mean']:+.4f} [{t['low']:+.4f}, {t['high']:+.4f}]", contrast["verdict"]
         cost = arm["cost"]
-        seconds = cost["seconds"] or 0
+        seconds, tokens = cost["seconds"] or 0, cost["trained_tokens"]
         table.add_row(
             name,
             _mean(arm),
@@ -155,7 +155,7 @@ def comparison_table(report: ComparisonTable) -> Table:
             "-" if arm["loss"] is None else f"{arm['loss']:.4f}",
             "-" if cost["eval_loss"] is None else f"{cost['eval_loss']:.4f}",
             f"{cost['steps']:.0f}",
-            f"{(cost['trained_tokens'] or 0) / seconds:,.0f}" if seconds else "-",
+            "-" if not seconds or tokens is None else f"{tokens / seconds:,.0f}",
             f"{seconds:.1f}",
         )
     return table

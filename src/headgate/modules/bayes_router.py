@@ -10,25 +10,24 @@ Schuurmans & Wang 2004, "Augmenting Naive Bayes Classifiers with Statistical Lan
 Witten & Bell (1991), which has no parameter. A linear rule on mean embeddings (PrototypeRouter) is as good in a long text;
 in the first sentence this one is surer, and that is where one skill's tokens reach another's expert.
 
-One more class may be the base's own writing, which no expert serves: what reads like it is left to the base. Its prior is a
-tenth of a skill's: while nothing is clear, the first words of a document go to the experts, who were trained for some of it.
+One more class may be the base's own writing, which no expert serves: what reads like it is left to the base. With a prior well
+below a skill's the first words of a document, when nothing is clear, go to the experts, who were trained for some of it.
 
-What a skill is told by is counted once and never moves, so no later skill changes another one's evidence. Tokens and
-pairs are counted in M hashed buckets: 3 M numbers a skill, whatever the vocabulary and the model's width.
+Counts of one skill are no other's, so no later skill changes an earlier one's evidence. Tokens and pairs are counted in M
+hashed buckets: 3 M numbers a skill, whatever the vocabulary and the model's width.
 
-Legend: B batch, T tokens, N experts asked for, P classes (skills, and the base), M buckets, D documents.
+Legend: B batch, T tokens, N experts asked for, P skills (the base's own writing among them), M buckets, D documents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from headgate.modules.fixed_precision import FixedPrecision
+from headgate.modules.closed_form_router import ClosedFormRouter
 
 BUCKETS = 32_749
 """M: the largest prime below 2^15, so that the remainder is a hash."""
@@ -37,63 +36,40 @@ NOTHING = -1
 """Stands before a document's first token, and for padding."""
 BASE = "base"
 """Owner of the base's own writing. Experts are called by their numbers."""
-BASE_PRIOR = 0.1
-"""Of the base's own writing, where a skill has 1."""
 
 
-class BayesRouter(FixedPrecision):
-    """The interface of PrototypeRouter, over evidence ``[B, T, P]`` in place of features. No parameters.
+class BayesRouter(ClosedFormRouter):
+    """Reads evidence ``[B, T, P]`` in place of features.
 
-    ``owners``: of every class. Buffers, fp32: ``tokens_MP`` c_p(b), ``pairs_MP`` c_p(a, b), ``followers_MP`` distinct tokens
-    that followed a; ``total_P`` n_p, ``distinct_P`` d_p. An expert without a skill stands at the centre: z = 0.
+    Buffers, fp32: ``tokens_MP`` c_p(b), ``pairs_MP`` c_p(a, b), ``followers_MP`` how many distinct tokens followed a;
+    ``total_P`` n_p, ``distinct_P`` d_p.
+
+    Args:
+        base_prior: of the base's own writing, where every skill has 1; 0: there is no such class.
 
     Equation: lora_experts (Bayes router): z_p(t) = sum over s <= t of log P_p(x_s | x_(s-1)), Witten-Bell smoothed
     Proved by: tests/lora_experts/test_bayes_router.py::test_evidence_is_the_bigram_model_written_out
     """
 
-    features = 0
-    """A row of its own, as a learned router has, there is none."""
+    skill_dim = -1
     tokens_MP: Tensor
     pairs_MP: Tensor
     followers_MP: Tensor
     total_P: Tensor
     distinct_P: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, base_prior: float = 0.0) -> None:
+        self.base_prior = base_prior
         super().__init__()
-        self.owners: list[str] = []
-        self._allocate(0, None)
 
-    def _allocate(self, classes: int, device: torch.device | None) -> None:
-        for name in ("tokens_MP", "pairs_MP", "followers_MP"):
-            self.register_buffer(name, torch.zeros(BUCKETS, classes, device=device))
-        for name in ("total_P", "distinct_P"):
-            self.register_buffer(name, torch.zeros(classes, device=device))
-
-    # -- classes ----------------------------------------------------------------------------------------
-    def add(self, name: str, row_F: Tensor) -> None:
-        """A new expert has no skill yet, and stands at the centre."""
-
-    def remove(self, name: str) -> None:
-        """Forget an expert's skills, counts and all."""
-        if name in self.owners:
-            kept = [place for place, owner in enumerate(self.owners) if owner != name]
-            for buffer, counts in list(self.named_buffers()):
-                setattr(self, buffer, counts[..., kept])
-            self.owners = [self.owners[place] for place in kept]
-
-    def give(self, name: str, heir: str) -> None:
-        """The skills of one expert are another one's from now on."""
-        self.owners = [heir if owner == name else owner for owner in self.owners]
+    def shapes(self, skills: int) -> dict[str, tuple[int, ...]]:
+        counts = dict.fromkeys(("tokens_MP", "pairs_MP", "followers_MP"), (BUCKETS, skills))
+        return {**counts, "total_P": (skills,), "distinct_P": (skills,)}
 
     @torch.no_grad()
-    def learn(self, name: str, documents_DT: Tensor, *, new: bool = False) -> None:
+    def learn(self, name: str, documents_DT: Tensor, /, *, new: bool = False) -> None:
         """Count the token ids of documents (``NOTHING`` pads them) of an expert's latest skill, or of a new one."""
-        if new or name not in self.owners:
-            self.owners.append(name)
-            for buffer, counts in list(self.named_buffers()):
-                setattr(self, buffer, torch.cat([counts, counts.new_zeros(*counts.shape[:-1], 1)], dim=-1))
-        place = len(self.owners) - 1 - self.owners[::-1].index(name)
+        place = self.place_of(name, new=new)
         documents_DT = documents_DT.to(self.total_P.device)
         ids, before, after = documents_DT[documents_DT >= 0], documents_DT[:, :-1], documents_DT[:, 1:]
         before, after = before[after >= 0], after[after >= 0]
@@ -111,7 +87,7 @@ class BayesRouter(FixedPrecision):
     def log_probability(self, ids_BT: Tensor, before_BT: Tensor) -> Tensor:
         """``[B, T, P]``: log P_p of every token after the one before it (``NOTHING``: alone), less its mean over classes.
 
-        The mean drops out of every posterior; without it a long text's evidence would not fit fp32.
+        The mean drops out of every posterior; with it the evidence of a long text would lose its last digits in fp32.
         """
         follows_BT1 = (before_BT >= 0).unsqueeze(-1)
         before_BT = before_BT.clamp_min(0)
@@ -125,30 +101,17 @@ class BayesRouter(FixedPrecision):
 
     def forward(self, evidence_BTP: Tensor, names: Sequence[str]) -> Tensor:
         """``[B, T, N]`` fp32 logits of experts; of ``BASE`` too, with its prior, where it is asked for."""
-        place = {name: place for place, name in enumerate(names)}
-        served = [(skill, place[owner]) for skill, owner in enumerate(self.owners) if owner in place]
-        z_BTN = evidence_BTP.new_full((*evidence_BTP.shape[:-1], len(names)), -torch.inf)
-        if not served:
-            return torch.zeros_like(z_BTN)
-        skills, experts = (torch.tensor(column, device=z_BTN.device) for column in zip(*served, strict=True))
+        skills, experts = self.served(names, evidence_BTP.device)
         own_BTS = evidence_BTP.index_select(-1, skills)
         experts_BTS = experts.expand_as(own_BTS)
+        z_BTN = evidence_BTP.new_full((*evidence_BTP.shape[:-1], len(names)), -torch.inf)
         top_BTN = z_BTN.scatter_reduce(-1, experts_BTS, own_BTS, "amax")
         share_BTS = (own_BTS - top_BTN.gather(-1, experts_BTS)).exp()
         sum_BTN = torch.zeros_like(top_BTN).scatter_add(-1, experts_BTS, share_BTS)
         z_BTN = (top_BTN + sum_BTN.log()).masked_fill(top_BTN == -torch.inf, 0.0)
-        if BASE in place:
-            z_BTN[..., place[BASE]] += math.log(BASE_PRIOR)
+        if BASE in names:
+            z_BTN[..., names.index(BASE)] += math.log(self.base_prior)
         return z_BTN
-
-    # -- saving -----------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
-        return {"owners": list(self.owners)}
-
-    def restore(self, structure: Mapping[str, Any]) -> None:
-        """Room for the saved classes, before a strict load."""
-        self.owners = list(structure["owners"])
-        self._allocate(len(self.owners), self.total_P.device)
 
 
 def _pair(before: Tensor, after: Tensor) -> Tensor:

@@ -5,9 +5,7 @@
 
 Linear discriminant analysis with streamed statistics (Hayes & Kanan 2020, "Lifelong Machine Learning with Deep
 Streaming LDA", sections 3.1-3.2): a mean and a scatter per skill, one covariance for all,
-S = W / n + shrinkage tr(W / n) / F I. No gradient step touches it, so training a new skill cannot move the gates of an old
-one the way a learned router's do when its old inputs are gone. A skill that goes takes its scatter along: what is left is
-the router that never met it.
+S = W / n + shrinkage tr(W / n) / F I.
 
 Cost: F^2 numbers a skill.
 
@@ -22,20 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headgate.modules.fixed_precision import FixedPrecision
-from headgate.modules.structure import Structure
+from headgate.modules.closed_form_router import ClosedFormRouter
 
 SHRINKAGE = 1e-2
-BUFFERS = ("mean", "count", "scatter", "weight", "bias")
 
 
-class PrototypeRouter(FixedPrecision):
-    """The interface of ExpertRouter, without parameters. An expert without a skill stands at the centre: z = 0.
+class PrototypeRouter(ClosedFormRouter):
+    """Buffers: ``mean``, ``count`` and ``scatter`` of every skill's rows; ``weight`` and ``bias``, which follow from them.
 
     Equation: lora_experts (closed-form router): z_p = (mu_p - c)^T S^-1 (f - c) - (mu_p - c)^T S^-1 (mu_p - c) / 2
     Proved by: tests/lora_experts/test_elsewhere.py::test_the_closed_form_router_is_linear_discriminant_analysis
     """
 
+    skill_dim = 0
     mean: Tensor
     count: Tensor
     scatter: Tensor
@@ -43,46 +40,24 @@ class PrototypeRouter(FixedPrecision):
     bias: Tensor
 
     def __init__(self, features: int) -> None:
-        super().__init__()
         self.features = features
-        self.owners: list[str] = []
-        self._allocate(0, None)
+        super().__init__()
 
-    def _allocate(self, skills: int, device: torch.device | None) -> None:
+    def shapes(self, skills: int) -> dict[str, tuple[int, ...]]:
         width = self.features
-        shapes = ((skills, width), (skills,), (skills, width, width), (skills, width), (skills,))
-        for name, shape in zip(BUFFERS, shapes, strict=True):
-            self.register_buffer(name, torch.zeros(shape, device=device))
-
-    def add(self, name: str, row_F: Tensor) -> None:
-        """A new expert has no skill yet, and stands at the centre."""
-
-    def remove(self, name: str) -> None:
-        """Forget an expert's skills, statistics and all."""
-        if name in self.owners:
-            kept = [place for place, owner in enumerate(self.owners) if owner != name]
-            self._take(kept)
-
-    def _take(self, places: Sequence[int]) -> None:
-        for name in BUFFERS:
-            setattr(self, name, getattr(self, name)[list(places)])
-        self.owners = [self.owners[place] for place in places]
-        self._solve()
-
-    def give(self, name: str, heir: str) -> None:
-        """The skills of one expert are another one's from now on."""
-        self.owners = [heir if owner == name else owner for owner in self.owners]
+        return {
+            "mean": (skills, width),
+            "count": (skills,),
+            "scatter": (skills, width, width),
+            "weight": (skills, width),
+            "bias": (skills,),
+        }
 
     @torch.no_grad()
-    def learn(self, name: str, features_MF: Tensor, *, new: bool = False) -> None:
+    def learn(self, name: str, features_MF: Tensor, /, *, new: bool = False) -> None:
         """Enter rows of an expert's latest skill, or of a new one: exact streaming mean and scatter, then the weights."""
-        rows_MF = features_MF.float()
-        if new or name not in self.owners:
-            self.owners.append(name)
-            for buffer in BUFFERS:
-                old: Tensor = getattr(self, buffer).to(rows_MF.device)
-                setattr(self, buffer, torch.cat([old, old.new_zeros(1, *old.shape[1:])]))
-        place = len(self.owners) - 1 - self.owners[::-1].index(name)
+        place = self.place_of(name, new=new)
+        rows_MF = features_MF.to(self.mean)
         mean_F, count = self.mean[place], self.count[place]
         new_F = rows_MF.mean(0)
         centred_MF, step_F, total = rows_MF - new_F, new_F - mean_F, count + len(rows_MF)
@@ -90,9 +65,9 @@ class PrototypeRouter(FixedPrecision):
         self.scatter[place] += centred_MF.T @ centred_MF + spread
         mean_F += step_F * (len(rows_MF) / total)
         count.copy_(total)
-        self._solve()
+        self.changed()
 
-    def _solve(self) -> None:
+    def changed(self) -> None:
         if not self.owners:
             return
         covariance = sum(self.scatter.unbind(), torch.zeros_like(self.scatter[0])) / self.count.sum()
@@ -107,23 +82,10 @@ class PrototypeRouter(FixedPrecision):
 
     def forward(self, features_BTF: Tensor, names: Sequence[str]) -> Tensor:
         """``[B, T, N]`` fp32 logits."""
-        place = {name: place for place, name in enumerate(names)}
-        served = [(skill, place[owner]) for skill, owner in enumerate(self.owners) if owner in place]
+        skills, experts = self.served(names, features_BTF.device)
         with torch.autocast(features_BTF.device.type, enabled=False):
             z_BTP = F.linear(features_BTF.float(), self.weight, self.bias)
         z_BTN = z_BTP.new_full((*z_BTP.shape[:-1], len(names)), -torch.inf)
-        if served:
-            skills, experts = (
-                torch.tensor(column, device=z_BTP.device) for column in zip(*served, strict=True)
-            )
-            own_BTP = z_BTP.index_select(-1, skills)
-            z_BTN = z_BTN.scatter_reduce(-1, experts.expand_as(own_BTP), own_BTP, "amax")
+        own_BTS = z_BTP.index_select(-1, skills)
+        z_BTN = z_BTN.scatter_reduce(-1, experts.expand_as(own_BTS), own_BTS, "amax")
         return z_BTN.masked_fill(z_BTN == -torch.inf, 0.0)
-
-    def structure(self) -> Structure:
-        return {"owners": list(self.owners)}
-
-    def restore(self, structure: Structure) -> None:
-        """Room for the saved skills, before a strict load."""
-        self.owners = list(structure["owners"])
-        self._allocate(len(self.owners), self.mean.device)

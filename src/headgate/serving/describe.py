@@ -21,7 +21,7 @@ from headgate.serving.modeling import FORMAT
 
 ROUTING = ("policy", "features", "kv", "engine", "prefix_tokens", "scaling")
 EXPERTS = (
-    "router", "router_sites", "features", "granularity", "prefix_tokens", "temperature_start", "temperature_min",
+    "router", "router_sites", "base_prior", "features", "granularity", "prefix_tokens", "temperature_start", "temperature_min",
     "temperature_half_life", "maturity_steps", "top_k", "dense_phase", "top_1_after", "capacity_factor",
     "gate_projection", "freeze_first", "eval_routing",
 )  # fmt: skip

@@ -24,7 +24,8 @@ class LoraExpertsConfig(StrictConfig):
             without replay needs; the one from mean embeddings, the other from a bigram model of its text, which knows a
             skill by fewer tokens); ``uniform`` (equal gates), ``sum`` (every gate 1, as O-LoRA adds its adapters) and
             ``oracle`` (the expert of the stage's skill alone) are controls without parameters.
-        keep_base: a ``bayes`` router leaves what reads like the base's own writing to the base.
+        base_prior: a ``bayes`` router leaves to the base what reads like the base's own writing, whose prior is so much of
+            a skill's; 0: nothing is left to it.
         router_sites: one router for all linears, or one each.
         features: ``embedding`` (running mean of the document's token embeddings, and the token's own), ``block k``
             (input of block k: experts then sit on the blocks from k on only) or ``prepass`` (final hidden state with
@@ -69,7 +70,7 @@ class LoraExpertsConfig(StrictConfig):
     new_r: int = Field(16, ge=1)
     new_alpha: float = Field(32, gt=0)
     router: Literal["learned", "prototype", "bayes", "uniform", "sum", "oracle"] = "learned"
-    keep_base: bool = True
+    base_prior: float = Field(0.1, ge=0, le=1)
     router_sites: Literal["shared", "per_site"] = "shared"
     features: str = "embedding"
     granularity: Literal["token", "sequence"] = "token"

@@ -3,7 +3,8 @@
     embedding  [rms(mean of e_s, s <= t), rms(e_t)]       mean and token are normalised apart: the mean of t embeddings
     block k    rms(h_t), the input of block k             is smaller by about sqrt(t) and would vanish beside the token
     prepass    rms(h_t), the final hidden state with every adapter off
-    tokens     the log evidence of every class that a BayesRouter knows, summed over x_s, s <= t
+
+A BayesRouter reads none of these but token ids: the log evidence of every skill, summed over x_s, s <= t.
 
 With ``granularity: sequence`` mean and evidence stop at the document's first ``prefix_tokens`` tokens, and the mean is all
 there is. A cache carries the sum and number of what has been seen, so that decoding equals recomputing.

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.modules.bayes_router import BayesRouter
+from headgate.modules.closed_form_router import ClosedFormRouter
 from headgate.modules.expert_router import ExpertRouter
 from headgate.modules.prototype_router import PrototypeRouter
 from headgate.modules.structure import Structure
 from headgate.ops.randomness import generator
 
 SHARED = "shared"
-ClosedForm = PrototypeRouter | BayesRouter
 
 
 class RouterSet(nn.Module):
@@ -35,7 +35,7 @@ class RouterSet(nn.Module):
         if self.config.router == "prototype":
             self.by_site[SHARED] = PrototypeRouter(width)
         if self.config.router == "bayes":
-            self.by_site[SHARED] = BayesRouter()
+            self.by_site[SHARED] = BayesRouter(self.config.base_prior)
         if self.config.router == "learned":
             for site in [SHARED] if self.config.router_sites == SHARED else sites:
                 self.by_site[site] = ExpertRouter(width, directions=self.config.gate_projection)
@@ -46,9 +46,9 @@ class RouterSet(nn.Module):
     def __iter__(self) -> Iterator[str]:
         return iter(self.by_site)
 
-    def at(self, site: str = SHARED) -> ExpertRouter | ClosedForm:
+    def at(self, site: str = SHARED) -> ExpertRouter | ClosedFormRouter:
         router = self.by_site[site]
-        assert isinstance(router, (ExpertRouter, PrototypeRouter, BayesRouter))
+        assert isinstance(router, (ExpertRouter, ClosedFormRouter))
         return router
 
     @property
@@ -56,17 +56,18 @@ class RouterSet(nn.Module):
         return [router for router in self.by_site.values() if isinstance(router, ExpertRouter)]
 
     @property
-    def closed_form(self) -> ClosedForm | None:
+    def closed_form(self) -> ClosedFormRouter | None:
         """The router that is computed from what skills look like, where the settings ask for it."""
-        routers = (r for r in self.by_site.values() if isinstance(r, (PrototypeRouter, BayesRouter)))
+        routers = (router for router in self.by_site.values() if isinstance(router, ClosedFormRouter))
         return next(routers, None)
 
     def add(self, number: int, seed: int, device: torch.device) -> None:
-        """A new expert's row at every router, from a stream of its own."""
-        for site in self:
-            stream = generator(seed, number, f"lora_experts.router.{site}")
-            row = torch.randn(self.at(site).features, generator=stream) * self.config.router_std
-            self.at(site).add(str(number), row.to(device))
+        """A new expert's row at every learned router, from a stream of its own; a closed-form one meets its skill later."""
+        for site, router in self.by_site.items():
+            if isinstance(router, ExpertRouter):
+                stream = generator(seed, number, f"lora_experts.router.{site}")
+                row = torch.randn(router.features, generator=stream) * self.config.router_std
+                router.add(str(number), row.to(device))
 
     def structure(self) -> Structure | None:
         return None if self.closed_form is None else self.closed_form.structure()
@@ -75,9 +76,9 @@ class RouterSet(nn.Module):
         """Room for the saved rows."""
         if self.closed_form is not None and structure is not None:
             self.closed_form.restore(structure)
-        for number in numbers:
-            for site in self:
-                self.at(site).add(str(number), torch.zeros(self.at(site).features, device=device))
+        for router in self.learned:
+            for number in numbers:
+                router.add(str(number), torch.zeros(router.features, device=device))
 
     def remove(self, number: int) -> None:
         for site in self:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.roster import Roster
-from headgate.methods.lora_experts.routers import ClosedForm
-from headgate.modules.bayes_router import BASE, BayesRouter
+from headgate.modules.bayes_router import BASE
+from headgate.modules.closed_form_router import ClosedFormRouter
 from headgate.modules.expert_bank import Mixture
 from headgate.modules.expert_router import ExpertRouter
 from headgate.ops.gating import Gates, capacity_mask, maturity_gates
@@ -76,7 +76,7 @@ def mix(
     config: LoraExpertsConfig,
     roster: Roster,
     phase: Phase,
-    router: ExpertRouter | ClosedForm | None,
+    router: ExpertRouter | ClosedFormRouter | None,
     features: Tensor,
     valid: Tensor,
     *,
@@ -89,16 +89,16 @@ def mix(
         weight = level.view(1, 1, -1)
         return mixture_of(roster, phase.numbers, Gates(weight, torch.zeros_like(weight)), weight)
     names, scales = roster.named(phase.numbers)
-    classes, always = names, phase.young
-    if isinstance(router, BayesRouter) and BASE in router.owners:
-        classes, always = (*names, BASE), [*phase.young, len(names)]
+    with_base = isinstance(router, ClosedFormRouter) and BASE in router.owners
+    if with_base:
         maturity = torch.cat([maturity, maturity.new_ones(1)])
-    logits = router(features, classes)
+    logits = router(features, (*names, BASE) if with_base else names)
+    always = [*phase.young, len(names)] if with_base else phase.young
     gates = maturity_gates(logits, maturity, phase.temperature, phase.k, always)
     probs = gates.weight
     if gates.chosen is not None:
         probs = torch.softmax(logits / phase.temperature + maturity.log(), dim=-1)
-    if classes != names:  # the base's gate multiplies nothing
+    if with_base:  # the base's gate multiplies nothing
         gates, probs = _without_last(gates), probs[..., :-1]
     dropped = None
     sparse = phase.k is not None and (gates.chosen is not None or not phase.young)

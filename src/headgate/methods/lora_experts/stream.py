@@ -57,7 +57,7 @@ class SkillStream(nn.Module):
         self.decisions: list[dict[str, Any]] = []
         self.similarities: Tensor | None = None
         self.likeness: dict[int, float] | None = None
-        self._written: dict[str, Tensor] | None = None
+        self._base_text: dict[str, Tensor] | None = None
 
     # -- a skill begins ---------------------------------------------------------------------------------
     def begin(self, scheduled: ScheduledStage, probe: Batches, merged: list[list[int]]) -> Segment:
@@ -126,7 +126,7 @@ class SkillStream(nn.Module):
             return None, policy.decide(Evidence(*nothing, **common))
         routed = self.routed
         if not bool(self.library.has_reference):
-            mix, tokens = skill_embeddings(routed.anatomy.model, [self.written()], bypassed=routed.bypassed)
+            mix, tokens = skill_embeddings(routed.anatomy.model, [self.base_text()], bypassed=routed.bypassed)
             self.library.set_reference(token_mean(mix, tokens), mix)
             routed.readings.note(tokens, heads=0.0)
         samples, seen = max(config.min_samples, FIRST_SEEN if self.config.burst else 0), -1
@@ -187,18 +187,18 @@ class SkillStream(nn.Module):
             return
         first = itertools.islice(iter(batches), PROTOTYPE_BATCHES)
         if isinstance(router, BayesRouter):
-            if self.config.keep_base and BASE not in router.owners:
-                router.learn(BASE, self.written()["input_ids"])
+            if self.config.base_prior and BASE not in router.owners:
+                router.learn(BASE, self.base_text()["input_ids"])
             router.learn(str(number), _texts(first), new=True)
         else:
             router.learn(str(number), self.routed.features_of(first), new=True)
 
-    def written(self) -> dict[str, Tensor]:
+    def base_text(self) -> dict[str, Tensor]:
         """What the base writes by itself; once, though the library and a router may both ask."""
-        if self._written is None:
-            self._written = reference_text(self.routed.anatomy.model, self.seed, self.routed.bypassed)
-            self.routed.readings.note(self._written["attention_mask"].sum(-1), heads=1.0)
-        return self._written
+        if self._base_text is None:
+            self._base_text = reference_text(self.routed.anatomy.model, self.seed, self.routed.bypassed)
+            self.routed.readings.note(self._base_text["attention_mask"].sum(-1), heads=1.0)
+        return self._base_text
 
     def remember(self, number: int, look: Look, label: str | None = None, new: bool = False) -> int | None:
         """The library learns what a skill of the expert's looks like, a new name or skill by itself; the skill's key.
