@@ -19,7 +19,7 @@ from headgate.modules.bayes_router import BASE, BUCKETS, NOTHING, BayesRouter
 
 from .conftest import attached, batch_of, logits_of, model_of, stream_stages, trainer_of
 
-TEXTS = {"a": [[5, 6, 7, 5, 6], [9, 5]], "b": [[6, 6, 8]], "c": [[12, 5, 6, 9, 12, 5, 7, 8]]}
+TEXTS = {"a": [[5, 6, 7, 5, 6], [9, 5]], "b": [[6, 6, 0, 8]], "c": [[0, 5, 6, 9, 12, 0, 7, 8]]}
 
 
 def padded(texts: list[list[int]]) -> Tensor:
@@ -28,7 +28,7 @@ def padded(texts: list[list[int]]) -> Tensor:
 
 
 def router_of(*owners: str) -> BayesRouter:
-    router = BayesRouter()
+    router = BayesRouter(0.1)
     for owner in owners:
         router.learn(owner, padded(TEXTS[owner]), new=True)
     return router
@@ -57,7 +57,7 @@ def evidence(router: BayesRouter, text: list[int]) -> Tensor:
 
 def test_evidence_is_the_bigram_model_written_out() -> None:
     """softmax of it is Bayes' rule with equal priors, at every token."""
-    text = [9, 5, 6, 7, 30, 6, 6]
+    text = [0, 5, 6, 0, 7, 30, 6, 6, 0]
     wanted = torch.tensor([witten_bell(TEXTS[owner], text) for owner in "abc"]).double().log().cumsum(1).T
     z = evidence(router_of(*"abc"), text)
     torch.testing.assert_close(z.softmax(-1), wanted.softmax(-1).float(), atol=1e-6, rtol=1e-5)
@@ -65,7 +65,7 @@ def test_evidence_is_the_bigram_model_written_out() -> None:
 
 
 def test_a_later_skill_changes_no_earlier_ones_evidence_and_one_that_goes_leaves_no_trace() -> None:
-    text = [9, 5, 6, 7, 30, 6, 6]
+    text = [0, 5, 6, 0, 7, 30, 6, 6, 0]
     two, three = router_of("a", "b"), router_of("a", "c", "b")
     difference = evidence(two, text) @ torch.tensor([1.0, -1.0])
     torch.testing.assert_close(difference, evidence(three, text) @ torch.tensor([1.0, 0.0, -1.0]))
@@ -75,7 +75,7 @@ def test_a_later_skill_changes_no_earlier_ones_evidence_and_one_that_goes_leaves
 
 
 def test_counts_do_not_depend_on_the_parts_that_a_text_came_in() -> None:
-    at_once, by_parts = router_of("a"), BayesRouter()
+    at_once, by_parts = router_of("a"), BayesRouter(0.1)
     for text in TEXTS["a"]:
         by_parts.learn("a", padded([text]))
     assert by_parts.owners == ["a"]
@@ -98,7 +98,7 @@ def test_an_expert_has_the_probability_of_all_its_skills_and_one_of_none_stands_
 
 def test_ids_beyond_the_buckets_share_them() -> None:
     """Any vocabulary: counts of what falls into a bucket together are added up, and nothing is out of range."""
-    router = BayesRouter()
+    router = BayesRouter(0.1)
     router.learn("a", torch.tensor([[3, 3 + BUCKETS, 250_000]]))
     assert float(router.tokens_MP[3, 0]) == 2 and float(router.total_P) == 3 and float(router.distinct_P) == 2
     assert evidence(router, [250_000, 3]).isfinite().all()

@@ -58,7 +58,7 @@ class BayesRouter(ClosedFormRouter):
     total_P: Tensor
     distinct_P: Tensor
 
-    def __init__(self, base_prior: float = 0.0) -> None:
+    def __init__(self, base_prior: float) -> None:
         self.base_prior = base_prior
         super().__init__()
 
