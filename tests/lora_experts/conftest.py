@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -15,7 +16,7 @@ from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.stage import Stage
 from headgate.models.anatomy import Anatomy, describe
 from headgate.models.load import load_model
-from headgate.modules.bayes_router import BASE, BayesRouter
+from headgate.modules.bayes_router import BASE, NOTHING, BayesRouter
 from headgate.training.trainer import HeadgateTrainer
 
 from ..training.arguments import arguments_in
@@ -52,7 +53,8 @@ def louden(method: LoraExperts, seed: int = 5) -> None:
     if isinstance(router, BayesRouter):
         for name in [BASE, *(info.name for info in method.experts.roster)]:
             if name not in router.owners:
-                router.learn(name, torch.randint(3, 1000, (20, 30), generator=stream))
+                documents = torch.randint(3, 1000, (20, 30), generator=stream)
+                router.learn(name, F.pad(documents, (0, 1), value=NOTHING).flatten())
 
 
 def batch_of(rows: int = 3, length: int = 9, left: bool = False, padded: bool = True) -> dict[str, Tensor]:

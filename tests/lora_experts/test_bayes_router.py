@@ -15,22 +15,25 @@ from torch import Tensor
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.probe import reference_text
-from headgate.modules.bayes_router import BASE, BUCKETS, NOTHING, BayesRouter
+from headgate.modules.bayes_router import BASE, NOTHING, BayesRouter
 
 from .conftest import attached, batch_of, logits_of, model_of, stream_stages, trainer_of
 
 TEXTS = {"a": [[5, 6, 7, 5, 6], [9, 5]], "b": [[6, 6, 0, 8]], "c": [[0, 5, 6, 9, 12, 0, 7, 8]]}
+VOCABULARY = 40
 
 
-def padded(texts: list[list[int]]) -> Tensor:
-    longest = max(map(len, texts))
-    return torch.tensor([text + [NOTHING] * (longest - len(text)) for text in texts])
+def joined(texts: list[list[int]]) -> Tensor:
+    """One after another, now with one ``NOTHING`` between them, now with several."""
+    return torch.tensor(
+        [token for number, text in enumerate(texts) for token in text + [NOTHING] * (1 + number)]
+    )
 
 
 def router_of(*owners: str) -> BayesRouter:
     router = BayesRouter(0.1)
     for owner in owners:
-        router.learn(owner, padded(TEXTS[owner]), new=True)
+        router.learn(owner, joined(TEXTS[owner]), new=True)
     return router
 
 
@@ -38,13 +41,14 @@ def witten_bell(texts: list[list[int]], text: list[int]) -> list[float]:
     """P of every token after the one before it: counted in Python, interpolated as Witten & Bell (1991) do."""
     tokens = Counter(token for one in texts for token in one)
     pairs = Counter((a, b) for one in texts for a, b in itertools.pairwise(one))
-    total, kinds = sum(tokens.values()), len(tokens)
+    total, kinds = sum(tokens.values()), 1 + len(tokens)
     out = []
     for place, token in enumerate(text):
-        alone = (tokens[token] + kinds / BUCKETS) / (total + kinds)
+        alone = (tokens[token] + kinds / VOCABULARY) / (total + kinds)
         before = text[place - 1]
-        spread = 1 + len({b for a, b in pairs if a == before})
-        out.append((pairs[before, token] + spread * alone) / (tokens[before] + spread) if place else alone)
+        after = [count for (a, _), count in pairs.items() if a == before]
+        spread = 1 + len(after)
+        out.append((pairs[before, token] + spread * alone) / (sum(after) + spread) if place else alone)
     return out
 
 
@@ -52,7 +56,7 @@ def evidence(router: BayesRouter, text: list[int]) -> Tensor:
     """``[T, P]`` sums over the text so far."""
     ids = torch.tensor([text])
     before = torch.tensor([[NOTHING, *text[:-1]]])
-    return router.log_probability(ids, before)[0].cumsum(0)
+    return router.log_probability(ids, before, VOCABULARY)[0].cumsum(0)
 
 
 def test_evidence_is_the_bigram_model_written_out() -> None:
@@ -77,7 +81,7 @@ def test_a_later_skill_changes_no_earlier_ones_evidence_and_one_that_goes_leaves
 def test_counts_do_not_depend_on_the_parts_that_a_text_came_in() -> None:
     at_once, by_parts = router_of("a"), BayesRouter(0.1)
     for text in TEXTS["a"]:
-        by_parts.learn("a", padded([text]))
+        by_parts.learn("a", joined([text]))
     assert by_parts.owners == ["a"]
     assert all(
         torch.equal(one, other) for one, other in zip(at_once.buffers(), by_parts.buffers(), strict=True)
@@ -96,12 +100,39 @@ def test_an_expert_has_the_probability_of_all_its_skills_and_one_of_none_stands_
     assert torch.equal(router(z, ["none"]), torch.zeros(1, 3, 1))
 
 
-def test_ids_beyond_the_buckets_share_them() -> None:
-    """Any vocabulary: counts of what falls into a bucket together are added up, and nothing is out of range."""
-    router = BayesRouter(0.1)
-    router.learn("a", torch.tensor([[3, 3 + BUCKETS, 250_000]]))
-    assert float(router.tokens_MP[3, 0]) == 2 and float(router.total_P) == 3 and float(router.distinct_P) == 2
-    assert evidence(router, [250_000, 3]).isfinite().all()
+@pytest.mark.parametrize("before", [NOTHING, 0, 5, 9, 30])
+def test_every_skills_probabilities_sum_to_one_over_the_vocabulary(
+    before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one with much text would win where nobody knows anything. Contexts with followers, without, and unheard of."""
+    monkeypatch.setattr(
+        Tensor, "mean", lambda self, *_, **__: torch.zeros(1)
+    )  # the mean over classes, which is taken off
+    every = torch.arange(VOCABULARY)[None]
+    log = router_of(*"abc").log_probability(every, torch.full_like(every, before), VOCABULARY)
+    torch.testing.assert_close(log.exp().sum(1), torch.ones(1, 3))
+
+
+def test_more_text_of_one_skill_does_not_draw_another_ones_tokens_in_a_large_vocabulary() -> None:
+    """Counted in 32,749 hashed buckets, as it was once, 200,000 pairs of 150,000 tokens told nothing apart."""
+    vocabulary, stream = 150_000, torch.Generator().manual_seed(0)
+    words = [torch.randperm(vocabulary, generator=stream)[:2000] for _ in range(2)]
+    router = BayesRouter(0.0)
+    for name, own, length in zip("ab", words, (200_000, 4_000), strict=True):
+        router.learn(name, own[torch.randint(2000, (length,), generator=stream)], new=True)
+    text = words[1][torch.randint(2000, (1, 200), generator=stream)]
+    before = torch.cat([torch.tensor([[NOTHING]]), text[:, :-1]], 1)
+    posterior = router.log_probability(text, before, vocabulary).cumsum(1).softmax(-1)
+    assert float(posterior[..., 1].min()) > 0.99
+
+
+def test_the_largest_ids_are_counted_as_themselves() -> None:
+    router, largest = BayesRouter(0.1), (1 << 31) - 3
+    router.learn("a", torch.tensor([largest, 3, largest]))
+    router.learn("b", torch.tensor([3, 3, largest - 1]), new=True)
+    ids, before = torch.tensor([[largest, 3]]), torch.tensor([[NOTHING, largest]])
+    log = router.log_probability(ids, before, largest + 1)
+    assert log.isfinite().all() and (log[..., 0] > log[..., 1]).all()
 
 
 # -- in a model -------------------------------------------------------------------------------------------------
@@ -184,4 +215,4 @@ def test_a_stream_teaches_it_every_skill_once_and_the_base_before_them(tmp_path:
     trainer.train()
     (method,) = trainer.methods
     assert method.experts.routers.closed_form.owners == [BASE, "0", "1", "2"]
-    assert (method.experts.routers.closed_form.total_P > 0).all()
+    assert (method.experts.routers.closed_form.counts_PE.sum(-1) > 0).all()

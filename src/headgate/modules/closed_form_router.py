@@ -9,7 +9,6 @@ Legend: N experts asked for, P skills.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,20 +18,18 @@ from headgate.modules.structure import Structure
 
 
 class ClosedFormRouter(FixedPrecision):
-    """``owners``: the expert of every skill. Every buffer has a place for each skill, along dimension ``skill_dim``.
+    """``owners``: the expert of every skill. Every buffer's first dimension is that of the skills.
 
     An expert may own several skills; one without any stands at the centre, z = 0.
     """
-
-    skill_dim: ClassVar[int]
 
     def __init__(self) -> None:
         super().__init__()
         self.owners: list[str] = []
         self._allocate(0, None)
 
-    def shapes(self, skills: int) -> dict[str, tuple[int, ...]]:
-        """Of every buffer, by name."""
+    def zeros(self, skills: int) -> dict[str, Tensor]:
+        """Every buffer, by name, of skills of which nothing is known."""
         raise NotImplementedError
 
     def learn(self, name: str, look: Tensor, /, *, new: bool = False) -> None:
@@ -43,8 +40,8 @@ class ClosedFormRouter(FixedPrecision):
         """Skills came or went: compute anew what follows from all of them."""
 
     def _allocate(self, skills: int, device: torch.device | None) -> None:
-        for name, shape in self.shapes(skills).items():
-            self.register_buffer(name, torch.zeros(shape, device=device))
+        for name, zeros in self.zeros(skills).items():
+            self.register_buffer(name, zeros.to(device))
 
     def remove(self, name: str) -> None:
         """Forget an expert's skills, statistics and all."""
@@ -52,9 +49,7 @@ class ClosedFormRouter(FixedPrecision):
             return
         kept = [place for place, owner in enumerate(self.owners) if owner != name]
         for buffer, values in list(self.named_buffers()):
-            setattr(
-                self, buffer, values.movedim(self.skill_dim, 0)[kept].movedim(0, self.skill_dim).contiguous()
-            )
+            setattr(self, buffer, values[kept])
         self.owners = [self.owners[place] for place in kept]
         self.changed()
 
@@ -66,9 +61,9 @@ class ClosedFormRouter(FixedPrecision):
         """Where the latest skill of an expert stands; a ``new`` one gets its place."""
         if new or name not in self.owners:
             self.owners.append(name)
-            for buffer, values in list(self.named_buffers()):
-                room = values.new_zeros(self.shapes(1)[buffer])
-                setattr(self, buffer, torch.cat([values, room], dim=self.skill_dim))
+            for buffer, room in self.zeros(1).items():
+                values = getattr(self, buffer)
+                setattr(self, buffer, torch.cat([values, room.to(values.device)]))
         return len(self.owners) - 1 - self.owners[::-1].index(name)
 
     def served(self, names: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,6 @@ class PrototypeRouter(ClosedFormRouter):
     Proved by: tests/lora_experts/test_elsewhere.py::test_the_closed_form_router_is_linear_discriminant_analysis
     """
 
-    skill_dim = 0
     mean: Tensor
     count: Tensor
     scatter: Tensor
@@ -43,14 +42,14 @@ class PrototypeRouter(ClosedFormRouter):
         self.features = features
         super().__init__()
 
-    def shapes(self, skills: int) -> dict[str, tuple[int, ...]]:
+    def zeros(self, skills: int) -> dict[str, Tensor]:
         width = self.features
         return {
-            "mean": (skills, width),
-            "count": (skills,),
-            "scatter": (skills, width, width),
-            "weight": (skills, width),
-            "bias": (skills,),
+            "mean": torch.zeros(skills, width),
+            "count": torch.zeros(skills),
+            "scatter": torch.zeros(skills, width, width),
+            "weight": torch.zeros(skills, width),
+            "bias": torch.zeros(skills),
         }
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ def router_features(hidden: Tensor, context: Context, *, prefix: int | None, pai
     return mean if prefix is not None else torch.cat([mean, token], dim=-1)
 
 
-def text_evidence(router: BayesRouter, context: Context, *, prefix: int | None) -> Tensor:
+def text_evidence(router: BayesRouter, context: Context, vocabulary: int, *, prefix: int | None) -> Tensor:
     """``[B, T, P]`` fp32: how likely each class of a BayesRouter makes the document up to here; see modules/bayes_router.
 
     ``prefix``: only so many tokens of a document count. Leaves sum, number and last token in ``context.memory``. Raises
@@ -75,7 +75,7 @@ def text_evidence(router: BayesRouter, context: Context, *, prefix: int | None) 
     ahead = torch.full_like(ids[:, :1], NOTHING) if memory is None else memory.last.unsqueeze(1)
     before = torch.where(context.offset == 0, NOTHING, torch.cat([ahead, ids[:, :-1]], dim=1))
     past = None if memory is None else (memory.total, memory.count)
-    step = router.log_probability(ids, before)
+    step = router.log_probability(ids, before, vocabulary)
     evidence, number = causal_sum(step, counted, context.document, past, packed=context.packed)
     place = torch.arange(ids.shape[1], device=ids.device)
     last = ids.gather(1, torch.where(context.valid, place, 0).amax(1, keepdim=True)).squeeze(1)

@@ -204,7 +204,8 @@ class RoutedForward:
         assert self.running is not None
         router = self.experts.routers.closed_form
         if isinstance(router, BayesRouter):
-            self._decide(text_evidence(router, self.running.context, prefix=self._prefix))
+            context, vocabulary = self.running.context, self.anatomy.vocab_size
+            self._decide(text_evidence(router, context, vocabulary, prefix=self._prefix))
         elif not self.experts.routers:
             self._decide(torch.zeros(1, 1, 1, device=self.running.context.valid.device))
         elif self.config.features == "embedding":

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from headgate.errors import ConfigError
 from headgate.methods.documents import documents_in
@@ -30,6 +30,8 @@ MOST_SAMPLES = 8
 """An undecided skill is looked at again with twice the samples, up to so many times the least number."""
 LOSS_BATCHES = 2
 PROTOTYPE_BATCHES = 8
+TEXT_TOKENS = 1 << 18
+"""Of a new skill's training rows, so much is counted for its bigram model: it takes no forward."""
 
 
 class Segment(NamedTuple):
@@ -185,12 +187,12 @@ class SkillStream(nn.Module):
         router = self.routed.experts.routers.closed_form
         if router is None or not (new or str(number) not in router.owners):
             return
-        first = itertools.islice(iter(batches), PROTOTYPE_BATCHES)
         if isinstance(router, BayesRouter):
             if self.config.base_prior and BASE not in router.owners:
-                router.learn(BASE, self.base_text()["input_ids"])
-            router.learn(str(number), _texts(first), new=True)
+                router.learn(BASE, _text(self.base_text()["input_ids"]))
+            router.learn(str(number), _text_of(batches), new=True)
         else:
+            first = itertools.islice(iter(batches), PROTOTYPE_BATCHES)
             router.learn(str(number), self.routed.features_of(first), new=True)
 
     def base_text(self) -> dict[str, Tensor]:
@@ -245,11 +247,21 @@ class SkillStream(nn.Module):
         self.likeness = None if likeness is None else {int(number): value for number, value in likeness}
 
 
-def _texts(batches: Batches) -> Tensor:
-    """``[D, T]`` token ids of every document, ``NOTHING`` after its end."""
-    documents = [row[..., 0] for batch in batches for row in documents_in(batch).unbind()]
-    ids = pad_sequence(documents, batch_first=True, padding_value=NOTHING)
-    return ids.masked_fill(ids == IGNORE_INDEX, NOTHING)
+def _text_of(batches: Batches) -> Tensor:
+    """A skill's training rows, each once, up to ``TEXT_TOKENS``: the more is counted, the sooner the skill is told apart."""
+    texts, tokens = [], 0
+    for batch in batches:
+        texts.append(_text(documents_in(batch)[..., 0]))
+        tokens += int((texts[-1] != NOTHING).sum())
+        if tokens >= TEXT_TOKENS:
+            break
+    return torch.cat(texts)
+
+
+def _text(ids_DT: Tensor) -> Tensor:
+    """Documents one after another, ``NOTHING`` after each."""
+    text = F.pad(ids_DT, (0, 1), value=IGNORE_INDEX).flatten()
+    return text.masked_fill(text == IGNORE_INDEX, NOTHING)
 
 
 def _plain(value: Any) -> Any:
