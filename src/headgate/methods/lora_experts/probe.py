@@ -67,14 +67,19 @@ def skill_embeddings(
     return Look(torch.cat(means), torch.cat(tokens))
 
 
-def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) -> dict[str, Tensor]:
-    """What the bare model writes by itself, as a batch (32 documents, 2,048 tokens).
+def reference_text(
+    model: nn.Module,
+    seed: int,
+    bypassed: Bypass = nullcontext,
+    shape: tuple[int, int] = (REFERENCE_ROWS, REFERENCE_TOKENS),
+) -> dict[str, Tensor]:
+    """What the bare model writes by itself, as a batch of documents of so many tokens (32 of 64).
 
     It needs no data. Its token mean is what every skill's embedding has in common: the first skill of a stream
     could not be centred by skills that are still to come. And it is what a Bayes router knows the base by.
     """
     anatomy: Any = describe(model)
-    device = next(anatomy.model.parameters()).device
+    (rows, tokens), device = shape, next(anatomy.model.parameters()).device
     config = anatomy.model.generation_config
     start = next((t for t in (config.bos_token_id, config.eos_token_id) if t is not None), 0)
     start = start[0] if isinstance(start, list) else start
@@ -82,14 +87,14 @@ def reference_text(model: nn.Module, seed: int, bypassed: Bypass = nullcontext) 
     with bare(model, bypassed), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(derive_seed(seed, "skill_library.reference"))
         written = anatomy.model.generate(
-            torch.full((REFERENCE_ROWS, 1), start, device=device),
-            attention_mask=torch.ones(REFERENCE_ROWS, 1, dtype=torch.long, device=device),
+            torch.full((rows, 1), start, device=device),
+            attention_mask=torch.ones(rows, 1, dtype=torch.long, device=device),
             do_sample=True,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            min_new_tokens=REFERENCE_TOKENS,
-            max_new_tokens=REFERENCE_TOKENS,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
             pad_token_id=start,
         )
     return {"input_ids": written, "attention_mask": torch.ones_like(written)}

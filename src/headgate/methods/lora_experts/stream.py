@@ -15,7 +15,13 @@ from headgate.methods.documents import documents_in
 from headgate.methods.lora_experts.bursts import FIRST_SEEN
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.forward import RoutedForward
-from headgate.methods.lora_experts.probe import Look, reference_text, skill_embeddings
+from headgate.methods.lora_experts.probe import (
+    REFERENCE_ROWS,
+    REFERENCE_TOKENS,
+    Look,
+    reference_text,
+    skill_embeddings,
+)
 from headgate.methods.lora_experts.spawn import Decision, Evidence, build_policy
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX
@@ -32,6 +38,8 @@ LOSS_BATCHES = 2
 PROTOTYPE_BATCHES = 8
 TEXT_TOKENS = 1 << 18
 """Of a new skill's training rows, so much is counted for its bigram model: it takes no forward."""
+BASE_TEXT = 128, 128
+"""Documents that the base writes for its own, and their tokens: with an eighth of them, text that only the base knows went to experts."""
 
 
 class Segment(NamedTuple):
@@ -59,7 +67,6 @@ class SkillStream(nn.Module):
         self.decisions: list[dict[str, Any]] = []
         self.similarities: Tensor | None = None
         self.likeness: dict[int, float] | None = None
-        self._base_text: dict[str, Tensor] | None = None
 
     # -- a skill begins ---------------------------------------------------------------------------------
     def begin(self, scheduled: ScheduledStage, probe: Batches, merged: list[list[int]]) -> Segment:
@@ -128,7 +135,8 @@ class SkillStream(nn.Module):
             return None, policy.decide(Evidence(*nothing, **common))
         routed = self.routed
         if not bool(self.library.has_reference):
-            mix, tokens = skill_embeddings(routed.anatomy.model, [self.base_text()], bypassed=routed.bypassed)
+            written = self._written()
+            mix, tokens = skill_embeddings(routed.anatomy.model, [written], bypassed=routed.bypassed)
             self.library.set_reference(token_mean(mix, tokens), mix)
             routed.readings.note(tokens, heads=0.0)
         samples, seen = max(config.min_samples, FIRST_SEEN if self.config.burst else 0), -1
@@ -189,18 +197,17 @@ class SkillStream(nn.Module):
             return
         if isinstance(router, BayesRouter):
             if self.config.base_prior and BASE not in router.owners:
-                router.learn(BASE, _text(self.base_text()["input_ids"]))
+                router.learn(BASE, _text(self._written(BASE_TEXT)["input_ids"]))
             router.learn(str(number), _text_of(batches), new=True)
         else:
             first = itertools.islice(iter(batches), PROTOTYPE_BATCHES)
             router.learn(str(number), self.routed.features_of(first), new=True)
 
-    def base_text(self) -> dict[str, Tensor]:
-        """What the base writes by itself; once, though the library and a router may both ask."""
-        if self._base_text is None:
-            self._base_text = reference_text(self.routed.anatomy.model, self.seed, self.routed.bypassed)
-            self.routed.readings.note(self._base_text["attention_mask"].sum(-1), heads=1.0)
-        return self._base_text
+    def _written(self, shape: tuple[int, int] = (REFERENCE_ROWS, REFERENCE_TOKENS)) -> dict[str, Tensor]:
+        """What the base writes by itself."""
+        written = reference_text(self.routed.anatomy.model, self.seed, self.routed.bypassed, shape)
+        self.routed.readings.note(written["attention_mask"].sum(-1), heads=1.0)
+        return written
 
     def remember(self, number: int, look: Look, label: str | None = None, new: bool = False) -> int | None:
         """The library learns what a skill of the expert's looks like, a new name or skill by itself; the skill's key.
