@@ -39,7 +39,7 @@ def model_inputs(batch: Batch, *, labels: bool = True) -> Columns:
 class Anatomy:
     """The parts of one loaded model. ``model`` is the transformers model, PEFT wrappers taken off."""
 
-    model: nn.Module
+    model: PreTrainedModel
     family: Family
     backbone: nn.Module
     embedding: nn.Module
