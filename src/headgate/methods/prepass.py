@@ -13,10 +13,9 @@ from torch import LongTensor, Tensor
 from transformers import DynamicCache
 
 from headgate.errors import ModelError
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, BackboneOutput
 from headgate.models.aside import look_aside
 from headgate.models.block_parts import Call
-from headgate.models.surgery import BackboneOutput
 
 if TYPE_CHECKING:
     from transformers import Cache

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from headgate.errors import ModelError
 from headgate.models.families import FAMILIES, Family
@@ -26,6 +26,12 @@ Batch = Mapping[str, Any]
 """The columns of a micro-batch: tensors, and lists of what is no number."""
 Columns = dict[str, Any]
 """A batch that is being made, or part of one."""
+
+
+class BackboneOutput(Protocol):
+    """What a backbone returns, of any family."""
+
+    last_hidden_state: Tensor
 
 
 def model_inputs(batch: Batch, *, labels: bool = True) -> Columns:

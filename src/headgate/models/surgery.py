@@ -19,12 +19,6 @@ BlockOutput = Tensor | tuple[Tensor, ...]
 T = TypeVar("T")
 
 
-class BackboneOutput(Protocol):
-    """What a backbone returns, of any family."""
-
-    last_hidden_state: Tensor
-
-
 class Handle(Protocol):
     """Something installed that can be taken out again."""
 

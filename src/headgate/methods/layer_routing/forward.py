@@ -22,17 +22,11 @@ from headgate.methods.layer_routing.opened import BlockGates, all_open
 from headgate.methods.layer_routing.route import Route, fixed_route, refuse_shuffled_decoding, settled_route
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models.anatomy import Anatomy, Batch, model_inputs
+from headgate.models.anatomy import Anatomy, BackboneOutput, Batch, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.block_parts import BlockParts, Call
 from headgate.models.private import attention_implementation
-from headgate.models.surgery import (
-    BackboneOutput,
-    Handle,
-    on_block_input,
-    override_attribute,
-    override_forward,
-)
+from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
 
 if TYPE_CHECKING:
     from transformers import Cache

@@ -24,17 +24,10 @@ from headgate.methods.lora_experts.routes import ARROW, ONE, REMOVED, check_rout
 from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX, real_tokens
-from headgate.models.anatomy import Anatomy, Batch, model_inputs
+from headgate.models.anatomy import Anatomy, BackboneOutput, Batch, model_inputs
 from headgate.models.aside import look_aside
 from headgate.models.block_parts import Call
-from headgate.models.surgery import (
-    BackboneOutput,
-    Handle,
-    on_block_input,
-    on_linear,
-    override_attribute,
-    override_forward,
-)
+from headgate.models.surgery import Handle, on_block_input, on_linear, override_attribute, override_forward
 from headgate.modules.arrow import ArrowRouter
 from headgate.modules.bayes_router import BayesRouter
 from headgate.modules.expert_bank import Mixture
