@@ -7,9 +7,10 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 
 from headgate.errors import ConfigError
@@ -31,7 +32,7 @@ class StrictConfig(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+    def _as_written(cls, value: object, info: ValidationInfo) -> object:
         field = cls.model_fields.get(info.field_name or "")
         if field is not None and (wrong := _converted(field.annotation, value)) is not None:
             raise ValueError(wrong)
@@ -42,7 +43,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """What every generator of random numbers takes: numpy's takes no more than 32 bits, and none below zero."""
 
 
-def _converted(annotation: Any, value: Any) -> str | None:
+def _converted(annotation: object, value: object) -> str | None:
     """Why a plain value is not of its field's kind although pydantic would convert it; None where it is."""
     kinds = set(_kinds(annotation))
     if isinstance(value, (list, tuple)):
@@ -54,7 +55,7 @@ def _converted(annotation: Any, value: Any) -> str | None:
     numbers, plain = kinds & {int, float}, kinds <= {int, float, bool, type(None)}
     named = "an integer" if numbers == {int} else "a number"
     if isinstance(value, bool):
-        return f"should be {named}, not yes or no" if numbers and not kinds & {bool, Any} else None
+        return f"should be {named}, not yes or no" if numbers and not kinds & {bool, typing.Any} else None
     if plain and isinstance(value, (str, int, float)) and not (numbers and not isinstance(value, str)):
         return f"should be {named}" if numbers else "should be true or false"
     return _too_large(value) if type(value) is int else None
@@ -64,7 +65,7 @@ def _too_large(value: int) -> str | None:
     return f"should be at most {LARGEST}" if abs(value) > LARGEST else None
 
 
-def _kinds(annotation: Any) -> list[Any]:
+def _kinds(annotation: object) -> list[object]:
     """The types that a field may have, unions and ``Annotated`` opened."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
@@ -91,7 +92,10 @@ def file_name(name: str) -> str:
 FileName = Annotated[str, AfterValidator(file_name)]
 
 
-def build_config(config_class: type[StrictConfig], options: Mapping[str, Any], where: str = "") -> Any:
+Config = TypeVar("Config", bound=StrictConfig)
+
+
+def build_config(config_class: type[Config], options: Mapping[str, object], where: str = "") -> Config:
     """Validate keyword options; pydantic's complaints become one ConfigError, which names ``where`` or the class."""
     try:
         return config_class(**options)
@@ -115,7 +119,7 @@ def complaints(error: ValidationError, model: type[BaseModel], where: str = "") 
     return lines
 
 
-def explain(item: Mapping[str, Any], model: type[BaseModel], where: str = "") -> str:
+def explain(item: ErrorDetails, model: type[BaseModel], where: str = "") -> str:
     """One of pydantic's complaints about ``model``: dotted place below ``where``, what is wrong, the value given."""
     parts = place_of(item, model)
     dotted = ".".join([where, *parts] if where else parts)
@@ -134,7 +138,7 @@ def explain(item: Mapping[str, Any], model: type[BaseModel], where: str = "") ->
     return (f"{dotted}: " if dotted else "") + message + _given(item)
 
 
-def _given(item: Mapping[str, Any]) -> str:
+def _given(item: ErrorDetails) -> str:
     """The value that was given, where it is one that fits into a line."""
     value = item.get("input")
     if isinstance(value, BaseModel) or item["type"] == "missing":
@@ -144,9 +148,9 @@ def _given(item: Mapping[str, Any]) -> str:
     return f" (got {'null' if value is None else repr(value)})"
 
 
-def place_of(item: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
+def place_of(item: ErrorDetails, model: type[BaseModel]) -> list[str]:
     """Where a complaint points, as the keys that a user wrote: pydantic also names the member of a union that it tried."""
-    annotation: Any = model
+    annotation: object = model
     parts = []
     for part in item["loc"]:
         if isinstance(part, str) and part.startswith("function-"):
@@ -155,22 +159,22 @@ def place_of(item: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
         if len(members) > 1:
             named = [kind for kind in members if getattr(kind, "__name__", None) == part]
             inside = [kind for kind in members if typing.get_origin(kind) is not None]
-            annotation = (named or inside or [Any])[0]
+            annotation = (named or inside or [object])[0]
             continue
         parts.append(str(part))
-        annotation = _child(members[0] if members else Any, part)
+        annotation = _child(members[0] if members else object, part)
     return parts
 
 
-def _child(annotation: Any, part: Any) -> Any:
-    """What stands below a key or an index of something of this type."""
+def _child(annotation: object, part: int | str) -> object:
+    """What stands below a key or an index of something of this type; ``object`` where that is not known."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         field = annotation.model_fields.get(str(part))
-        return Any if field is None else field.annotation
+        return object if field is None else field.annotation
     inner = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and isinstance(part, int) and part < len(inner):
         return inner[part]
-    return inner[-1] if inner else Any
+    return inner[-1] if inner else object
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
@@ -186,7 +190,7 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
     return set(model.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType):

@@ -6,18 +6,21 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from headgate.experiments.console import Console
 
 out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def live_console() -> Iterator[Any]:
+def live_console() -> Iterator[Console]:
     """A Console for ``experiments.run``; warnings become one-line notes."""
     from headgate.cli.progress import Bar, Lines
     from headgate.experiments.console import Console
@@ -44,7 +47,7 @@ def live_console() -> Iterator[Any]:
             TextColumn("{task.fields[detail]}"),
         ]
         with Progress(*columns, console=out) as progress:
-            tasks: dict[str, Any] = {}
+            tasks: dict[str, TaskID] = {}
 
             def advance(what: str, done: int, total: int) -> None:
                 if what not in tasks:

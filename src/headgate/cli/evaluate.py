@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -95,7 +95,8 @@ def evaluate(
         )
     configs: list[EvalTask] = []
     for name in (part.strip() for listed in task for part in listed.split(",")):
-        options: dict[str, Any] = {
+        inner: dict[str, object] = {}
+        options: dict[str, object] = {
             "task": name,
             "source": source,
             "path": path,
@@ -119,12 +120,12 @@ def evaluate(
             "windows": windows,
             "stride": stride,
             "routing": routing,
-            "options": {},
+            "options": inner,
         }
         if sample_seed is not None:
-            options["options"]["sample_seed"] = sample_seed
+            inner["sample_seed"] = sample_seed
         if prompt_template is not None:
-            options["options"]["prompt_template"] = prompt_template.replace("\\n", "\n")
+            inner["prompt_template"] = prompt_template.replace("\\n", "\n")
         if length:
             options["lengths"] = length
         if name not in TASKS:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from transformers import TextStreamer
@@ -12,7 +13,7 @@ from transformers import TextStreamer
 from headgate.cli.console import err, out
 from headgate.cli.targets import open_target
 from headgate.errors import ConfigError
-from headgate.evaluation.generation import Generation, chat_ids
+from headgate.evaluation.generation import Decoding, Generation, chat_ids
 from headgate.evaluation.generation import generate as generate_batch
 from headgate.evaluation.tasks import routing as routed
 from headgate.experiments.chosen import chooser_of
@@ -23,6 +24,7 @@ from headgate.serving.chooser import choose
 from headgate.serving.lossless import check_lossless, lossless_decoding
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ROUTING_HELP = (
@@ -72,7 +74,7 @@ def generate(
         raise ConfigError(f"--removed and --routing {routing} say two things: give one of them")
     if removed:
         methods_of(model).detach()
-    options: dict[str, Any] = dict(
+    options = Decoding(
         max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_p=top_p, seed=seed
     )
     if lossless:
@@ -94,10 +96,10 @@ def generate(
 
 
 def answer(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     texts: list[str],
-    options: dict[str, Any],
+    options: Decoding,
     *,
     stream: bool,
     raw: bool,
@@ -114,7 +116,7 @@ def answer(
             note(result)
 
 
-def choices(run: Path, model: Any, texts: list[str]) -> list[str]:
+def choices(run: Path, model: nn.Module, texts: list[str]) -> list[str]:
     """The routing of each text: the expert that the run's chooser gives it. Raises ConfigError where there is no choice."""
     able = methods_of(model).evaluation.exporting_experts()
     if not able:
@@ -128,7 +130,7 @@ def choices(run: Path, model: Any, texts: list[str]) -> list[str]:
     return [f"expert:{choose(text, loaded).removeprefix('expert_')}" for text in texts]
 
 
-def drafting_of(model: Any) -> Any:
+def drafting_of(model: nn.Module) -> Callable[..., Tensor]:
     """The decoding method of --lossless. Raises ModelError for a model whose routing cannot draft."""
     if isinstance(model, HeadgateForCausalLM):
         routing = model.depth
@@ -138,7 +140,9 @@ def drafting_of(model: Any) -> Any:
     return partial(lossless_decoding, routing=routing)
 
 
-def converse(model: Any, tokenizer: Any, options: dict[str, Any], *, raw: bool) -> None:
+def converse(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: Decoding, *, raw: bool
+) -> None:
     """A conversation where the model has a chat template, one prompt after the other where it has none."""
     keeps = not raw and getattr(tokenizer, "chat_template", None) is not None
     turns: list[dict[str, str]] = []
@@ -158,7 +162,7 @@ def converse(model: Any, tokenizer: Any, options: dict[str, Any], *, raw: bool) 
 
 
 def stream_one(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: list[int], options: dict[str, Any]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: list[int], options: Decoding
 ) -> Generation:
     """Print one continuation token by token; the same tokens as without streaming."""
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

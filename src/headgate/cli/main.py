@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
 
 import typer
 
@@ -116,7 +116,7 @@ def _heard(verb: Callable[..., None]) -> Callable[..., None]:
     """The verb, whose Ctrl-C reaches ``main``: on a KeyboardInterrupt typer ends the program without a word."""
 
     @functools.wraps(verb)
-    def run(*arguments: Any, **options: Any) -> None:
+    def run(*arguments: object, **options: object) -> None:
         try:
             verb(*arguments, **options)
         except KeyboardInterrupt as stop:
@@ -211,7 +211,7 @@ def main() -> None:
             ranks.leave()
 
 
-def _ranks() -> Any:
+def _ranks() -> ModuleType | None:
     """How the processes of one run end together; None in a process alone, which then need not import torch for it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
@@ -220,7 +220,7 @@ def _ranks() -> Any:
     return processes
 
 
-def _part(ranks: Any) -> None:
+def _part(ranks: ModuleType | None) -> None:
     """The writer speaks last; the others wait for it."""
     if ranks is not None:
         (ranks.say_last_word if ranks.is_writer() else ranks.await_last_word)()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -106,9 +106,9 @@ def chosen_recipe(
     return recipe_of_content(drafted.content, overrides, f"drafted from {data}")
 
 
-def executor_options(given: Sequence[str]) -> dict[str, Any]:
+def executor_options(given: Sequence[str]) -> dict[str, object]:
     """``--option key=value`` as a mapping of YAML values."""
-    options = {}
+    options: dict[str, object] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ class Collator:
         width = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        batch: dict[str, Any] = {
+        batch: dict[str, object] = {
             "input_ids": _pad([row["input_ids"] for row in rows], width, self.pad_token_id),
             "labels": _pad([row["labels"] for row in rows], width, IGNORED),
         }

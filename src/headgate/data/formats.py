@@ -12,8 +12,9 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from headgate.data.readers.base import Row
 from headgate.errors import DataError
@@ -46,12 +47,13 @@ def read_file(path: Path) -> Iterator[Located]:
         raise DataError(f"data file '{path}' is empty")
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> AbstractContextManager[IO[str]]:
     import fsspec
 
-    return fsspec.open(
+    opened: AbstractContextManager[IO[str]] = fsspec.open(
         str(path), "rt", compression="infer", encoding="utf-8-sig", newline="", block_size=1 << 20
     )
+    return opened
 
 
 def _json_lines(path: Path) -> Iterator[Located]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import Any
 
 import datasets
 
@@ -49,16 +48,22 @@ def pack(rows: Sequence[RawRow], max_length: int) -> datasets.Dataset:
     packed = []
     for members in best_fit_decreasing([len(row["input_ids"]) for row in rows], max_length):
         documents = [rows[i] for i in members]
-        merged: dict[str, Any] = {"input_ids": [], "labels": [], "position_ids": [], "segment_ids": []}
+        ids, labels, positions, segments = list[int](), list[int](), list[int](), list[int]()
         for segment, document in enumerate(documents):
             length = len(document["input_ids"])
-            merged["input_ids"] += document["input_ids"]
-            merged["labels"] += [IGNORED, *document["labels"][1:]]
-            merged["position_ids"] += range(length)
-            merged["segment_ids"] += [segment] * length
+            ids += document["input_ids"]
+            labels += [IGNORED, *document["labels"][1:]]
+            positions += range(length)
+            segments += [segment] * length
+        merged: dict[str, object] = {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": positions,
+            "segment_ids": segments,
+        }
         for name in documents[0]:
             if name not in _TOKEN_COLUMNS:
                 merged[name] = [document[name] for document in documents]
-        merged["length"] = len(merged["input_ids"])
+        merged["length"] = len(ids)
         packed.append(merged)
     return datasets.Dataset.from_list(packed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow
@@ -25,7 +24,7 @@ JSON_COLUMNS = ("messages", "tools")
 def write_rows(rows: Iterable[Row], folder: Path) -> int:
     """Every row as Arrow stream files, a new one where a batch has other columns. Returns how many rows."""
     count = part = 0
-    writer: Any = None
+    writer: _Stream | None = None
     held: list[Row] = []
 
     def flush() -> None:

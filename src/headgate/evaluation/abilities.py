@@ -30,7 +30,7 @@ from headgate.models.anatomy import unwrap
 from headgate.models.sharding import is_sharded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROBLEMS = 24
 BEFORE = "headgate_abilities"
@@ -45,7 +45,7 @@ def suite() -> Figures:
 
 def measured_abilities(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Figures, list[Item]]:
@@ -112,7 +112,7 @@ def share(items: Sequence[Item]) -> float:
 
 
 def remember_abilities(
-    tasks: Sequence[EvalTask], model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    tasks: Sequence[EvalTask], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Measure the suite on a model that is not trained yet, where a recipe asks for it; kept for every arm and seed."""
     task = next((task for task in tasks if task.task == ABILITIES), None)
@@ -130,7 +130,7 @@ def remember_abilities(
 
 def abilities_task(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     task: EvalTask,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Figures, list[Item]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -127,5 +127,4 @@ class EvalTask(SourceConfig):
 
     def source_config(self) -> SourceConfig:
         """The data part alone."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in SourceConfig.model_fields}
-        return SourceConfig(**fields)
+        return SourceConfig.model_validate({name: getattr(self, name) for name in SourceConfig.model_fields})

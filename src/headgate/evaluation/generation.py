@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from headgate.ops.randomness import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class Generation:
     truncated: bool
     ended: bool
     prompt_truncated: bool = False
+
+
+class Decoding(TypedDict, total=False):
+    """How ``generate`` decodes: those of its keywords that say what text comes out."""
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_p: float
+    seed: int
+    custom_generate: Callable[..., Tensor]
 
 
 class GumbelSampling(LogitsProcessor):
@@ -65,7 +77,7 @@ class GumbelSampling(LogitsProcessor):
 
 def generate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | list[int]],
     *,
     max_new_tokens: int = 256,
@@ -75,8 +87,8 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
-    streamer: Any = None,
-    custom_generate: Callable[..., Any] | None = None,
+    streamer: BaseStreamer | None = None,
+    custom_generate: Callable[..., Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt (text, or token ids) until the end of sequence, a stop string, the limit or the context.
@@ -111,7 +123,7 @@ def generate(
             width = max(len(encoded[i]) for i in indices)
             rows = [[pad] * (width - len(encoded[i])) + encoded[i] for i in indices]
             mask = [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in indices]
-            extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
+            extra: dict[str, object] = {"streamer": streamer} if streamer is not None else {}
             if (
                 custom_generate is not None
             ):  # transformers hands its streamer to its own decoding methods only
@@ -159,11 +171,15 @@ def batches(lengths: Sequence[int], batch_size: int, room: int) -> Iterator[list
 
 
 def _result(
-    new: list[int], tokenizer: Any, ends: list[int], stop: Sequence[str], prompt_truncated: bool
+    new: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: list[int],
+    stop: Sequence[str],
+    prompt_truncated: bool,
 ) -> Generation:
     at = next((i for i, token in enumerate(new) if token in ends), None)
     kept = new if at is None else new[:at]
-    text = tokenizer.decode(kept, skip_special_tokens=True)
+    text = str(tokenizer.decode(kept, skip_special_tokens=True))
     first = min((place for word in stop if (place := text.find(word)) >= 0), default=None)
     ended = at is not None or first is not None
     return Generation(text[:first], len(kept), not ended, ended, prompt_truncated)

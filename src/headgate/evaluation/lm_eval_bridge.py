@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ from headgate.evaluation.predictions import Figures, Item, prompt_hash
 from headgate.models.aside import look_aside
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PRIMARY = ("exact_match", "acc", "acc_norm", "f1", "bleu", "word_perplexity")
@@ -34,7 +36,7 @@ MAX_LENGTH = 32_768  # for a model that declares no context of its own
 
 
 @cache
-def bridge_class() -> type[Any]:
+def bridge_class() -> Callable[..., TemplateLM]:
     """The harness is an extra, and slow to import: the class is made when it is first needed."""
     try:
         from lm_eval import utils
@@ -70,21 +72,27 @@ def bridge_class() -> type[Any]:
             special = add_special_tokens if add_special_tokens is not None else not string.startswith(prefix)
             return list(self.tokenizer.encode(string, add_special_tokens=special))
 
-        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
             return str(
                 self.tokenizer.apply_chat_template(
                     chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
 
-        def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        def _loglikelihood_tokens(
+            self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
+        ) -> list[tuple[float, bool]]:
             rows = []
-            for _, context, continuation in requests:
+            for _text, context, continuation in requests:
                 kept = (list(context) + list(continuation))[-(self.max_length + 1) :]
                 rows.append((kept, min(len(continuation), len(kept) - 1)))
             return continuation_scores(self.model, rows, self.tokenizer.pad_token_id, self.task.batch_size)
 
-        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        def loglikelihood_rolling(
+            self, requests: Sequence[Instance], disable_tqdm: bool = False
+        ) -> list[float]:
             totals = []
             for request in requests:
                 windows = utils.get_rolling_token_windows(
@@ -97,7 +105,7 @@ def bridge_class() -> type[Any]:
                 totals.append(sum(score for score, _ in self._loglikelihood_tokens(pairs)))
             return totals
 
-        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
             outputs: list[str] = [""] * len(requests)
             groups: dict[str, list[int]] = {}
             for index, request in enumerate(requests):
@@ -225,7 +233,8 @@ def harness_task(
 
 def _items(name: str, samples: Sequence[RawRow]) -> Iterator[dict[str, object]]:
     """One per document: the first filter's verdict is ``correct``, every filter's metrics stand beside it."""
-    by_document: dict[Any, dict[str, Any]] = {}
+    by_document: dict[object, dict[str, object]] = {}
+    every: dict[object, dict[str, object]] = {}
     for sample in samples:
         scores = {metric: sample[metric] for metric in sample.get("metrics", []) if metric in sample}
         key = sample["doc_id"]
@@ -242,9 +251,9 @@ def _items(name: str, samples: Sequence[RawRow]) -> Iterator[dict[str, object]]:
                 "gold": str(sample.get("target")),
                 "output": str(sample.get("filtered_resps")),
                 "correct": bool(value) if value in (0, 1, True, False) else value,
-                "scores": {},
+                "scores": every.setdefault(key, {}),
             }
-        by_document[key]["scores"][sample.get("filter", "none")] = scores
+        every[key][sample.get("filter", "none")] = scores
     yield from by_document.values()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import peft
 
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from headgate.methods.protocols import ExportsExperts
+
 ROWS = 64
 """Validation rows of each skill that a mixture is measured on."""
 
 
 def best_mixture(
-    method: Any, model: Any, tokenizer: PreTrainedTokenizerBase, run: str | Path, asked: str | None
+    method: ExportsExperts,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    run: str | Path,
+    asked: str | None,
 ) -> tuple[str | None, list[str]]:
     """The routing of the mixture to export, or None where there is one expert only; and notes with the losses.
 
@@ -54,10 +60,9 @@ def best_mixture(
     found = {}
     for name, routing in {"routed": "on", **candidates, **singles}.items():
         method.set_routing(routing)
-        beside = (
-            isinstance(model, peft.PeftModel) and name != "routed"
-        )  # an exported mixture has no adapter beside it
-        with model.disable_adapter() if beside else contextlib.nullcontext():
+        adapted = model if isinstance(model, peft.PeftModel) and name != "routed" else None
+        # an exported mixture has no adapter beside it
+        with contextlib.nullcontext() if adapted is None else adapted.disable_adapter():
             found[name] = _mean_loss(model, tokenizer, rows, recipe)
     method.set_routing("on")
     notes = [f"validation loss, {name}: {loss:.4f}" for name, loss in found.items()]

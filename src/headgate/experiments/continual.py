@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import ConcatDataset, Subset
 from transformers import TrainerCallback
@@ -15,6 +15,7 @@ from headgate.methods.stage import Stage, schedule_stages
 from headgate.training.order import StreamOrder
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 JOINT = "joint"
@@ -27,8 +28,8 @@ def segment_ends(stages: Sequence[Stage]) -> list[tuple[str, int]]:
 
 
 def as_one_stage(
-    recipe: Recipe, train: Mapping[str, Any], stages: Sequence[Stage]
-) -> tuple[dict[str, Any], list[Stage]]:
+    recipe: Recipe, train: Mapping[str, datasets.Dataset], stages: Sequence[Stage]
+) -> tuple[dict[str, Subset[object]], list[Stage]]:
     """The rows that the stages would have shown, as one data set and one stage: joint multi-task training."""
     training, steps = recipe.training, sum(stage.steps or 0 for stage in stages)
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from headgate.experiments.records import Content
 
@@ -56,19 +55,17 @@ compare:
 """
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     """A value as one line of YAML."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
     if value is None:
         return "null"
-    plain = (
+    if (
         isinstance(value, str)
         and value.replace("_", "").replace("-", "").isalnum()
         and not value[0].isdigit()
-    )
-    return (
-        value
-        if plain and value not in ("null", "true", "false", "yes", "no", "on", "off")
-        else json.dumps(value, ensure_ascii=False)
-    )
+        and value not in ("null", "true", "false", "yes", "no", "on", "off")
+    ):
+        return value
+    return json.dumps(value, ensure_ascii=False)

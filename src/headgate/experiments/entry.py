@@ -18,10 +18,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -29,7 +29,7 @@ from headgate.data.collation import Collator
 from headgate.errors import ConfigError, HeadgateError, TrainingError
 from headgate.experiments.recipe import Recipe
 from headgate.experiments.records import Figures
-from headgate.models.anatomy import describe
+from headgate.models.anatomy import Batch, describe
 from headgate.training import processes
 from headgate.training.accounting import backward_flops, forward_flops, peak_memory_bytes
 from headgate.training.loss import trained_tokens
@@ -84,7 +84,7 @@ def check_entry(recipe: Recipe) -> None:
         raise ConfigError(f"{where}, in one process: start it without torchrun")
 
 
-def named_entry(entry: str) -> Any:
+def named_entry(entry: str) -> Callable[..., object]:
     """What ``module:name`` names; modules are found as in Python, the current folder first. Raises ConfigError."""
     module_name, _, name = entry.partition(":")
     if os.getcwd() not in sys.path:
@@ -183,7 +183,7 @@ class _Counted:
     def _stepped(self, *_: object) -> None:
         self._steps += 1
 
-    def _read(self, module: Any, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
+    def _read(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Batch) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None or not (module.training and torch.is_grad_enabled()):
             return
@@ -196,11 +196,11 @@ class _Counted:
         self._flops += forward + backward_flops(forward, tokens, self._trainable, self._adapted)
 
 
-def _is_trainer(found: object) -> bool:
+def _is_trainer(found: object) -> TypeGuard[type[Trainer]]:
     return isinstance(found, type) and issubclass(found, Trainer)
 
 
-def _trainer(kind: Callable[..., Any], job: Job, callbacks: list[TrainerCallback]) -> Any:
+def _trainer(kind: type[Trainer], job: Job, callbacks: list[TrainerCallback]) -> Trainer:
     trainer = kind(
         model=job.model,
         args=job.arguments,

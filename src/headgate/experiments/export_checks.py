@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headgate.models.config import ModelConfig
 from headgate.models.load import load_base
 from headgate.training import checkpoint
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -26,9 +22,10 @@ def probe(vocabulary: int, length: int = 24) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
     """``[B, T, V]`` in fp32 on the CPU."""
-    return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
+    found: Tensor = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
+    return found
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -36,7 +33,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
 
 
-def reload_adapter(folder: Path, source: Path, device: str) -> Any:
+def reload_adapter(folder: Path, source: Path, device: str) -> peft.PeftModel:
     """The base as the run had it, and PEFT alone on top."""
     description = checkpoint.read_description(source)
     base, _ = load_base(ModelConfig(**{**description["model"], "device": device}), seed=description["seed"])

@@ -9,10 +9,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headgate.data import wordmath
 from headgate.data.readers.base import RawRow
@@ -33,9 +33,11 @@ from headgate.plugins import Registry
 from headgate.training.saved import load
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from headgate.methods.lora_experts.method import LoraExperts
+    from headgate.methods.schema_bank.method import SchemaBank
 
 MOST_TOKENS = 512
 DRAWN_TEXTS = 2
@@ -44,7 +46,7 @@ SHOWN_TEXTS = 3
 PROMPT_END = "\nThe answer is: "
 
 
-INSPECTORS: Registry[Callable[..., tuple[Any, Mapping[str, Any]]]] = Registry(
+INSPECTORS: Registry[Callable[..., tuple[object, Mapping[str, Figure | str]]]] = Registry(
     "inspector",
     "headgate.inspectors",
     {
@@ -156,7 +158,7 @@ def text_of(row: RawRow) -> str:
 
 def _batches(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Tensor]]:
     """Right-padded batches; of a text longer than the model's context, what it can read."""
     device, batches = next(model.parameters()).device, []
     longest = min(MOST_TOKENS, getattr(model.config, "max_position_embeddings", MOST_TOKENS))
@@ -176,10 +178,10 @@ def _batches(
 def _schemas(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    method: Any,
+    method: SchemaBank,
     rows: list[RawRow],
     generated: bool,
-) -> tuple[Any, Any]:
+) -> tuple[dict[str, object], dict[str, Figure]]:
     """Every schema: load, top tokens and examples, agreement with tags, overlap between paraphrases."""
     texts = [text_of(row) for row in rows]
     pairs: list[tuple[int, int]] = []
@@ -197,7 +199,7 @@ def _schemas(
     reports = describe_schemas(
         traces, lambda token: str(tokenizer.decode([token])), method.config.top_k, tags=tags, pairs=pairs
     )
-    tables = {"examples": texts, "blocks": [report.as_dict() for report in reports]}
+    tables: dict[str, object] = {"examples": texts, "blocks": [report.as_dict() for report in reports]}
     return tables, {method.name: figure(reports)}
 
 
@@ -209,20 +211,19 @@ def token_category(text: str) -> str:
     return "number" if core.isdigit() else "word" if core.isalpha() else "symbol"
 
 
-def token_text(tokenizer: Any, number: int) -> str:
+def token_text(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
     """How a token reads in a text; decoding a lone space may strip it, then its written form says what it is."""
-    return tokenizer.decode([number]) or tokenizer.convert_ids_to_tokens(number).replace("▁", " ").replace(
-        "Ġ", " "
-    )
+    written = str(tokenizer.convert_ids_to_tokens(number)).replace("▁", " ").replace("Ġ", " ")
+    return str(tokenizer.decode([number])) or written
 
 
 def _depth(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    method: Any,
+    method: LayerRouting,
     rows: list[RawRow],
     _generated: bool,
-) -> tuple[Any, Any]:
+) -> tuple[dict[str, object], dict[str, Figure | str]]:
     """Depth as at inference: by block, by token category, and token by token over a few texts."""
     from matplotlib.figure import Figure
 
@@ -248,7 +249,7 @@ def _depth(
     axes.axvline(found.utilization, color="#555555", linewidth=0.8, linestyle="--")
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the blocks that ran (dashed: all tokens)")
-    tables = {
+    tables: dict[str, object] = {
         "tokens": found.tokens,
         "utilization": found.utilization,
         "open_rate": found.per_gate,
@@ -263,20 +264,21 @@ def _depth(
 
 def _experts(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, method: LoraExperts, rows: Sequence[object], _: bool
-) -> tuple[dict[str, object], dict[str, object]]:
+) -> tuple[dict[str, object], dict[str, Figure]]:
     from matplotlib.figure import Figure
 
-    tables = likeness(method.experts)
-    names = [str(row["expert"]) for row in tables["experts"]]
+    alike = likeness(method.experts)
+    names = [str(row["expert"]) for row in alike["experts"]]
     size = 1.8 + 0.4 * len(names)
     drawn = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = drawn.subplots()
-    image = axes.imshow(tables["cosines"], cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(alike["cosines"], cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="expert", ylabel="expert", title="Cosine of the experts' updates")
     drawn.colorbar(image, ax=axes)
-    tables["stream"] = timeline(method.stream.decisions, tables["experts"])
-    if not tables["stream"]["events"]:
+    stream = timeline(method.stream.decisions, alike["experts"])
+    tables = {**alike, "stream": stream}
+    if not stream["events"]:
         return tables, {method.name: drawn}
-    return tables, {method.name: drawn, f"{method.name}_stream": stream_figure(tables["stream"])}
+    return tables, {method.name: drawn, f"{method.name}_stream": stream_figure(stream)}

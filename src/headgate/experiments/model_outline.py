@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headgate.experiments.recipe import Recipe
 from headgate.methods.names import METHODS
@@ -15,6 +15,8 @@ from headgate.models.targets import is_plain, parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from headgate.models.anatomy import Anatomy
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Outlined:
     context_length: int | None
     running: int = 0
     """Parameters that a rank of a sharded base holds whole: two blocks, the embedding and the head."""
-    anatomy: Any = None
+    anatomy: Anatomy | None = None
 
 
 def outlined(recipe: Recipe) -> Outlined | None:
@@ -62,7 +64,7 @@ def _names_suffice(recipe: Recipe) -> bool:
     return not any(hasattr(METHODS.get(name), "check_model") for name in recipe.methods)
 
 
-def built(recipe: Recipe) -> Any:
+def built(recipe: Recipe) -> PreTrainedModel | None:
     """The model on the meta device (shapes, no weights), or None where its config cannot be read from here."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -75,7 +77,8 @@ def built(recipe: Recipe) -> Any:
             path = str(EMBEDDED) if name == "embedded" else name.removeprefix("random:")
             config = AutoConfig.from_pretrained(path, revision=recipe.model.revision)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            return model
     except (OSError, ValueError):
         return None
 
@@ -99,14 +102,13 @@ def _built(recipe: Recipe) -> Outlined | None:
     trainable = _trainable(recipe, model)
     anatomy = describe(model)
     ends = sum(p.numel() for m in {anatomy.embedding, anatomy.head} for p in m.parameters())
-    config = model.config.get_text_config()
     return Outlined(
         total,
         trainable,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.vocab_size,
-        getattr(config, "max_position_embeddings", None),
+        anatomy.hidden_size,
+        anatomy.num_blocks,
+        anatomy.vocab_size,
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
         2 * sum(p.numel() for p in anatomy.blocks[0].parameters()) + ends,
         anatomy,
     )

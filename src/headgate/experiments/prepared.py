@@ -13,7 +13,7 @@ from torch import nn
 from transformers import set_seed
 
 from headgate.data.checks import check_data
-from headgate.data.preparation import prepare
+from headgate.data.preparation import PreparedDataset, prepare
 from headgate.data.problem_texts import Texts
 from headgate.data.sources import load_data, load_rows
 from headgate.data.streams import load_stream
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
+    from headgate.data.report import DataReport
     from headgate.data.streams import SkillData
 
 
@@ -51,7 +52,7 @@ class Prepared:
     train: Any
     validation: Any
     stages: list[Stage] | None
-    reports: dict[str, Any] = field(default_factory=dict)
+    reports: dict[str, DataReport] = field(default_factory=dict)
     segments: list[tuple[str, int]] = field(default_factory=list)
     """Of a stream: (skill, optimizer step at its end) in order; empty without one."""
     micro_batches: int = 1
@@ -108,11 +109,11 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: MethodStack) -> A
     def embed(texts: Sequence[str]) -> torch.Tensor:
         return pooled_embeddings(model, tokenizer, texts)
 
-    def training(rows: datasets.Dataset, skill: str | None = None) -> Any:
+    def training(rows: datasets.Dataset, skill: str | None = None) -> PreparedDataset:
         columns = {**makers, **({} if skill is None else {"skill": lambda _row: skill})}
         return prepare(rows, tokenizer, recipe.data, context_length=context, columns=columns)
 
-    def held_out(rows: datasets.Dataset) -> Any:
+    def held_out(rows: datasets.Dataset) -> PreparedDataset:
         return prepare(rows, tokenizer, recipe.data, context_length=context, packing=False)
 
     if recipe.data.stream:
@@ -124,7 +125,7 @@ def _data(recipe: Recipe, model: Any, tokenizer: Any, methods: MethodStack) -> A
         reports = {f"train {name}": part.report for name, part in made.items()}
         stages = stream_stages(recipe, segments, methods)
         ends = segment_ends(stages)
-        parts: dict[str, Any] = {n: p.dataset for n, p in made.items()}
+        parts: dict[str, datasets.Dataset] = {n: p.dataset for n, p in made.items()}
         if recipe.data.stream_order == "joint":
             parts, stages = as_one_stage(recipe, parts, stages)
         return parts, {n: p.dataset for n, p in held.items()}, stages, reports, ends

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class Prober:
         trainer = make_trainer(prepared, RunDirectory(folder))
         self.anatomy, self.inputs_of = trainer.anatomy, trainer.model_inputs
         assert trainer.model is not None
-        self.model: Any = trainer.model
+        self.model = trainer.model
         self.device = trainer.args.device
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.rate = recipe.training.learning_rate

@@ -26,7 +26,7 @@ FIXED = ("static", "truncate")
 
 def mask_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, methods: MethodStack, run: str | Path
-) -> tuple[Any, Tensor, list[str]]:
+) -> tuple[LayerRouting, Tensor, list[str]]:
     """(the method, gates ``[G]`` to prune by, notes with losses).
 
     A fixed policy, or a run that serves its fallback mask, is pruned as it is. A router is pruned to the mask that most
@@ -102,7 +102,7 @@ def _most_used(
     return mask, notes
 
 
-def closed_blocks(method: Any, mask: Tensor) -> list[int]:
+def closed_blocks(method: LayerRouting, mask: Tensor) -> list[int]:
     """Numbers of the blocks without a single open gate. Raises ConfigError for a mask that closes none, or half a block."""
     units = method.config.gates_per_block
     gates = mask.view(-1, units)
@@ -120,7 +120,6 @@ def closed_blocks(method: Any, mask: Tensor) -> list[int]:
 
 def prune(anatomy: Anatomy, closed: list[int]) -> None:
     """Take the blocks out of the model, in place: the others are renumbered, in the config too."""
-    model: Any = anatomy.model
     kept = [number for number in range(anatomy.num_blocks) if number not in closed]
     layers = nn.ModuleList(anatomy.blocks[number] for number in kept)
     for number, block in enumerate(layers):
@@ -130,7 +129,7 @@ def prune(anatomy: Anatomy, closed: list[int]) -> None:
                 part.layer_idx = number
     parent, _, name = anatomy.family.blocks.rpartition(".")
     setattr(anatomy.backbone.get_submodule(parent), name, layers)
-    config = model.config.get_text_config()
+    config = anatomy.model.config.get_text_config()
     for key, value in config.to_dict().items():
         if "layer" in key and isinstance(value, list) and len(value) == anatomy.num_blocks:
             setattr(config, key, [value[number] for number in kept])

@@ -6,13 +6,13 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
 from headgate.config import FileName, Seed, StrictConfig, build_config
 from headgate.data.config import DataConfig
 from headgate.evaluation.config import EvalTask
+from headgate.experiments.records import Content
 from headgate.methods.names import config_class
 from headgate.models.config import LoraConfig, ModelConfig
 from headgate.training.config import TrainingConfig
@@ -29,17 +29,17 @@ class TuneConfig(StrictConfig):
 
     arms: str | list[str] = "all"
     key: str = "training.learning_rate"
-    values: list[Any]
+    values: list[object]
     seed: Seed = 7
     metric: str = "eval_loss"
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: dict[str, object] = Field(default_factory=dict)
 
 
 class SweepConfig(StrictConfig):
     """A grid over dotted keys, or an explicit list of overrides."""
 
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
-    runs: list[dict[str, Any]] = Field(default_factory=list)
+    grid: dict[str, list[object]] = Field(default_factory=dict)
+    runs: list[dict[str, object]] = Field(default_factory=list)
 
 
 class CompareConfig(StrictConfig):
@@ -52,7 +52,7 @@ class CompareConfig(StrictConfig):
     """
 
     seeds: list[Seed] = Field(default_factory=lambda: [42, 123, 456], min_length=1)
-    arms: dict[str, dict[str, Any]]
+    arms: dict[str, dict[str, object]]
     tune: TuneConfig | None = None
     baseline: str | None = None
     metric: str | None = None
@@ -81,13 +81,13 @@ class Recipe(StrictConfig):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     entry: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """``module:name``: a function or a transformers.Trainer class that trains instead of Headgate's trainer."""
-    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    methods: dict[str, dict[str, object]] = Field(default_factory=dict)
     evaluation: list[EvalTask] = Field(default_factory=list)
     report_to: list[str] = Field(default_factory=lambda: ["jsonl"])
     logging_every: int = Field(default=10, ge=1)
     compare: CompareConfig | None = None
     sweep: SweepConfig | None = None
-    _written: dict[str, Any] | None = PrivateAttr(default=None)
+    _written: Content | None = PrivateAttr(default=None)
 
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Recipe:
         changed = super().model_copy(update=update, deep=deep)
@@ -101,7 +101,7 @@ class Recipe(StrictConfig):
 
     __hash__ = None  # type: ignore[assignment]  # holds mappings
 
-    def written(self) -> dict[str, Any]:
+    def written(self) -> Content:
         """What was written, without ``compare`` and ``sweep``: what an arm or a sweep's run overrides.
 
         A method block keeps only the keys that the user gave, so that an override may change its preset. A recipe
@@ -122,17 +122,15 @@ class Recipe(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_precision(cls, content: Any) -> object:
+    def _one_precision(cls, content: object) -> object:
         """The base is loaded in what the arithmetic needs. It is the recipe that says so: verification loads it again."""
-        blocks = (
-            {key: content.get(key) or {} for key in ("training", "model")}
-            if isinstance(content, dict)
-            else {}
-        )
+        if not isinstance(content, dict):
+            return content
+        blocks = {key: content.get(key) or {} for key in ("training", "model")}
         plain = {
             k: b.model_dump(exclude_unset=True) if isinstance(b, BaseModel) else b for k, b in blocks.items()
         }
-        if not plain or not all(isinstance(block, Mapping) for block in plain.values()):
+        if not all(isinstance(block, Mapping) for block in plain.values()):
             return content
         precision, dtype = plain["training"].get("precision"), plain["model"].get("dtype", "auto")
         if precision == "fp32" and dtype not in ("auto", "float32"):

@@ -27,7 +27,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[object, object]:
-    seen: set[Any] = set()
+    seen: set[object] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         if key in seen:
@@ -78,7 +78,7 @@ def merge(base: Mapping[str, object], override: Mapping[str, object]) -> Content
     return merged
 
 
-def set_dotted(content: dict[str, object], dotted: str, value: Any) -> None:
+def set_dotted(content: dict[str, object], dotted: str, value: object) -> None:
     """``content["a"]["b"] = value`` for ``a.b``; a number indexes a list."""
     node: Any = content
     *parents, last = dotted.split(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import peft
 from huggingface_hub import save_torch_state_dict
@@ -19,6 +19,7 @@ from headgate.serving.describe import describe_run
 from headgate.serving.modeling import HeadgateConfig
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 AUTO_MAP = {
@@ -84,7 +85,7 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
     return whole
 
 
-def load_written(folder: Path) -> Any:
+def load_written(folder: Path) -> nn.Module:
     """The exported model through the modeling file in the folder itself, whatever else is registered."""
     name = f"headgate_written_{abs(hash(str(folder)))}"
     spec = importlib.util.spec_from_file_location(name, folder / MODELING)
@@ -94,6 +95,7 @@ def load_written(folder: Path) -> Any:
     try:
         spec.loader.exec_module(module)
         config = module.HeadgateConfig.from_pretrained(folder)
-        return module.HeadgateForCausalLM.from_pretrained(folder, config=config).eval()
+        model: nn.Module = module.HeadgateForCausalLM.from_pretrained(folder, config=config).eval()
+        return model
     finally:
         del sys.modules[name]

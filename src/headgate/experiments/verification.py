@@ -36,7 +36,7 @@ ELSEWHERE = 1e-3
 def verification(
     directory: RunDirectory,
     result: RunRecord,
-    validation: Any,
+    validation: object,
     *,
     full: bool = False,
     parallel: ParallelConfig | None = None,

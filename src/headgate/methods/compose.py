@@ -7,7 +7,6 @@ Methods attach in one fixed order, innermost first; apart from that they commute
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -288,7 +287,7 @@ class MethodStack(nn.Module):
         return merged
 
 
-def methods_of(model: Any) -> MethodStack:
+def methods_of(model: object) -> MethodStack:
     """The methods on a model that a trainer or ``load`` made; an empty stack on any other."""
     methods = getattr(model, "headgate_methods", ())
     return methods if isinstance(methods, MethodStack) else MethodStack(methods)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from headgate.config import StrictConfig
 from headgate.errors import ConfigError
 from headgate.methods.base import Method
 from headgate.models.anatomy import Anatomy
@@ -19,7 +18,7 @@ class ContinualBaseline(Method):
 
     adapter_alone = True
 
-    def __init__(self, config: Any = None, **options: Any) -> None:
+    def __init__(self, config: StrictConfig | None = None, **options: object) -> None:
         super().__init__(config, **options)
         self.anatomy: Anatomy | None = None
         self.trained: list[nn.Parameter] = []
@@ -49,7 +48,7 @@ class ContinualBaseline(Method):
     def require_fixed_head(self) -> None:
         """Raises ConfigError where what enters the head does not tell, later too, what the model said."""
         assert self.anatomy is not None
-        head: Any = self.anatomy.head
+        head = self.anatomy.head
         if not isinstance(head, nn.Linear) or any(p.requires_grad for p in head.parameters()):
             raise ConfigError(
                 f"{self.name} reads what enters the language-model head at two times, and here the head itself trains or is no "

@@ -14,7 +14,7 @@ its documents.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX, Step
 from headgate.models.anatomy import Batch
 from headgate.models.aside import evaluating, look_aside
-from headgate.models.sharding import whole
+from headgate.models.sharding import head_tensors
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fused_head import chunked_head_loss
 from headgate.modules.structure import Structure
@@ -118,7 +118,7 @@ class DERPP(ContinualBaseline):
         """``derpp_logits`` over the first draw, ``derpp_labels`` over the second, weighted; one forward for both."""
         assert self.anatomy is not None
         config = self.config
-        head: Any = self.anatomy.head
+        head, softcap = self.anatomy.head, self.anatomy.softcap
         batch = self.rehearsal.batch(places, self.trained[0].device, heads=1.0, trained=True)
         labels = batch.pop("labels")
         with evaluating(model), torch.enable_grad(), head_bypassed(head) as captured:
@@ -126,18 +126,17 @@ class DERPP(ContinualBaseline):
         hidden = captured.pop()
         first = (len(places) + 1) // 2 if config.alpha and config.beta else len(places)
         dark, light = (slice(first), slice(first, None)) if config.alpha else (slice(0), slice(None))
-        shape: dict[str, Any] = {"softcap": self.anatomy.softcap, "bias": getattr(head, "bias", None)}
-        weight, parts = whole(head.weight), {}
+        (weight, bias), parts = head_tensors(self.anatomy), {}
         if config.alpha:
             kept = self.rehearsal.memory.states[places[dark], : hidden.shape[1]].to(
                 hidden.device, hidden.dtype
             )
             now_NH, then_NH = (shifted_rows(h, labels[dark], IGNORE_INDEX)[0] for h in (hidden[dark], kept))
-            distance = logit_matching_loss(now_NH, then_NH, weight, shape["bias"], softcap=shape["softcap"])
+            distance = logit_matching_loss(now_NH, then_NH, weight, bias, softcap=softcap)
             parts["derpp_logits"] = config.alpha * distance
         if config.beta and len(labels[light]):
             parts["derpp_labels"] = config.beta * chunked_head_loss(
-                hidden[light], weight, labels[light], **shape
+                hidden[light], weight, labels[light], bias=bias, softcap=softcap
             )
         return parts
 

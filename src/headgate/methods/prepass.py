@@ -7,31 +7,34 @@ continues a key-value cache of its own, which the model's cache carries and beam
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers import DynamicCache
 
 from headgate.errors import ModelError
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, BackboneOutput
 from headgate.models.aside import look_aside
 from headgate.models.block_parts import Call
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 class PrepassCache:
     """The first forward's own cache."""
 
-    def __init__(self, cache: Any) -> None:
+    def __init__(self, cache: Cache) -> None:
         self.cache = cache
 
-    def reordered(self, rows: Tensor) -> PrepassCache:
+    def reordered(self, rows: LongTensor) -> PrepassCache:
         self.cache.reorder_cache(rows)
         return self
 
 
 def prepass(
     anatomy: Anatomy,
-    backbone: Callable[..., Any],
+    backbone: Callable[..., BackboneOutput],
     call: Call,
     past: int,
     name: str,
@@ -59,5 +62,5 @@ def prepass(
     kept = (kept or PrepassCache(DynamicCache())) if caches else None
     own = {"past_key_values": kept.cache if kept is not None else None, "use_cache": kept is not None}
     with look_aside(anatomy.model, adapters=False):
-        hidden: Tensor = backbone(**{**call, **own}).last_hidden_state
+        hidden = backbone(**{**call, **own}).last_hidden_state
     return hidden, kept

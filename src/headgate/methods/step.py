@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from headgate.models.anatomy import Batch
 from headgate.ops.randomness import generator
 
 if TYPE_CHECKING:
+    from transformers.utils.generic import ModelOutput
+
     from headgate.methods.stage import Stage
 
 IGNORE_INDEX = -100
@@ -68,7 +70,7 @@ class Step:
     phase: Literal["batch", "partial", "forward", "done"] = "batch"
     hidden: Tensor | None = None
     logits: Tensor | None = None
-    outputs: Any = None
+    outputs: ModelOutput | None = None
     task_loss: Tensor | None = None
     raw_loss: Tensor | None = None
     num_tokens: Tensor | int = 0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy
-from headgate.models.sharding import whole
+from headgate.models.sharding import head_tensors
 from headgate.ops.distillation import distillation_loss
 from headgate.ops.head_loss import shifted_rows
 
@@ -20,14 +18,14 @@ def distilled(
 
     ``student`` and ``teacher`` ``[B, T, H]`` are inputs of the head, ``labels`` ``[B, T]`` unshifted.
     """
-    head: Any = anatomy.head
+    weight_VH, bias_V = head_tensors(anatomy)
     student_NH, _, _ = shifted_rows(student, labels, IGNORE_INDEX)
     teacher_NH, _, _ = shifted_rows(teacher, labels, IGNORE_INDEX)
     return distillation_loss(
         student_NH,
         teacher_NH,
-        whole(head.weight),
-        getattr(head, "bias", None),
+        weight_VH,
+        bias_V,
         temperature=temperature,
         softcap=anatomy.softcap,
     )

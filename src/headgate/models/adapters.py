@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,32 +14,32 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from headgate.errors import ConfigError, ModelError
-from headgate.models.anatomy import describe, is_linear
+from headgate.models.anatomy import describe, is_linear, linear_size
 from headgate.models.config import LoraConfig
 from headgate.models.places import is_local
 from headgate.models.private import whole_sizes
 from headgate.models.targets import blocks_of, check_rank, target_modules
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 
-def add_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PreTrainedModel:
+def add_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PeftModel:
     """A PEFT model over ``model``; the same seed gives the same initialisation in every arm of a comparison.
 
     Raises ModelError when a target module matches nothing.
     """
     import peft
 
-    peft_config: Any
-    anatomy: Any = describe(model)
+    peft_config: PeftConfig
+    anatomy = describe(model)
     if config.peft_type.lower() != "lora":
         peft_config = other_config(config)
     else:
         linears = {name: module for name, module in anatomy.model.named_modules() if is_linear(module)}
         targets = target_modules(linears, anatomy.family.linears, config.target_modules)
-        sizes = {n: (m.in_features, m.out_features) for n, m in linears.items() if hasattr(m, "in_features")}
+        sizes = {n: linear_size(m) for n, m in linears.items() if hasattr(m, "in_features")}
         check_rank(sizes, targets, config.r)
         peft_config = peft.LoraConfig(
             r=config.r,
@@ -81,7 +82,8 @@ def other_config(config: LoraConfig) -> PeftConfig:
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
             raise ConfigError(f"lora.{key}: {wanted} has no such key: {hint}")
     try:
-        return kind(task_type="CAUSAL_LM", **config.options)
+        made: Callable[..., PeftConfig] = kind
+        return made(task_type="CAUSAL_LM", **config.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"lora (peft_type={wanted}): {str(error).splitlines()[0]}") from None
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from headgate.errors import ModelError
 from headgate.models.families import FAMILIES, Family
@@ -28,6 +28,12 @@ Columns = dict[str, Any]
 """A batch that is being made, or part of one."""
 
 
+class BackboneOutput(Protocol):
+    """What a backbone returns, of any family."""
+
+    last_hidden_state: Tensor
+
+
 def model_inputs(batch: Batch, *, labels: bool = True) -> Columns:
     """The part of a batch that the model is called with; without ``labels`` no loss is computed."""
     return {
@@ -39,7 +45,7 @@ def model_inputs(batch: Batch, *, labels: bool = True) -> Columns:
 class Anatomy:
     """The parts of one loaded model. ``model`` is the transformers model, PEFT wrappers taken off."""
 
-    model: nn.Module
+    model: PreTrainedModel
     family: Family
     backbone: nn.Module
     embedding: nn.Module

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import nn
 
-from headgate.models.private import adapters_disabled, can_disable_adapters, disable_adapters
+from headgate.models.private import Tuner, adapters_disabled, can_disable_adapters, disable_adapters
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
     PEFT's own switch also turns ``requires_grad`` of the adapter back on, which a stage may have off.
     """
-    layers: list[Any] = [module for module in model.modules() if is_tuner(module)]
+    layers = [module for module in model.modules() if is_tuner(module)]
     before = [adapters_disabled(layer) for layer in layers]
     try:
         for layer in layers:
@@ -56,6 +56,6 @@ def has_adapters(model: nn.Module) -> bool:
     return any(is_tuner(module) for module in model.modules())
 
 
-def is_tuner(module: nn.Module) -> bool:
+def is_tuner(module: nn.Module) -> TypeGuard[Tuner]:
     """A PEFT layer: it wraps a base layer and can be switched off."""
     return can_disable_adapters(module) and hasattr(module, "base_layer")

@@ -123,9 +123,9 @@ class BlockParts:
     """One block, callable in parts. ``call`` holds the keyword arguments its forward was given."""
 
     def __init__(self, anatomy: Anatomy, block: nn.Module) -> None:
-        config: Any = anatomy.model.config
         inside = anatomy.family.inside
         if inside is None:
+            config = anatomy.model.config
             raise ModelError(
                 f"no sparse engine for architecture {config.get_text_config().model_type!r} (there is one for "
                 f"{', '.join(name for name, family in FAMILIES.items() if family.inside)}): "

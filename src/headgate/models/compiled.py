@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable
 from functools import cache, wraps
 from types import MethodType
-from typing import Any
 
 import torch
 import torch._dynamo
@@ -42,8 +41,7 @@ def compile_parts(model: nn.Module, backend: str) -> None:
                 "or leave model.compile out"
             )
     # a part's graphs differ by mode (training, reading), mask and which of its tensors train: stages come to more than 8
-    limits: Any = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     for block in anatomy.blocks:
         for part in (anatomy.attention(block), anatomy.mlp(block)):
             if "forward" in vars(part):
@@ -61,7 +59,7 @@ def _but_with_cache(plain: Callable[..., object], backend: str) -> Callable[...,
     compiled = torch.compile(plain, backend=backend, dynamic=True)
 
     @wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
         return (plain if cached else compiled)(*args, **kwargs)
 

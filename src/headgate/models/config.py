@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -118,7 +118,7 @@ class LoraConfig(StrictConfig):
     layers: Literal["all"] | list[int] | str = "all"
     use_rslora: bool = False
     use_dora: bool = False
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     """Of another PEFT method: where its keys are gathered, ``r`` and ``target_modules`` too, so that none is left out."""
 
     @model_validator(mode="before")

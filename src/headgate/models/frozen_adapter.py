@@ -8,11 +8,11 @@ targets need not be those of the adapter in training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from headgate.errors import ModelError
@@ -44,7 +44,7 @@ class FrozenAdapter:
             raise ModelError(
                 f"{folder} holds no adapter (no adapter_config.json): give a run that trained with `lora`"
             )
-        config: Any = peft.PeftConfig.from_pretrained(str(folder))
+        config = peft.PeftConfig.from_pretrained(str(folder))
         unusual = [
             name
             for name, plain in (
@@ -55,7 +55,7 @@ class FrozenAdapter:
             )
             if (getattr(config, name, plain) or plain) != plain
         ]
-        if config.peft_type != "LORA" or unusual:
+        if not isinstance(config, peft.LoraConfig) or config.peft_type != "LORA" or unusual:
             raise ModelError(
                 f"the adapter in {folder} is more than plain LoRA ({config.peft_type}"
                 f"{', ' + ', '.join(unusual) if unusual else ''}): only plain LoRA can be read beside another adapter"
@@ -90,7 +90,7 @@ class FrozenAdapter:
                     f"{linear_size(linear)[0]} to {linear_size(linear)[1]} here"
                 )
 
-    def to(self, device: Any) -> FrozenAdapter:
+    def to(self, device: torch.device) -> FrozenAdapter:
         self.pairs = {path: (a.to(device), b.to(device)) for path, (a, b) in self.pairs.items()}
         return self
 
@@ -104,7 +104,7 @@ class FrozenAdapter:
             for handle in handles:
                 handle.remove()
 
-    def _delta(self, path: str) -> Any:
+    def _delta(self, path: str) -> Callable[[Tensor], Tensor]:
         (a, b), scale = self.pairs[path], self.scale[path]
 
         def delta(x: Tensor) -> Tensor:

@@ -31,12 +31,13 @@ from headgate.models.shapes import SHAPES
 from headgate.models.sharding import distributed, keep_in_step, shard, sharding_of
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Config = TypeVar("Config", bound=StrictConfig)
 
 
-def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
+def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen-or-not base model on its device, in its dtype, and its tokenizer.
 
     With ``parallel`` and as many ranks as it names, every rank holds (and of a saved model reads) its share; a process
@@ -45,7 +46,7 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     if config.attn_implementation != "auto":
         extra["attn_implementation"] = config.attn_implementation
     if config.load_in_4bit or config.load_in_8bit:
@@ -93,7 +94,9 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _quantization(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:
+def _quantization(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> transformers.BitsAndBytesConfig:
     if device.type != "cuda":
         raise ModelError(
             f"model.load_in_{'4' if config.load_in_4bit else '8'}bit needs CUDA and bitsandbytes; this device is {device.type}: "
@@ -171,13 +174,14 @@ def made_of(kind: type[Config], options: Mapping[str, object], where: str) -> Co
 
 def prepare_model(model: PreTrainedModel, config: ModelConfig, lora: LoraConfig | None, *, seed: int) -> Any:
     """Adapter, activation checkpointing and compiled parts on a loaded base."""
+    prepared: PreTrainedModel | PeftModel = model
     if config.adapter is not None:
-        model = load_adapter(model, config.adapter, trainable=True)
+        prepared = load_adapter(model, config.adapter, trainable=True)
     elif lora is not None:
-        model = add_adapter(model, lora, seed=seed)
+        prepared = add_adapter(model, lora, seed=seed)
     if config.activation_checkpointing:
         # Reentrant checkpointing would give LoRA no gradients at all under a frozen embedding.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        prepared.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compile is not None:
-        compile_parts(model, config.compile)
-    return model
+        compile_parts(prepared, config.compile)
+    return prepared

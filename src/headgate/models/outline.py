@@ -10,11 +10,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from headgate.models.config import ModelConfig
 from headgate.models.places import EMBEDDED
-from headgate.models.shapes import SHAPES
+from headgate.models.shapes import SHAPES, Shape
 
 Sizes = dict[str, tuple[int, int]]
 """Linears by name: inputs and outputs."""
@@ -78,7 +77,7 @@ def outline(model: ModelConfig) -> Outline | None:
         return None
     if not all(KNOWN[key](value) for key, value in config.items()) or not _fits(config):
         return None
-    hidden, blocks, vocabulary = (config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    hidden, blocks, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     block, rest = _block(config)
     linears = {f"model.layers.{i}.{name}": size for i in range(blocks) for name, size in block.items()}
     inside = sum(inputs * outputs for inputs, outputs in block.values()) + rest
@@ -93,7 +92,7 @@ def outline(model: ModelConfig) -> Outline | None:
     )
 
 
-def _config(name: str) -> Mapping[str, Any] | None:
+def _config(name: str) -> Shape | None:
     """The content of the config of a folder, of the embedded model or of a random one; None where there is none here."""
     shape = name.removeprefix("random:")
     if name.startswith("random:") and shape in SHAPES:
@@ -101,17 +100,16 @@ def _config(name: str) -> Mapping[str, Any] | None:
     place = EMBEDDED / "config.json" if name == "embedded" else Path(shape)
     file = place if name.startswith("random:") or name == "embedded" else place / "config.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content: Shape = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 
 
-def _fits(config: Mapping[str, Any]) -> bool:
+def _fits(config: Shape) -> bool:
     """Whether heads divide as every architecture here wants them, and the padding token is one of the vocabulary."""
-    hidden, heads, groups = (
-        config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
-    )
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    groups = config["num_key_value_heads"]
     kind, pad = config.get("model_type"), config.get("pad_token_id")
     if kind is None or hidden % heads or heads % groups or (kind == "qwen3" and "head_dim" not in config):
         return False
@@ -122,7 +120,7 @@ def _fits(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _block(config: Mapping[str, Any]) -> tuple[Sizes, int]:
+def _block(config: Shape) -> tuple[Sizes, int]:
     """The linears of one block, and how many parameters it has beside their weights: biases and norms."""
     hidden, inner, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
     size = config.get("head_dim") or hidden // config["num_attention_heads"]

@@ -52,5 +52,5 @@ def plain_adapter(base: nn.Module) -> dict[str, AdaptedPart]:
             )
         (name,) = names
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        found[path] = AdaptedPart(module, down, up, float(layer.scaling[name]))
+        found[path] = AdaptedPart(layer, down, up, float(layer.scaling[name]))
     return found

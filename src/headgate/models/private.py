@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.utils.data import DataLoader
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+    from transformers.distributed.configuration_utils import DistributedConfig
 
+    from headgate.models.anatomy import Columns
+
+T = TypeVar("T")
 OVERRIDDEN = (
     "_clip_grad_norm",
     "_get_eval_sampler",
@@ -46,13 +51,14 @@ READ = {
 
 
 # -- transformers.Trainer ---------------------------------------------------------------------------------
-def inputs_on_device(trainer: Any, inputs: object) -> Any:
+def inputs_on_device(trainer: Trainer, inputs: Columns) -> Columns:
     """A batch as the trainer hands it to the model."""
     return trainer._prepare_inputs(inputs)
 
 
-def wrapped_for_evaluation(trainer: Any, loader: Any) -> Any:
+def wrapped_for_evaluation(trainer: Trainer, loader: DataLoader[Columns]) -> nn.Module:
     """The trainer's model in the precision and wrapper in which it is evaluated."""
+    assert isinstance(trainer.model, nn.Module)
     return trainer._wrap_model(trainer.model, training=False, dataloader=loader)
 
 
@@ -78,10 +84,10 @@ def forget_optimizers(accelerator: Accelerator) -> None:
 
 
 # -- a base spread over ranks (transformers.distributed, torch's FSDP2) ------------------------------------------
-def distribute(model: PreTrainedModel, config: Any) -> None:
+def distribute(model: PreTrainedModel, config: DistributedConfig) -> None:
     """Spread a model in memory as ``from_pretrained(distributed_config=config)`` spreads one that it loads."""
-    config, _, mesh = type(model).prepare_distribute_model(config)
-    type(model).maybe_distribute_model(model, config, mesh)
+    prepared, _, mesh = type(model).prepare_distribute_model(config)
+    type(model).maybe_distribute_model(model, prepared, mesh)
 
 
 def own_sharded(model: Any) -> Any:
@@ -105,7 +111,7 @@ def whole_sizes() -> Iterator[None]:
     lora_layer: Any = layer
     original = lora_layer._get_in_out_features
 
-    def sizes(module: Any) -> Any:
+    def sizes(module: nn.Module) -> tuple[int, int] | tuple[None, None]:
         return (
             (module.in_features, module.out_features) if isinstance(module, nn.Linear) else original(module)
         )
@@ -118,6 +124,13 @@ def whole_sizes() -> Iterator[None]:
 
 
 # -- models, configurations and PEFT layers -----------------------------------------------------------------------
+class Tuner(Protocol):
+    """A layer with a switch, as PEFT has them: around its base layer."""
+
+    _disable_adapters: bool
+    base_layer: nn.Module
+
+
 def attention_implementation(config: PreTrainedConfig) -> str | None:
     """``eager``, ``sdpa``, ..., or None where the configuration does not say."""
     implementation: str | None = config._attn_implementation
@@ -129,9 +142,10 @@ def choose_attention(config: PreTrainedConfig, implementation: str | None) -> No
     config._attn_implementation = implementation
 
 
-def checkpointed(block: Any, run: Callable[..., Any], *inputs: object) -> Any:
+def checkpointed(block: nn.Module, run: Callable[..., T], *inputs: object) -> T:
     """``run(*inputs)``, recomputed in the backward as the block's own forward would be."""
-    return block._gradient_checkpointing_func(run, *inputs)
+    again: Callable[..., T] = vars(block)["_gradient_checkpointing_func"]
+    return again(run, *inputs)
 
 
 def name_or_path(model: Any) -> str:
@@ -144,11 +158,11 @@ def can_disable_adapters(module: nn.Module) -> bool:
     return hasattr(type(module), "_disable_adapters")
 
 
-def adapters_disabled(layer: nn.Module) -> bool:
+def adapters_disabled(layer: Tuner) -> bool:
     """Whether a PEFT layer is its base layer at present."""
     return bool(layer._disable_adapters)
 
 
-def disable_adapters(layer: Any, disabled: bool) -> None:
+def disable_adapters(layer: Tuner, disabled: bool) -> None:
     """Without PEFT's ``enable_adapters``, which also changes what requires a gradient."""
     layer._disable_adapters = disabled

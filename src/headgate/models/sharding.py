@@ -15,7 +15,7 @@ rules keep them in step, whatever a method decides:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -86,10 +86,11 @@ def is_tied(anatomy: Anatomy) -> bool:
 
 def shard(model: PreTrainedModel, parallel: ParallelConfig) -> None:
     """Spread a model that every rank holds whole, with the same weights; each keeps its share."""
-    anatomy: Any = describe(model)
+    anatomy = describe(model)
     tied = is_tied(anatomy)
     if tied:  # FSDP2 takes one weight of two modules for two weights: apart while it looks, as in transformers' loading
-        anatomy.head.weight = nn.Parameter(anatomy.embedding.weight.detach().clone(), requires_grad=False)
+        weight = anatomy.embedding.get_parameter("weight")
+        anatomy.head.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     private.distribute(model, distributed(parallel, model.config))
     if tied:
         anatomy.head.weight = anatomy.embedding.weight
@@ -128,6 +129,13 @@ def is_sharded(model: nn.Module) -> bool:
 def whole(weight: Tensor) -> Tensor:
     """A weight that is read outside of its module's forward, gathered where it is sharded. All ranks must ask."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def head_tensors(anatomy: Anatomy) -> tuple[Tensor, Tensor | None]:
+    """Weight ``[V, H]`` and bias of the language-model head, to be read outside of its forward as ``whole`` reads them."""
+    weight, bias = anatomy.head.weight, getattr(anatomy.head, "bias", None)
+    assert isinstance(weight, Tensor)
+    return whole(weight), bias
 
 
 def forward_was_stopped(model: nn.Module) -> None:

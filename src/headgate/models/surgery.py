@@ -8,11 +8,15 @@ they do must be a pure function of their input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
+
+BlockOutput = Tensor | tuple[Tensor, ...]
+"""What a decoder block returns: most a hidden state, some a tuple that starts with it."""
+T = TypeVar("T")
 
 
 class Handle(Protocol):
@@ -36,12 +40,12 @@ class _Restore:
             vars(self._owner).pop(self._attribute, None)
 
 
-def hidden_of(output: Any) -> Tensor:
-    """The hidden state in a block's output: most blocks return a tensor, some a tuple that starts with it."""
+def hidden_of(output: BlockOutput) -> Tensor:
+    """The hidden state in a block's output."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def with_hidden(output: object, hidden: Tensor) -> object:
+def with_hidden(output: BlockOutput, hidden: Tensor) -> BlockOutput:
     """The block's output with its hidden state replaced, in the shape it came in."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
@@ -49,7 +53,7 @@ def with_hidden(output: object, hidden: Tensor) -> object:
 def on_block_output(block: nn.Module, transform: Callable[[Tensor], Tensor]) -> Handle:
     """``block(x) -> transform(block(x))``, for blocks that return a tensor or a tuple."""
 
-    def hook(_module: nn.Module, _args: object, output: object) -> Any:
+    def hook(_module: nn.Module, _args: object, output: BlockOutput) -> BlockOutput:
         return with_hidden(output, transform(hidden_of(output)))
 
     return block.register_forward_hook(hook)
@@ -58,8 +62,11 @@ def on_block_output(block: nn.Module, transform: Callable[[Tensor], Tensor]) -> 
 def on_block_input(block: nn.Module, observe: Callable[[Tensor], Tensor | None]) -> Handle:
     """See the hidden state that enters a block, and replace it where ``observe`` returns a tensor."""
 
-    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def hook(
+        _module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         hidden = args[0] if args else kwargs["hidden_states"]
+        assert isinstance(hidden, Tensor)
         replaced = observe(hidden)
         if replaced is None:
             return None
@@ -73,7 +80,7 @@ def on_block_input(block: nn.Module, observe: Callable[[Tensor], Tensor | None])
 def on_linear(linear: nn.Module, delta: Callable[[Tensor], Tensor | None]) -> Handle:
     """``linear(x) -> linear(x) + delta(x)``; quantised linears work, since only the output is touched."""
 
-    def hook(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         change = delta(args[0])
         return output if change is None else output + change.to(output.dtype)
 
@@ -83,15 +90,13 @@ def on_linear(linear: nn.Module, delta: Callable[[Tensor], Tensor | None]) -> Ha
 def on_input(module: nn.Module, observe: Callable[[Tensor], object]) -> Handle:
     """See the first positional input of a module (the head's input, the final norm's)."""
 
-    def hook(_module: nn.Module, args: Any) -> None:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         observe(args[0])
 
     return module.register_forward_pre_hook(hook)
 
 
-def override_forward(
-    module: nn.Module, make: Callable[[Callable[..., object]], Callable[..., object]]
-) -> Handle:
+def override_forward(module: nn.Module, make: Callable[[Callable[..., T]], Callable[..., T]]) -> Handle:
     """Replace the instance's ``forward`` by ``make(original_forward)``: keys and checkpointing stay."""
     return _Restore(module, "forward", make(module.forward))
 
@@ -102,7 +107,7 @@ def override_attribute(module: nn.Module, name: str, value: object) -> Handle:
 
 
 @contextmanager
-def head_bypassed(head: nn.Module) -> Any:
+def head_bypassed(head: nn.Module) -> Iterator[list[Tensor]]:
     """Inside, the language-model head returns its input's first feature instead of logits.
 
     The chunked head loss reads the head's input and never wants ``[B, T, V]`` logits; this way the model is
@@ -126,7 +131,7 @@ def head_bypassed(head: nn.Module) -> Any:
 
 
 @contextmanager
-def head_input_captured(head: nn.Module) -> Any:
+def head_input_captured(head: nn.Module) -> Iterator[list[Tensor]]:
     """Yields a list that receives the head's input ``[B, T, H]`` of every forward inside the context."""
     captured: list[Tensor] = []
     handle = on_input(head, captured.append)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from headgate.models.private import adapters_disabled
+
+
+class AdapterEntry(TypedDict):
+    """What an exported folder says of one wrapped linear. ``sizes``: inputs and outputs."""
+
+    sizes: list[int]
+    rank: int
+    scaling: float
 
 
 class AdaptedLinear(nn.Module):
@@ -25,7 +33,7 @@ class AdaptedLinear(nn.Module):
         self.lora_A = nn.Linear(sizes[0], rank, bias=False, dtype=torch.float32)
         self.lora_B = nn.Linear(rank, sizes[1], bias=False, dtype=torch.float32)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if adapters_disabled(self):
             return result
@@ -34,8 +42,8 @@ class AdaptedLinear(nn.Module):
         return result.to(dtype)
 
 
-def put_adapter(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) -> None:
-    """Wrap the linears at these paths; each entry gives ``sizes``, ``rank`` and ``scaling``."""
+def put_adapter(model: nn.Module, modules: Mapping[str, AdapterEntry]) -> None:
+    """Wrap the linears at these paths."""
     for path, entry in modules.items():
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
 from headgate.methods.base import Method
+from headgate.methods.compose import methods_of
 from headgate.methods.layer_routing.config import LEARNED
 from headgate.methods.layer_routing.method import PURPOSE, LayerRouting
 from headgate.methods.lora_experts.method import LoraExperts
@@ -17,6 +17,7 @@ from headgate.models.anatomy import linear_size, unwrap
 from headgate.models.plain_adapter import plain_adapter
 from headgate.models.private import attention_implementation
 from headgate.ops.randomness import derive_seed
+from headgate.serving.adapter import AdapterEntry
 from headgate.serving.modeling import FORMAT
 
 ROUTING = ("policy", "features", "kv", "engine", "prefix_tokens", "scaling")
@@ -31,29 +32,30 @@ SCHEMAS = (
 )  # fmt: skip
 
 
-def describe_run(model: Any) -> tuple[dict[str, object], dict[str, Tensor]]:
+def describe_run(model: nn.Module) -> tuple[dict[str, object], dict[str, Tensor]]:
     """The description and the tensors of a loaded run, adapter unmerged; the model is left as it is.
 
     Raises ConfigError for a method that cannot be served, and for an adapter that is no plain LoRA.
     """
     base = unwrap(model)
-    told: dict[str, Any] = {
-        "format": FORMAT,
-        "attn_implementation": attention_implementation(base.config),
-        "adapter": {},
-        "methods": {},
-    }
-    state: dict[str, Tensor] = {}
+    adapter: dict[str, AdapterEntry] = {}
+    methods: dict[str, object] = {}
     if base is not model:
-        told["adapter"], state = _base_and_adapter(base)
+        adapter, state = _base_and_adapter(base)
     else:
         state = {f"base.{name}": tensor for name, tensor in base.state_dict().items()}
-    for method in model.headgate_methods:
+    for method in methods_of(model):
         made = _method(method)
         if made is None:
             continue
-        told["methods"][method.name], own = made
+        methods[method.name], own = made
         state |= {f"methods.{method.name}.{name}": tensor for name, tensor in own.items()}
+    told: dict[str, object] = {
+        "format": FORMAT,
+        "attn_implementation": attention_implementation(base.config),
+        "adapter": adapter,
+        "methods": methods,
+    }
     return told, _untied(base, {name: tensor.detach() for name, tensor in state.items()})
 
 
@@ -63,8 +65,8 @@ def _untied(base: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous().clone() for name, tensor in state.items() if name not in tied}
 
 
-def _base_and_adapter(base: nn.Module) -> tuple[dict[str, object], dict[str, Tensor]]:
-    modules: dict[str, Any] = {}
+def _base_and_adapter(base: nn.Module) -> tuple[dict[str, AdapterEntry], dict[str, Tensor]]:
+    modules: dict[str, AdapterEntry] = {}
     state: dict[str, Tensor] = {}
     wrapped = plain_adapter(base)
     for path, part in wrapped.items():
@@ -92,10 +94,10 @@ def _method(method: Method) -> tuple[dict[str, object], dict[str, Tensor]] | Non
     )
 
 
-def _routing(method: LayerRouting) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _routing(method: LayerRouting) -> tuple[dict[str, object], dict[str, Tensor]]:
     config = method.config
     masked = method.fallback is not None and bool(method.fallback.active)
-    told = {
+    told: dict[str, object] = {
         "config": {name: getattr(config, name) for name in ROUTING}
         | {
             "routes_per": config.routes_per,
@@ -115,9 +117,9 @@ def _routing(method: LayerRouting) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return told, {**state, "threshold": method.budget.threshold}
 
 
-def _experts(method: LoraExperts) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _experts(method: LoraExperts) -> tuple[dict[str, object], dict[str, Tensor]]:
     config = method.config
-    told = {
+    told: dict[str, object] = {
         "config": {name: getattr(config, name) for name in EXPERTS} | {"first_block": config.first_block},
         "feature_width": config.feature_width(method.experts.hidden_size),
         "structure": method.experts.structure(),
@@ -130,8 +132,8 @@ def _experts(method: LoraExperts) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return told, state
 
 
-def _schemas(method: SchemaBank) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    told = {
+def _schemas(method: SchemaBank) -> tuple[dict[str, object], dict[str, Tensor]]:
+    told: dict[str, object] = {
         "config": {name: getattr(method.config, name) for name in SCHEMAS},
         "routing": method.config.eval_routing,
         "blocks": [int(key) for key in method.layers],

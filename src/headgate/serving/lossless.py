@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
 
+    from headgate.methods.layer_routing.forward import RoutedForward
 
 LONGEST = 12
 OVERHEAD = 0.15
@@ -71,17 +72,17 @@ class Drafting:
             self.cost += 0.2 * (cost - self.cost)
 
 
-def check_lossless(routing: object) -> None:
-    """Raises ModelError for a routed forward that cannot draft into a full-depth cache."""
-    config = getattr(routing, "config", None)
-    if config is None or config.policy == "dense":
+def check_lossless(routing: RoutedForward | None) -> RoutedForward:
+    """The routed forward itself. Raises ModelError for one that cannot draft into a full-depth cache."""
+    if routing is None or routing.config.policy == "dense":
         raise ModelError("lossless decoding drafts with layer_routing: this model routes no blocks")
     for key, able in (("kv", ("full", "reuse")), ("features", ("block", "embedding"))):
-        if getattr(config, key) not in able:
+        if getattr(routing.config, key) not in able:
             raise ModelError(
-                f"lossless decoding cuts the cache back, which {key}: {getattr(config, key)} cannot follow: generate "
-                "without it"
+                f"lossless decoding cuts the cache back, which {key}: {getattr(routing.config, key)} cannot follow: "
+                "generate without it"
             )
+    return routing
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def lossless_decoding(
     stopping_criteria: Callable[[Tensor, Tensor | None], Tensor],
     generation_config: GenerationConfig,
     *,
-    routing: Any,
+    routing: RoutedForward | None,
     drafting: Drafting | None = None,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
@@ -102,7 +103,7 @@ def lossless_decoding(
     ``routing``: the routed forward inside ``model`` (layer_routing). ``drafting``: filled with what drafts cost and
     gained. Raises ModelError for several rows, a cache that cannot be cut, or a routing that cannot draft.
     """
-    check_lossless(routing)
+    routed = check_lossless(routing)
     if input_ids.shape[0] != 1:
         raise ModelError(
             f"lossless decoding takes one prompt at a time, got {input_ids.shape[0]}: loop over them"
@@ -113,8 +114,8 @@ def lossless_decoding(
             "lossless decoding needs a dynamic cache: leave cache_implementation and use_cache out"
         )
     drafting = Drafting() if drafting is None else drafting
-    session = Session(model, routing, cache, model_kwargs.get("attention_mask"), logits_processor)
-    before, ids = routing.routing, input_ids
+    session = Session(model, routed, cache, model_kwargs.get("attention_mask"), logits_processor)
+    before, ids = routed.routing, input_ids
     try:
         if ids.shape[1] > 1:
             session.forward(ids[:, :-1], 0, OBSERVED, last=True)
@@ -132,7 +133,7 @@ def lossless_decoding(
                 if bool(stopping_criteria(ids, None).all()):
                     return ids
     finally:
-        routing.routing = before
+        routed.routing = before
         if streamer is not None:
             streamer.end()
 
@@ -143,7 +144,7 @@ class Session:
     def __init__(
         self,
         model: nn.Module,
-        routing: Any,
+        routing: RoutedForward,
         cache: Cache,
         mask: Tensor | None,
         processor: Callable[[Tensor, Tensor], Tensor],
@@ -206,6 +207,7 @@ class Session:
     def _depth(self) -> float:
         """Share of all blocks that the last token ran."""
         route, anatomy = self.routing.now.route, self.routing.anatomy
+        assert route is not None and anatomy is not None
         units = self.routing.config.gates_per_block
         closed = float((route.weight[0, -1] == 0).sum()) / units
         return 1 - closed / len(anatomy.blocks)

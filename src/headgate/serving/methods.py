@@ -28,7 +28,19 @@ from headgate.modules.patch import Patch
 from headgate.modules.prototype_router import PrototypeRouter
 
 
-class ServedRouting(nn.Module):
+class Served(nn.Module):
+    """A method inside an exported model, built from what ``config.json`` says of it."""
+
+    def attach(self, anatomy: Anatomy) -> None:
+        """Install into the base model, for good."""
+        raise NotImplementedError
+
+    def set_routing(self, routing: str) -> None:
+        """How it acts from now on. Raises ConfigError for a way that it does not have."""
+        raise NotImplementedError
+
+
+class ServedRouting(Served):
     """layer_routing: the router (or the fixed gates), the threshold, the patches.
 
     ``fallback``: gates ``[G]`` of the mask that the run serves instead of its router, or None.
@@ -82,7 +94,7 @@ class ServedRouting(nn.Module):
         self.forward_pass.routing = routing
 
 
-class ServedExperts(nn.Module):
+class ServedExperts(Served):
     """lora_experts: every expert at every linear, and the router that mixes them."""
 
     def __init__(self, told: Mapping[str, Any]) -> None:
@@ -114,13 +126,13 @@ class ServedExperts(nn.Module):
         self.forward_pass.set_route(routing)
 
 
-class ServedSchemas(nn.Module):
+class ServedSchemas(Served):
     """schema_bank kept at inference: its banks on the outputs of their blocks."""
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         super().__init__()
         settings: Any = SimpleNamespace(**told["config"])
-        self.routing: Any = told["routing"]
+        self.routing: str = told["routing"]
         self.layers = nn.ModuleDict(
             {
                 str(block): SchemaLayer(settings, told["hidden_size"], None)  # type: ignore[arg-type]
@@ -144,7 +156,7 @@ class ServedSchemas(nn.Module):
         self.routing = self._on if routing == "on" else routing
 
 
-SERVED: dict[str, Any] = {
+SERVED: dict[str, type[Served]] = {
     "layer_routing": ServedRouting,
     "lora_experts": ServedExperts,
     "schema_bank": ServedSchemas,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,12 @@ from headgate.models.anatomy import describe
 from headgate.models.private import attention_implementation, choose_attention
 from headgate.serving.adapter import put_adapter
 from headgate.serving.lossless import Drafting, lossless_decoding
-from headgate.serving.methods import SERVED
+from headgate.serving.methods import SERVED, Served, ServedRouting
+
+if TYPE_CHECKING:
+    from transformers.utils.generic import ModelOutput
+
+    from headgate.methods.layer_routing.forward import RoutedForward
 
 FORMAT = 1
 
@@ -59,7 +64,7 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
     beside: ClassVar[Callable[[Path], None] | None] = None
     """Writes the modeling file into a folder: set where Headgate is installed; a file that was loaded is copied anyway."""
 
-    def __init__(self, config: HeadgateConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: HeadgateConfig, *args: object, **kwargs: object) -> None:
         told = config.headgate or {"format": FORMAT, "adapter": {}, "methods": {}}
         if told["format"] > FORMAT:
             raise ModelError(
@@ -73,8 +78,7 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         made = {name: kind(told["methods"][name]) for name, kind in SERVED.items() if name in told["methods"]}
         self.methods = nn.ModuleDict(made)
         anatomy = describe(self.base)
-        method: Any
-        for method in self.methods.values():
+        for method in made.values():
             method.attach(anatomy)
         self._aligned = False
         self.post_init()
@@ -89,15 +93,15 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: object,
+    ) -> ModelOutput:
         """As the base model's. Raises ModelError in training mode."""
         if self.training:
             raise ModelError("an exported model is for inference: call model.eval(), and train with headgate")
         if not self._aligned:  # not before: weights are loaded after __init__, where no later hook is ours
             align(self)
             self._aligned = True
-        return self.base(
+        output: ModelOutput = self.base(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -108,6 +112,7 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        return output
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers', with the modeling file: the folder loads where this one did, and where Headgate is missing."""
@@ -122,8 +127,8 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         Raises ConfigError where no method knows it.
         """
         errors = []
-        method: Any
         for method in self.methods.values():
+            assert isinstance(method, Served)
             try:
                 method.set_routing(routing)
             except ValueError as error:
@@ -150,9 +155,13 @@ class HeadgateForCausalLM(PreTrainedModel, GenerationMixin):
         return lossless_decoding(*args, routing=self.depth, drafting=drafting, **kwargs)
 
     @property
-    def depth(self) -> Any:
+    def depth(self) -> RoutedForward | None:
         """The routed forward of layer_routing; None where no blocks are routed."""
-        return self.methods["layer_routing"].forward_pass if "layer_routing" in self.methods else None
+        if "layer_routing" not in self.methods:
+            return None
+        routed = self.methods["layer_routing"]
+        assert isinstance(routed, ServedRouting)
+        return routed.forward_pass
 
     def prepare_inputs_for_generation(self, *args: object, **kwargs: object) -> object:
         return self.base.prepare_inputs_for_generation(*args, **kwargs)

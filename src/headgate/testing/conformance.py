@@ -50,7 +50,7 @@ def examine(
     *,
     laws: Sequence[str] | None = None,
     on_result: Callable[[LawResult], None] = lambda _result: None,
-    **options: Any,
+    **options: object,
 ) -> list[LawResult]:
     """Every law (or those named), in order; nothing is raised for a broken one.
 

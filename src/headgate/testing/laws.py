@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -204,7 +204,7 @@ def cached_generation_is_recomputation(case: Case) -> None:
     """Greedy tokens with a key-value cache are those of computing the whole sequence anew at every token."""
     trainer = case.trained()
     ids = torch.arange(7, 19).reshape(1, 12)
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "max_new_tokens": 8,
         "do_sample": False,
         "pad_token_id": 0,

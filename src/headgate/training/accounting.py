@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import resource
 import time
+from typing import TypeVar, overload
 
 import psutil
 import torch
+from torch import Tensor
 
 from headgate.models.anatomy import Anatomy
 from headgate.models.flops import BlockFlops
 
+Flops = TypeVar("Flops", float, Tensor)
+"""A number, or one that a device counts and nobody waits for."""
+
+
+@overload
+def forward_flops(
+    anatomy: Anatomy, tokens: float, square_lengths: float, executed_share: float = ..., heads: float = ...
+) -> float: ...
+
+
+@overload
+def forward_flops(
+    anatomy: Anatomy,
+    tokens: Tensor,
+    square_lengths: Tensor,
+    executed_share: float | Tensor = ...,
+    heads: float = ...,
+) -> Tensor: ...
+
 
 def forward_flops(
-    anatomy: Anatomy, tokens: float, square_lengths: float, executed_share: float = 1.0, heads: float = 1.0
-) -> float:
+    anatomy: Anatomy,
+    tokens: float | Tensor,
+    square_lengths: float | Tensor,
+    executed_share: float | Tensor = 1.0,
+    heads: float = 1.0,
+) -> float | Tensor:
     """A forward over real tokens: ``executed_share`` of the blocks, and the head ``heads`` times.
 
     ``square_lengths`` is the sum over documents of length * (length + 1) / 2, the attended pairs.
@@ -24,7 +49,7 @@ def forward_flops(
     return executed_share * blocks + heads * 2.0 * tokens * anatomy.hidden_size * anatomy.vocab_size
 
 
-def backward_flops(forward: float, tokens: float, trainable: int, frozen_base: bool = True) -> float:
+def backward_flops(forward: Flops, tokens: Flops, trainable: int, frozen_base: bool = True) -> Flops:
     """Activations' gradients cost one forward; weights' gradients 2 per trainable weight and token."""
     return forward + 2.0 * tokens * trainable if frozen_base else 2.0 * forward
 

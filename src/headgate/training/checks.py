@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ def require_finite_state(named: Mapping[str, nn.Parameter], optimizer: Optimizer
         )
 
 
-def _plain(ids: Any) -> Sequence[object] | None:
+def _plain(ids: Tensor | Iterable[object] | None) -> Sequence[object] | None:
     if ids is None:
         return None
     return ids.tolist() if isinstance(ids, Tensor) else list(ids)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from headgate.methods.compose import MethodStack
 from headgate.methods.step import Step
@@ -38,7 +39,7 @@ def count_readings(trainer: MethodsMixin) -> None:
 
 def executed_flops(
     step: Step, methods: MethodStack, anatomy: Anatomy, stages: Stages, reached: float, heads: int
-) -> Any:
+) -> Tensor | float:
     """Forward, what methods ran besides, and the backward of an accepted batch.
 
     ``reached``: share of the blocks that ran at all; ``heads``: passes through the head.
@@ -50,11 +51,10 @@ def executed_flops(
         rows = torch.arange(len(step.segment_ids), device=lengths.device).unsqueeze(-1)
         apart = step.segment_ids + rows * step.segment_ids.shape[1]  # numbers restart in every row
         lengths = torch.bincount(apart[step.segment_ids >= 0]).float()
-    tokens: Any = lengths.sum()
-    pairs: Any = (lengths * (lengths + 1) / 2).sum()
+    tokens, pairs = lengths.sum(), (lengths * (lengths + 1) / 2).sum()
     cost = methods.cost(step)
-    share: Any = reached * cost.share
-    run: Any = forward_flops(anatomy, tokens, pairs, share, heads=heads + cost.heads)
+    share = reached * cost.share
+    run = forward_flops(anatomy, tokens, pairs, share, heads=heads + cost.heads)
     run = run + cost.forwards * forward_flops(anatomy, tokens, pairs)
     if not step.accepted:
         return run

@@ -9,25 +9,27 @@ from typing import Any
 from headgate.training import processes
 
 
-def over_ranks(figures: Mapping[str, Any]) -> dict[str, Any]:
+def over_ranks(figures: Mapping[str, object]) -> dict[str, object]:
     """Means over ranks of the numbers in ``figures``; the largest ``memory_peak``; rank 0's of anything else.
 
     Every rank averages over equally many micro-batches, so that the mean of the means is that of all. Collective.
     """
-    ranks: list[dict[str, Any]] = processes.gather(dict(figures))
+    ranks = processes.gather(dict(figures))
     if len(ranks) == 1:
         return ranks[0]
     return {name: _joined(name, [rank[name] for rank in ranks if name in rank]) for name in ranks[0]}
 
 
-def _joined(name: str, values: Sequence[Any]) -> object:
+def _joined(name: str, values: Sequence[object]) -> object:
     if name == "memory_peak":
-        return max(values)
-    if all(isinstance(value, float) for value in values):
-        return math.fsum(values) / len(values)
-    lists = all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1
-    if lists and all(isinstance(item, float) for value in values for item in value):
-        return [math.fsum(items) / len(values) for items in zip(*values, strict=True)]
+        return max(value for value in values if isinstance(value, (int, float)))
+    numbers = [value for value in values if isinstance(value, float)]
+    if len(numbers) == len(values):
+        return math.fsum(numbers) / len(numbers)
+    lists = [value for value in values if isinstance(value, list)]
+    alike = len(lists) == len(values) and len({len(value) for value in lists}) == 1
+    if alike and all(isinstance(item, float) for value in lists for item in value):
+        return [math.fsum(items) / len(lists) for items in zip(*lists, strict=True)]
     return values[0]
 
 

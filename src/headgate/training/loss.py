@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Anatomy, Columns
-from headgate.models.sharding import whole
+from headgate.models.sharding import head_tensors
 from headgate.models.surgery import head_bypassed, head_input_captured
 from headgate.modules.fused_head import HeadObserver, chunked_head_loss
+
+if TYPE_CHECKING:
+    from transformers.utils.generic import ModelOutput
 
 CHUNKED_FROM_VOCABULARY = 32_768
 """From this vocabulary on, ``loss: auto`` never materialises [B, T, V] logits."""
@@ -28,7 +31,7 @@ class TaskLoss:
     loss: Tensor
     hidden: Tensor | None
     logits: Tensor | None
-    outputs: Any
+    outputs: ModelOutput | None
     recomputes: bool = False
 
 
@@ -82,12 +85,12 @@ def chunked_loss(
     inputs.pop("num_items_in_batch", None)
     with head_bypassed(anatomy.head) as captured:
         outputs = model(**inputs)
-    head: Any = anatomy.head
+    weight_VH, bias_V = head_tensors(anatomy)
     loss = chunked_head_loss(
         captured[-1],
-        whole(head.weight),
+        weight_VH,
         labels,
-        bias=head.bias,
+        bias=bias_V,
         softcap=anatomy.softcap,
         label_smoothing=label_smoothing,
         num_items=num_items,

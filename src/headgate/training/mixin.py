@@ -9,7 +9,7 @@ checkpoints are overridden in ``saving``; every attribute is assigned here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from headgate.methods.compose import MethodStack
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models import private
-from headgate.models.anatomy import describe
+from headgate.models.anatomy import Batch, Columns, describe
 from headgate.models.sharding import is_sharded, keep_in_step
 from headgate.ops.randomness import derive_seed, seed_device
 from headgate.training import processes, replicas
@@ -44,7 +44,12 @@ from headgate.training.window import Windows
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+    from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
+    from transformers.utils.generic import ModelOutput
+
+    from headgate.training.schedule import ClockedScheduler
 
 
 class MethodsMixin(SavingOverrides):
@@ -61,13 +66,13 @@ class MethodsMixin(SavingOverrides):
 
     def __init__(
         self,
-        *args: Any,
+        *args: object,
         methods: Sequence[Method] | MethodStack = (),
         stages: Sequence[Stage] | None = None,
         loss: LossChoice = "auto",
         label_smoothing: float = 0.0,
         schedule_clock: ScheduleClock = "offered",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         model = kwargs.get("model", args[0] if args else None)
         if not isinstance(model, nn.Module):
@@ -104,8 +109,8 @@ class MethodsMixin(SavingOverrides):
         private.keep_columns(self, [*self.methods.columns(), *extra])
 
     # -- data -----------------------------------------------------------------------------------------
-    def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()
+    def get_train_dataloader(self) -> DataLoader[Batch] | ViewedBatches:
+        loader: DataLoader[Batch] = super().get_train_dataloader()
         deal_training(loader)
         self.batches = formed_batches(loader, self.methods, self.args)
         if self.batches is None:
@@ -127,7 +132,7 @@ class MethodsMixin(SavingOverrides):
             self.state.epoch = self.batches.passes
         return super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _run_epoch(self, *args: Any, **kwargs: object) -> object:
+    def _run_epoch(self, *args: object, **kwargs: object) -> object:
         """A view that was restored stands where it should: the trainer must not skip its batches again."""
         if (
             self.saver.is_finished
@@ -142,7 +147,7 @@ class MethodsMixin(SavingOverrides):
             self.args.ignore_data_skip = keep
 
     # -- steps ----------------------------------------------------------------------------------------
-    def training_step(self, model: nn.Module, inputs: object, num_items_in_batch: object = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Columns, num_items_in_batch: object = None) -> Tensor:
         self.stopwatch.start()
         self.windows.open()
         count_readings(self)
@@ -163,7 +168,7 @@ class MethodsMixin(SavingOverrides):
         self.run_state.summed_loss = self.run_state.summed_loss + loss.detach()
         return loss
 
-    def _step(self, model: nn.Module, batch: dict[str, Tensor], num_items: Any) -> Step:
+    def _step(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Step:
         """What the methods may see of the micro-batch that begins."""
         assert self.curriculum is not None
         done, every = self.state.global_step, self.state.logging_steps or 1
@@ -185,12 +190,15 @@ class MethodsMixin(SavingOverrides):
         )
 
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
-    ) -> Any:
-        inputs = self.model_inputs(inputs)
-        return super().compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
+        found: Tensor | tuple[Tensor, ModelOutput] = super().compute_loss(
+            model,
+            self.model_inputs(inputs),
+            return_outputs=return_outputs,
+            num_items_in_batch=num_items_in_batch,
         )
+        return found
 
     def _clip_grad_norm(self, model: PreTrainedModel) -> Tensor | float | None:
         return self._clipped(model, self.args.max_grad_norm)
@@ -221,16 +229,19 @@ class MethodsMixin(SavingOverrides):
         replicas.broadcast([*self.named_trainable.values(), *self.methods.buffers()])
         return prepared
 
-    def create_optimizer(self, model: Any = None) -> Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         if self.optimizer is None and self.curriculum is not None:
             self.optimizer = self.stages.make_optimizer()
         return super().create_optimizer(model)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler | ClockedScheduler:
         if self.lr_scheduler is None and self.curriculum is not None:
             self.lr_scheduler = self.stages.make_scheduler(self.optimizer if optimizer is None else optimizer)
             private.own_scheduler(self)
-        return super().create_scheduler(num_training_steps, optimizer)
+        scheduler: LRScheduler | ClockedScheduler = super().create_scheduler(num_training_steps, optimizer)
+        return scheduler
 
     def renew_optimizer(self) -> None:
         """At a step boundary: a fresh optimizer and schedule over what trains from here on."""

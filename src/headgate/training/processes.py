@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,15 @@ import torch.distributed as dist
 from headgate.errors import ConfigError, DataError, EndedElsewhere, HeadgateError, ModelError, TrainingError
 from headgate.models.devices import choose_device
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 PATIENCE = timedelta(days=7)
 """A rank that dies closes its connections, which ends a wait at once; nothing else should."""
 
 T = TypeVar("T")
 
-_control: object = None
+_control: dist.ProcessGroup | None = None
 _runs = 0
 _first_in = -1
 
@@ -93,12 +96,13 @@ def leave() -> None:
             dist.destroy_process_group()
 
 
-def control_group() -> Any:
+def control_group() -> dist.ProcessGroup:
     """The group of all ranks that carries CPU tensors. The first call is collective."""
     global _control
     if _control is None:
         _control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return _control
+    group: dist.ProcessGroup = _control
+    return group
 
 
 def exchange(values: Sequence[float]) -> list[float]:
@@ -115,7 +119,7 @@ def gather(value: T) -> list[T]:
     """Every rank's ``value``, in the order of ranks."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
+    values = [value] * world_size()
     dist.all_gather_object(values, value, group=control_group())
     return values
 
@@ -130,22 +134,23 @@ def on_writer(action: Callable[[], T]) -> T:
     """What ``action`` returns on rank 0, on every rank; where it fails, every rank ends and rank 0 says why."""
     if world_size() == 1:
         return action()
-    message: list[Any] = [None]
+    message: list[tuple[T] | tuple[bool, int] | None] = [None]
     failure: BaseException | None = None
     if is_writer():
         try:
-            message = [("done", action())]
+            message = [(action(),)]
         except BaseException as error:
             failure = error
-            message = [("failed", isinstance(error, KeyboardInterrupt), exit_code(error))]
+            message = [(isinstance(error, KeyboardInterrupt), exit_code(error))]
     dist.broadcast_object_list(message, src=0, group=control_group())
     if failure is not None:
         raise failure
-    if message[0][0] == "failed":
-        _, interrupted, code = message[0]
+    (told,) = message
+    assert told is not None
+    if len(told) == 2:
+        interrupted, code = told
         raise KeyboardInterrupt if interrupted else EndedElsewhere("rank 0 has said why", code)
-    value: T = message[0][1]
-    return value
+    return told[0]
 
 
 def begin_run() -> None:
@@ -181,7 +186,7 @@ def failing_together(record: Callable[[BaseException], None] = lambda _error: No
         raise
 
 
-def _store() -> Any:
+def _store() -> Store:
     return dist.distributed_c10d._get_default_store()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ def take_over_reduction(accelerator: Accelerator) -> None:
         accelerator.prepare_model = functools.partial(accelerator.prepare_model, evaluation_mode=True)
 
 
-def _group(tensor: Tensor) -> Any:
+def _group(tensor: Tensor) -> dist.ProcessGroup | None:
     """The group that moves this tensor: counters and votes stay on the CPU, which NCCL does not serve."""
     return control_group() if tensor.device.type == "cpu" else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import ExportableState
@@ -29,7 +29,7 @@ class Saver:
         self.folder: Path | None = None
 
     # -- written --------------------------------------------------------------------------------------
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """What ``headgate.json`` holds besides the methods' structure. Collective."""
         trainer, run = self._trainer, self._trainer.run_state
         totals, world = run.totals(), processes.world_size()
@@ -68,7 +68,7 @@ class Saver:
         require_finite_state(trainer.named_trainable, trainer.optimizer, step)
 
     # -- continued from -------------------------------------------------------------------------------
-    def begin(self, resume: Any) -> str | None:
+    def begin(self, resume: bool | str | Path | None) -> str | None:
         """The checkpoint to continue from: ``True`` is the newest one that is whole, a folder must be whole."""
         if resume is True:
             newest = checkpoint.last_valid(self._trainer.args.output_dir, tell=_tell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from transformers import set_seed
@@ -22,6 +22,7 @@ from headgate.training.shares import deal_validation
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers.trainer_utils import TrainOutput
 
 
 class SavingOverrides(TrainerParts):
@@ -54,10 +55,10 @@ class SavingOverrides(TrainerParts):
     def _train_loss(self) -> float:
         return self.totals().summed_loss / max(self.state.global_step, 1)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         self.stopwatch.stop()
         self.methods.eval()
-        prefix = kwargs.get("metric_key_prefix", "eval")
+        prefix = str(kwargs.get("metric_key_prefix", "eval"))
         skill = prefix.removeprefix("eval_") if prefix.startswith("eval_") else None
         dataset = kwargs.get("eval_dataset", args[0] if args else None)
         several = isinstance(self.eval_dataset if dataset is None else dataset, dict)
@@ -65,7 +66,7 @@ class SavingOverrides(TrainerParts):
         replicas.broadcast(list(self.methods.buffers()))
         probe = functools.partial(self.validation_batches, dataset) if alone else None
         self.methods.evaluation.start_validation(skill, probe)
-        metrics = super().evaluate(*args, **kwargs)
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         at_rest(self.anatomy.model)
         if not several:
             self.methods.evaluation.end_validation(metrics)
@@ -99,7 +100,7 @@ class SavingOverrides(TrainerParts):
         if self.args.should_save and not _internal_call:  # a checkpoint is sealed when all of it is there
             checkpoint.seal(Path(output_dir if output_dir is not None else self.args.output_dir))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         self.stopwatch.stop()
         self.saver.check()
         keep, self.args.save_total_limit = self.args.save_total_limit, None
@@ -120,7 +121,7 @@ class SavingOverrides(TrainerParts):
         if self.args.should_save:
             checkpoint.rotate(run_dir, keep, self.state.best_model_checkpoint)
 
-    def train(self, resume_from_checkpoint: object = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None, **kwargs: object) -> TrainOutput:
         """As transformers.Trainer.train; ``True`` resumes from the newest checkpoint that is whole.
 
         A checkpoint of the run's last step is loaded and not trained any further.
@@ -130,7 +131,7 @@ class SavingOverrides(TrainerParts):
         if folder is None:
             self.run_state.summed_loss = 0.0
         set_seed(self.args.seed)  # the data order follows from the seed, whatever drew random numbers before
-        output = super().train(resume_from_checkpoint=folder, **kwargs)
+        output: TrainOutput = super().train(resume_from_checkpoint=folder, **kwargs)
         self.stages.tell_where_the_schedule_ended()
         return output._replace(training_loss=self._train_loss())
 
@@ -139,7 +140,7 @@ class SavingOverrides(TrainerParts):
         self.saver.restore_callbacks()
         return position
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self.base_is_frozen:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.stages.first = self.saver.restore(Path(resume_from_checkpoint))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +16,9 @@ class ClockedScheduler:
     def __init__(self, inner: LambdaLR, ticks: Callable[[], bool]) -> None:
         self.inner, self._ticks = inner, ticks
 
-    def step(self, *args: Any, **kwargs: Any) -> None:
+    def step(self, epoch: int | None = None) -> None:
         if self._ticks():
-            self.inner.step(*args, **kwargs)
+            self.inner.step(epoch)
 
     @property
     def ticks_taken(self) -> int:
@@ -28,15 +28,15 @@ class ClockedScheduler:
     def get_last_lr(self) -> list[float | Tensor]:
         return list(self.inner.get_last_lr())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return dict(self.inner.state_dict())
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.inner.load_state_dict(state)
 
-    def continue_from(self, state: dict[str, Any]) -> None:
-        """Stand where ``state`` stood, over this schedule's own (perhaps other) parameter groups."""
-        self.inner.last_epoch = state["last_epoch"]
+    def continue_from(self, ticks: int) -> None:
+        """Stand where a schedule stood after ``ticks``, over this one's own (perhaps other) parameter groups."""
+        self.inner.last_epoch = ticks
         rates = [
             base * factor(self.inner.last_epoch)
             for base, factor in zip(self.inner.base_lrs, self.inner.lr_lambdas, strict=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from accelerate.data_loader import BatchSamplerShard
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from headgate.models.anatomy import Batch
+
+T = TypeVar("T")
 
 
 class TrainingShare(BatchSamplerShard):
@@ -77,22 +79,25 @@ def dealt(loader: DataLoader[Batch]) -> tuple[int, int]:
     return len(share), -(-len(share.batch_sampler) // int(share.num_processes))
 
 
-def in_step(batches: Iterable[object], rounds: int) -> Iterator[Any]:
+def in_step(batches: Iterable[T], rounds: int) -> Iterator[T]:
     """``batches``, the last of them again until there were ``rounds``: ranks that share a model's weights run their
     forwards together. Raises TrainingError where there is none to repeat."""
-    batch, count = None, 0
+    last: T | None = None
+    count = 0
     for batch in batches:
         yield batch
-        count += 1
-    if batch is None and rounds:
+        last, count = batch, count + 1
+    if count >= rounds:
+        return
+    if last is None:
         raise TrainingError(
             "a rank was dealt no validation rows, and its forwards are needed: use fewer ranks"
         )
     for _ in range(count, rounds):
-        yield batch
+        yield last
 
 
-def in_reading_order(parts: list[list[Any]]) -> list[Any]:
+def in_reading_order(parts: list[list[T]]) -> list[T]:
     """What every rank made of its share of the batches, as one process would have made it."""
     longest = max(map(len, parts))
     return [part[i] for i in range(longest) for part in parts if i < len(part)]

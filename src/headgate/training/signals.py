@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
@@ -30,7 +32,7 @@ class StopSignals(TrainerCallback):
         self.received: int | None = None
         self.agreed = False
         self._at = 0.0
-        self._old: dict[int, Any] = {}
+        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():

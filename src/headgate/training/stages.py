@@ -115,14 +115,14 @@ class Stages:
         trainer = self._trainer
         # what has grown is the same on every rank
         replicas.broadcast([*self.named_trainable.values(), *trainer.methods.buffers()])
-        old_state, old_schedule = dict(trainer.optimizer.state), trainer.lr_scheduler.state_dict()
+        old_state, ticks = dict(trainer.optimizer.state), trainer.lr_scheduler.ticks_taken
         self._apply()
         trainer.renew_optimizer()
         for group in trainer.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter in old_state:
                     trainer.optimizer.state[parameter] = old_state[parameter]
-        trainer.lr_scheduler.continue_from(old_schedule)
+        trainer.lr_scheduler.continue_from(ticks)
         trainer.log({"stage": f"{curriculum.current.name}: {reason}"})
 
     # -- what trains ----------------------------------------------------------------------------------

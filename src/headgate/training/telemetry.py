@@ -67,7 +67,7 @@ class Telemetry:
         self._counts: dict[str, int] = defaultdict(int)
         self._latest: dict[str, object] = {}
 
-    def add(self, values: Mapping[str, Any]) -> None:
+    def add(self, values: Mapping[str, object]) -> None:
         """Average numbers and scalar tensors; keep the latest of anything else (lists, histograms)."""
         for name, value in values.items():
             if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
@@ -82,9 +82,11 @@ class Telemetry:
         """A value that is not averaged: totals, rates, thresholds at this moment."""
         self._latest[name] = value
 
-    def flush(self) -> dict[str, Any]:
+    def flush(self) -> dict[str, object]:
         """Everything since the last flush as plain JSON values."""
-        out = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        out: dict[str, object] = {
+            name: float(total) / self._counts[name] for name, total in self._sums.items()
+        }
         out.update({name: _plain(value) for name, value in self._latest.items()})
         self._sums.clear()
         self._counts.clear()
@@ -109,7 +111,7 @@ def _number(total: Tensor | float) -> float | dict[str, float]:
     return {"fp32": float(total)} if isinstance(total, Tensor) else float(total)
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, Tensor) else value
 
 

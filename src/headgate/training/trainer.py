@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from headgate.methods.stage import ScheduledStage
 from headgate.models import private
+from headgate.models.anatomy import Columns
 from headgate.models.sharding import is_sharded
 from headgate.training import processes
 from headgate.training.mixin import MethodsMixin
 from headgate.training.order import LengthGroupedOrder, Replay, StreamOrder
 from headgate.training.shares import deal_validation, dealt, in_reading_order, in_step
 from headgate.training.validation import added, validation_metrics, validation_order, validation_terms
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are no whole number; train takes more
@@ -33,9 +37,9 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
 
     def __init__(
         self,
-        *args: Any,
-        train_dataset: Any = None,
-        eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        *args: object,
+        train_dataset: object = None,
+        eval_collator: Callable[[list[Columns]], Columns] | None = None,
         replay: Replay | None = None,
         **kwargs: Any,
     ) -> None:
@@ -54,14 +58,14 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
         view = self.views.get(scheduled.stage.data) if scheduled.stage.data is not None else None
         return self.train_dataset if view is None else torch.utils.data.Subset(self.train_dataset, view)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[object] | None = None) -> DataLoader[Columns]:
         training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         if self.views:
@@ -82,7 +86,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
             return LengthGroupedOrder(lengths, self.args.train_batch_size, self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> Any:
         if eval_dataset is None or not has_length(eval_dataset):
             return None
         return validation_order(eval_dataset, self.args.length_column_name)
@@ -90,7 +94,7 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
     @torch.no_grad()
     def evaluation_loop(
         self,
-        dataloader: Any,
+        dataloader: DataLoader[Columns],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -108,7 +112,9 @@ class HeadgateTrainer(MethodsMixin, Trainer):  # type: ignore[misc]  # FLOPs are
         self.methods.eval()
 
         def forward(batch: Mapping[str, Tensor], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            loss, outputs = self.compute_loss(model, batch, return_outputs=True, num_items_in_batch=tokens)
+            found = self.compute_loss(model, batch, return_outputs=True, num_items_in_batch=tokens)
+            assert isinstance(found, tuple)
+            loss, outputs = found
             return loss, outputs["logits"]
 
         over_ranks, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False

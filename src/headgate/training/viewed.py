@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import skip_first_batches
@@ -18,7 +18,12 @@ from transformers.trainer_utils import has_length
 from headgate.errors import ConfigError
 from headgate.methods.compose import MethodStack
 from headgate.methods.protocols import DataView, FormsBatches
+from headgate.models.anatomy import Batch, Columns
 from headgate.training import processes
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from transformers import TrainingArguments
 
 STATE_FILE = "batches.safetensors"
 
@@ -31,7 +36,7 @@ class ViewedBatches:
             has taken.
     """
 
-    def __init__(self, loader: Any, former: FormsBatches, length: int) -> None:
+    def __init__(self, loader: DataLoader[Batch], former: FormsBatches, length: int) -> None:
         self.loader, self.length = loader, length
         self.turn, self.taken = 0, 0
         self._per_turn = len(loader)
@@ -81,7 +86,7 @@ class ViewedBatches:
         """Continue where ``save`` was called. Call before the first batch is drawn."""
         with safe_open(folder / STATE_FILE, framework="pt", device=str(device)) as file:
             state = json.loads(file.metadata()["state"])
-            parts: list[dict[str, Any]] = [dict(part) for part in state["lists"]]
+            parts: list[Columns] = [dict(part) for part in state["lists"]]
             for key in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 index, _, name = key.partition(".")
                 parts[int(index)][name] = file.get_tensor(key)
@@ -89,7 +94,9 @@ class ViewedBatches:
         self.view.restore(parts, state["counters"])
 
 
-def formed_batches(loader: Any, methods: MethodStack, args: Any) -> ViewedBatches | None:
+def formed_batches(
+    loader: DataLoader[Batch], methods: MethodStack, args: TrainingArguments
+) -> ViewedBatches | None:
     """The batches that a method forms from the trainer's ``loader``; None where no method does.
 
     One process only: ranks would form different numbers of them. Raises ConfigError where it cannot be.

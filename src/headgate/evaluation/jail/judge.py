@@ -13,6 +13,7 @@ import builtins
 import json
 import os
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -191,7 +192,7 @@ class Judge:
                     return self.tell("end", status(failure), number, describe(failure))
         return self.tell("end", "passed", len(self.tests), "")
 
-    def step(self, node: ast.stmt, code: Any) -> BaseException | None:
+    def step(self, node: ast.stmt, code: types.CodeType) -> BaseException | None:
         try:
             self.bind(node)
             exec(code, self.module)

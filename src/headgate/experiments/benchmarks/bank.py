@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,8 +65,10 @@ def _routes(schemas: int, rank: int) -> dict[str, Callable[[object, Gates], Tens
     }
 
 
-def _gradients(route: Any, leaves: Any, gates: Gates, grad: Tensor) -> list[Tensor]:
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+def _gradients(
+    route: Callable[[object, Gates], Tensor], given: Sequence[Tensor], gates: Gates, grad: Tensor
+) -> list[Tensor]:
+    leaves = [leaf.detach().requires_grad_() for leaf in given]
     weight = gates.weight.detach().requires_grad_()
     output = route(leaves, gates._replace(weight=weight))
     found = torch.autograd.grad(output, [*leaves, weight], grad)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import peft
 import torch
@@ -24,6 +24,9 @@ from headgate.experiments.benchmarks.frame import (
 )
 from headgate.methods.lora_experts import LoraExperts
 from headgate.models.anatomy import describe
+from headgate.modules.expert_bank import ExpertBank, Mixture
+
+M = TypeVar("M", bound=nn.Module)
 
 COUNTS = (1, 8, 64)
 """Experts; the last is the target's."""
@@ -80,7 +83,7 @@ def experts_on(model: nn.Module, count: int, all_live: bool = False) -> LoraExpe
 
 
 @torch.no_grad()
-def filled(module: nn.Module) -> Any:
+def filled(module: M) -> M:
     """No B is zero any more, of experts or of a PEFT LoRA: products with zeros could be cheaper. Returns the module."""
     for name, parameter in module.named_parameters():
         if name.endswith(".up") or "lora_B" in name:
@@ -97,9 +100,9 @@ class Explicit:
             bank.forward = self.of(bank)  # type: ignore[method-assign]
 
     @staticmethod
-    def of(bank: Any) -> Callable[..., Any]:
-        def forward(x: Any, mixture: Any) -> Any:
-            total: Any = 0
+    def of(bank: ExpertBank) -> Callable[..., Tensor]:
+        def forward(x: Tensor, mixture: Mixture) -> Tensor:
+            total = torch.zeros((), dtype=x.dtype, device=x.device)
             for place, name in enumerate(mixture.experts):
                 expert = bank.expert(name)
                 total = total + mixture.scaled[..., place : place + 1] * ((x @ expert.down.T) @ expert.up)

@@ -11,10 +11,9 @@ a 0.5B model with its large vocabulary (28%) the figure is reported.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headgate.experiments.benchmarks.frame import (
     Check,
@@ -31,7 +30,8 @@ from headgate.methods.backward_gate import BackwardGate, Score
 from headgate.methods.backward_gate.evidence import at_block
 from headgate.models.anatomy import Anatomy, describe, unwrap
 from headgate.models.load import load_model
-from headgate.models.surgery import head_bypassed
+from headgate.models.sharding import head_tensors
+from headgate.models.surgery import BlockOutput, head_bypassed, hidden_of
 from headgate.modules.fused_head import chunked_head_loss
 from headgate.modules.head_sketch import HeadSketcher
 
@@ -45,6 +45,12 @@ BODY_BLOCKS, BODY_VOCABULARY = 8, 11_636
 """With so many of its 22 blocks and as large a share of its 32,000 tokens it has the proportion of the 1.1B model."""
 
 
+def keep_first_blocks(anatomy: Anatomy, count: int) -> None:
+    """Take the others out of the model, in place."""
+    setattr(anatomy.backbone, anatomy.family.blocks, nn.ModuleList(anatomy.blocks[:count]))
+    anatomy.model.config.num_hidden_layers = count
+
+
 class Bench:
     """One adapted model, one batch, and the pieces of a gated step."""
 
@@ -53,9 +59,7 @@ class Bench:
     ) -> None:
         self.model, _ = load_model(name, lora={"dropout": 0.0}, seed=1, device="cpu")
         if blocks is not None:
-            whole: Any = describe(self.model)
-            whole.backbone.layers = whole.backbone.layers[:blocks]
-            whole.model.config.num_hidden_layers = blocks
+            keep_first_blocks(describe(self.model), blocks)
         if vocabulary is not None:
             unwrap(self.model).resize_token_embeddings(vocabulary)
         self.anatomy: Anatomy = describe(self.model)
@@ -72,12 +76,12 @@ class Bench:
         core.sketcher.begin()
         with head_bypassed(self.anatomy.head) as captured:
             self.model(input_ids=self.ids)
-        head: Any = self.anatomy.head
+        weight_VH, bias_V = head_tensors(self.anatomy)
         return chunked_head_loss(
             captured[-1],
-            head.weight,
+            weight_VH,
             self.ids,
-            bias=head.bias,
+            bias=bias_V,
             softcap=self.anatomy.softcap,
             observers=(core.sketcher.observe,) if observed else (),
             gradients="recompute",
@@ -127,9 +131,13 @@ class Bench:
             for place in range(OFFERED):
                 accepted = int((place + 1) * acceptance) > int(place * acceptance)
 
-                def look(_module: Any, _args: Any, output: Any, accepted: bool = accepted) -> None:
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    score = core.score(at_block(core, self.anatomy, hidden.detach(), self.ids))
+                def look(
+                    _module: nn.Module,
+                    _args: object,
+                    output: BlockOutput,
+                    accepted: bool = accepted,
+                ) -> None:
+                    score = core.score(at_block(core, self.anatomy, hidden_of(output).detach(), self.ids))
                     core.accept(score, optimizer_step=0)
                     if not accepted:
                         raise Stop

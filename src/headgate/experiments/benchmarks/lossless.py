@@ -31,7 +31,7 @@ def run(*, quick: bool, say: Say) -> Report:
     device = next(model.parameters()).device
     rows = load_rows(SourceConfig(split="test", limit=prompts))
     asked = [torch.tensor([prompt_ids({"prompt": row["prompt"]}, tokenizer)], device=device) for row in rows]
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "max_new_tokens": new,
         "do_sample": False,
         "pad_token_id": tokenizer.pad_token_id,
@@ -54,7 +54,7 @@ def run(*, quick: bool, say: Say) -> Report:
 
 
 def _measure(
-    report: Report, model: Any, method: LayerRouting, asked: list[torch.Tensor], options: dict[str, Any],
+    report: Report, model: Any, method: LayerRouting, asked: list[torch.Tensor], options: dict[str, object],
     depth: float, say: Say,
 ) -> None:  # fmt: skip
     drafting, equal, tokens = Drafting(), 0, 0

@@ -27,7 +27,7 @@ from headgate.data.sources import load_rows
 from headgate.data.wordmath import FAMILIES
 from headgate.experiments.benchmarks.frame import Report, Say, at_least, at_most, not_measured
 from headgate.methods.lora_experts.probe import reference_text, skill_embeddings
-from headgate.methods.lora_experts.spawn import Evidence, SpawnConfig, SpawnPolicy, build_policy
+from headgate.methods.lora_experts.spawn import Decision, Evidence, SpawnConfig, SpawnPolicy, build_policy
 from headgate.models.load import load_model
 from headgate.modules.skill_library import SkillLibrary
 from headgate.ops.novelty import token_mean
@@ -53,9 +53,11 @@ CORPORA: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def prepared(source: Mapping[str, Any], tokenizer: Any, seed: int, documents: int = DOCUMENTS) -> Dataset:
+def prepared(
+    source: Mapping[str, object], tokenizer: PreTrainedTokenizerBase, seed: int, documents: int = DOCUMENTS
+) -> Dataset:
     """At most so many documents of a skill, every token trained, cut at 256."""
-    rows = load_rows(SourceConfig(**{"limit": documents, "seed": seed, **source}))
+    rows = load_rows(SourceConfig.model_validate({"limit": documents, "seed": seed, **source}))
     config = DataConfig(max_length=256, loss_on="all", long_prompts="drop")
     return prepare(rows, tokenizer, config, context_length=256).dataset
 
@@ -74,7 +76,7 @@ class Looks:
         seed: int,
     ) -> None:
         self.model, self.tokenizer, self.skills, self.seed = model, tokenizer, skills, seed
-        self._rows: dict[str, Any] = {}
+        self._rows: dict[str, Dataset] = {}
         self._seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, skill: str, number: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,7 @@ class Looks:
             self._seen[skill, number] = skill_embeddings(self.model, [batch])
         return self._seen[skill, number]
 
-    def _load(self, skill: str) -> Any:
+    def _load(self, skill: str) -> Dataset:
         found = prepared(self.skills[skill], self.tokenizer, self.seed)
         stream = generator(self.seed, 0, "novelty.documents")
         return found.select(torch.randperm(len(found), generator=stream).tolist())
@@ -170,7 +172,7 @@ def detect(looks: Looks, config: SpawnConfig, mix: tuple[Tensor, Tensor], seed: 
     return tally
 
 
-def _decide(policy: SpawnPolicy, embeddings: Any, tokens: Any, segment: int, tally: Tally) -> Any:
+def _decide(policy: SpawnPolicy, embeddings: Tensor, tokens: Tensor, segment: int, tally: Tally) -> Decision:
     start = time.perf_counter()
     evidence = Evidence(
         embeddings, tokens, global_step=segment * 1000, num_experts=len(policy.library.experts)
@@ -180,9 +182,11 @@ def _decide(policy: SpawnPolicy, embeddings: Any, tokens: Any, segment: int, tal
     return decision
 
 
-def sources(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def sources(folder: Path) -> dict[str, dict[str, dict[str, object]]]:
     """Streams by name: the embedded word problems, and these with the real corpora where the folder has them."""
-    made = {f: {"source": "wordmath", "options": {"families": [f]}} for f in FAMILIES}
+    made: dict[str, dict[str, object]] = {
+        f: {"source": "wordmath", "options": {"families": [f]}} for f in FAMILIES
+    }
     if not folder.is_dir():
         return {"wordmath": made}
     corpora = {n: {**s, "path": str(folder / s["path"])} for n, s in CORPORA.items()}

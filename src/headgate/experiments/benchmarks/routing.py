@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ def run(*, quick: bool, say: Say) -> Report:
     method.to(device).eval()
     ids = torch.randint(3, 500, (rows, length), device=device)
 
-    def forward(gates: Tensor | None) -> Any:
+    def forward(gates: Tensor | None) -> object:
         method.gates = gates
         with torch.no_grad():
             return model(input_ids=ids, use_cache=False)

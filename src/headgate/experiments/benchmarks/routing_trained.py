@@ -145,8 +145,8 @@ def _measure(
     seconds = interleaved({**arms, **plain}, rounds=rounds, warmup=1, clock=clock)
     name = f"{granularity}, batch {batch}, prompt {prompt}"
     for arm in arms:
-        told: dict[str, Any] = {**spread(seconds[arm])}
-        told["tokens_per_second"] = batch * new / told["median_s"]
+        times_of = spread(seconds[arm])
+        told: dict[str, object] = {**times_of, "tokens_per_second": batch * new / times_of["median_s"]}
         if arm in peaks:
             told["peak_bytes"] = peaks[arm]
         report.arms[f"{name}/{arm}"] = told

@@ -15,13 +15,14 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
 STEPS = 8
 
@@ -48,7 +49,7 @@ def depth(model: PreTrainedModel, blocks: int) -> Iterator[None]:
 
 def plain_arms(model: PreTrainedModel, ids: Tensor) -> dict[str, Callable[[], object]]:
     """Steps by rows and prompts ``[B, T]`` by length, through all blocks and through one: what lies between is blocks alone."""
-    arms: dict[str, Callable[[], Any]] = {}
+    arms: dict[str, Callable[[], object]] = {}
     for blocks in (model.config.num_hidden_layers, 1):
         for rows in row_counts(len(ids)):
             arms[f"step {rows}, {blocks}"] = _steps(model, ids[:rows], blocks)
@@ -57,16 +58,18 @@ def plain_arms(model: PreTrainedModel, ids: Tensor) -> dict[str, Callable[[], ob
     return arms
 
 
-def _prompt(model: PreTrainedModel, ids: Tensor, blocks: int) -> Callable[[], Any]:
-    def work() -> Any:
+def _prompt(model: PreTrainedModel, ids: Tensor, blocks: int) -> Callable[[], CausalLMOutputWithPast]:
+    def work() -> CausalLMOutputWithPast:
         with torch.no_grad(), depth(model, blocks):
-            return model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            output: CausalLMOutputWithPast = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            return output
 
     return work
 
 
-def _steps(model: Any, ids: Tensor, blocks: int) -> Callable[[], object]:
+def _steps(model: PreTrainedModel, ids: Tensor, blocks: int) -> Callable[[], object]:
     cache = _prompt(model, ids, blocks)().past_key_values
+    assert cache is not None
 
     def work() -> None:
         with torch.no_grad(), depth(model, blocks):

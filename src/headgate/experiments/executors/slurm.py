@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import submitit
 
@@ -45,7 +44,7 @@ class SlurmExecutor:
         except (NameError, TypeError, ValueError) as error:
             raise ConfigError(f"executor slurm: {str(error).splitlines()[0]}") from None
         jobs = dict(zip(executor.map_array(_Run(), tasks), tasks, strict=True))
-        running: set[Any] = set()
+        running: set[submitit.Job[int]] = set()
         try:
             while jobs:
                 for job, task in list(jobs.items()):
@@ -72,6 +71,6 @@ class _Run:
         finally:
             stop([self.process])
 
-    def checkpoint(self, task: Task) -> Any:
+    def checkpoint(self, task: Task) -> submitit.helpers.DelayedSubmission:
         stop([self.process])  # the run saves; the requeued job resumes it
         return submitit.helpers.DelayedSubmission(_Run(), task)

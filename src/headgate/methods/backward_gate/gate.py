@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -257,7 +256,7 @@ class Gate(FixedPrecision):
         return float(torch.rand((), generator=stream, dtype=torch.float64))
 
     # -- state --------------------------------------------------------------------------------------
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *rest: object) -> None:
         saved = state_dict.get(f"{prefix}settings")
         if saved is not None and not torch.equal(saved.cpu(), self.settings):
             raise CheckpointError(

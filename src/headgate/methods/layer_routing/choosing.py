@@ -128,7 +128,7 @@ class Choosing:
             self.fallback.choose(mask, partial(self.execution.loss, first))
 
     # -- where a stage begins -------------------------------------------------------------------------
-    def begin(self, stage: Stage, probe: Any, router: LayerRouter | None) -> None:
+    def begin(self, stage: Stage, probe: Batches | None, router: LayerRouter | None) -> None:
         """Search a mask, start the router at it, or take one of both for good, as the stage's phase has it."""
         config, phase = self.config, phases.phase_of(stage)
         held: Any = getattr(probe, "validation", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -35,9 +35,9 @@ class PatchConfig(StrictConfig):
     rank: int = Field(default=16, ge=1)
 
 
-AT_MASK: dict[str, Any] = {"budget": "exact", "fallback": "mask", "logit_bound": 4.0}
+AT_MASK: dict[str, object] = {"budget": "exact", "fallback": "mask", "logit_bound": 4.0}
 """What ``start: mask`` sets unless it is given."""
-SEED: dict[str, dict[str, Any]] = {
+SEED: dict[str, dict[str, object]] = {
     "dense": {},
     "truncate": {},
     "stochastic_depth": {"drop_rate": 0.5, "scaling": False},
@@ -159,7 +159,7 @@ class LayerRoutingConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, given: Any) -> Any:
+    def _fill(cls, given: object) -> object:
         """The preset's values, and no distillation where there is no router to teach; what is given wins."""
         if not isinstance(given, dict):
             return given

@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,10 @@ from headgate.methods.layer_routing.kv import Reuse
 from headgate.methods.layer_routing.opened import BlockGates
 from headgate.models.block_parts import BlockParts, Call, KeysValues, OpenTokens, uploaded
 from headgate.models.private import checkpointed
-from headgate.models.surgery import hidden_of, with_hidden
+from headgate.models.surgery import BlockOutput, hidden_of, with_hidden
 from headgate.ops.layer_gates import gated
 
-Forward = Callable[..., Any]
+Forward = Callable[..., BlockOutput]
 
 
 class RoutedBlock:
@@ -50,7 +49,7 @@ class RoutedBlock:
         parts: BlockParts | None,
         gate: Callable[[], BlockGates | None],
         engine: Callable[[], str],
-        keys: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None,
+        keys: Callable[[Call, Tensor], Call] | None = None,
         drops: bool = False,
         patches: Sequence[nn.Module] = (),
     ) -> None:
@@ -59,12 +58,14 @@ class RoutedBlock:
         self.patches = list(patches)  # in a list: they belong to the method, not to the model
         self.names = list(inspect.signature(type(block).forward).parameters)[1:]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> BlockOutput:
         gates = self.gate()
         if gates is None or (gates.kind == "open" and not gates.learns and self.keys is None):
             return self.original(*args, **kwargs)
-        call = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        hidden = call.pop("hidden_states")
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        hidden = given.pop("hidden_states")
+        assert isinstance(hidden, Tensor)
+        call: Call = given
         if self.keys is not None:
             call = self.keys(call, hidden)
             if gates.kind == "open" and not gates.learns:
@@ -79,7 +80,7 @@ class RoutedBlock:
         output = self._whole(gates, hidden, weight[..., 0], call)
         return with_hidden(output, self._patched(gates, 0, hidden_of(output), hidden, weight[..., :1]))
 
-    def _whole(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Any:
+    def _whole(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: Call) -> BlockOutput:
         """g F(x) + (1 - g) x, one gate for the block."""
         sparse, kind = self.engine() == "sparse", gates.kind
         if kind == "closed" and sparse:
@@ -115,7 +116,7 @@ class RoutedBlock:
         assert self.parts is not None
         return self.parts.nothing(hidden) if self.drops else None
 
-    def _sparse(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: dict[str, Any]) -> Tensor:
+    def _sparse(self, gates: BlockGates, hidden: Tensor, weight: Tensor, call: Call) -> Tensor:
         assert self.parts is not None
         hard = gates.hard
         if call.get("past_key_values") is not None:
@@ -176,22 +177,22 @@ class RoutedBlock:
             output = tokens.put(middle, before + tokens.take(mlp) * self.parts.mlp_branch(before))
         return self._patched(gates, 1, output, middle, mlp)
 
-    def _checkpointed(self, run: Forward, hidden: Tensor, weight: Tensor, call: Call) -> Tensor:
+    def _checkpointed(
+        self, run: Callable[[Tensor, Tensor, Call], Tensor], hidden: Tensor, weight: Tensor, call: Call
+    ) -> Tensor:
         """``run``, recomputed in the backward where the block's own forward would be."""
-        block: Any = self.block
+        block = self.block
         if getattr(block, "gradient_checkpointing", False) and block.training:
             cache = call.get("past_key_values")
             apart = {**call, "past_key_values": cache if isinstance(cache, Reuse) else None}
-            out: Tensor = checkpointed(block, lambda h, w: run(h, w, apart), hidden, weight)
-            return out
-        found: Tensor = run(hidden, weight, call)
-        return found
+            return checkpointed(block, lambda h, w: run(h, w, apart), hidden, weight)
+        return run(hidden, weight, call)
 
 
-def select(call: Call, rows: Tensor, size: int) -> dict[str, Any]:
+def select(call: Call, rows: Tensor, size: int) -> Call:
     """The arguments of some rows of the batch; what the rows share (first dimension 1) stays."""
 
-    def of(value: Any) -> Any:
+    def of(value: object) -> object:
         if isinstance(value, tuple):
             return tuple(of(item) for item in value)
         if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == size and size > 1:
@@ -201,7 +202,7 @@ def select(call: Call, rows: Tensor, size: int) -> dict[str, Any]:
     return {name: of(value) for name, value in call.items()}
 
 
-def crop(call: Call, end: int) -> dict[str, Any]:
+def crop(call: Call, end: int) -> Call:
     """The arguments of the first ``end`` tokens, where no cache lengthens the keys."""
     cropped = dict(call)
     if isinstance(mask := call.get("attention_mask"), Tensor):

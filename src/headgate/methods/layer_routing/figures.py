@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,11 +76,11 @@ class DepthRecord:
         if self.current is not None:
             self.current.add(route)
 
-    def counts(self) -> list[list[Any]]:
+    def counts(self) -> list[list[object]]:
         """JSON, for ``restore``."""
         return [[skill, *tally.counts()] for skill, tally in self.by_skill.items()]
 
-    def restore(self, counts: Iterable[Sequence[Any]]) -> None:
+    def restore(self, counts: Iterable[tuple[str | None, int, Sequence[int] | None]]) -> None:
         self.by_skill = {skill: Tally(tokens, opened) for skill, tokens, opened in counts}
 
     def of_task(self, shares: Shares, engine: str, routing: str) -> dict[str, float]:

@@ -10,23 +10,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from headgate.methods.context import PREPARED_MASKS, Context, padding_mask_alone, remember
 from headgate.methods.layer_routing.config import LayerRoutingConfig
-from headgate.methods.layer_routing.engines import RoutedBlock
+from headgate.methods.layer_routing.engines import Forward, RoutedBlock
 from headgate.methods.layer_routing.kv import OPENED, Opened, Reuse, check_kv, opened_so_far, without_closed
 from headgate.methods.layer_routing.opened import BlockGates, all_open
 from headgate.methods.layer_routing.route import Route, fixed_route, refuse_shuffled_decoding, settled_route
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX
-from headgate.models.anatomy import Anatomy, Batch, model_inputs
+from headgate.models.anatomy import Anatomy, BackboneOutput, Batch, model_inputs
 from headgate.models.aside import look_aside
-from headgate.models.block_parts import BlockParts
+from headgate.models.block_parts import BlockParts, Call
 from headgate.models.private import attention_implementation
 from headgate.models.surgery import Handle, on_block_input, override_attribute, override_forward
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 PREPASS = "headgate_routing_prepass"
 CHECKPOINTS = "_can_checkpoint_with_cache"
@@ -38,7 +41,7 @@ class Pass:
     """What belongs to one forward, and is kept for its backward: a checkpointed block is recomputed from it."""
 
     context: Context | None = None
-    cache: Any = None
+    cache: Cache | None = None
     route: Route | None = None
     opened: Tensor | None = None
     everyone: list[bool] = field(default_factory=list)
@@ -91,9 +94,7 @@ class RoutedForward:
         for place in range(-1 if config.kv == "reuse" else 0, len(blocks)):
             block = anatomy.blocks[blocks.start + place]
 
-            def make(
-                original: Callable[..., Any], block: nn.Module = block, place: int = place
-            ) -> Callable[..., Any]:
+            def make(original: Forward, block: nn.Module = block, place: int = place) -> Forward:
                 return RoutedBlock(
                     block,
                     original,
@@ -177,11 +178,11 @@ class RoutedForward:
                 count += labelled
         return total / max(count, 1)
 
-    def _around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+    def _around_backbone(self, original: Callable[..., BackboneOutput]) -> Callable[..., BackboneOutput]:
+        def forward(*args: object, **kwargs: object) -> BackboneOutput:
             if self._idle:
                 return original(*args, **kwargs)
-            call = {**({"input_ids": args[0]} if args else {}), **kwargs}
+            call: Call = {**({"input_ids": args[0]} if args else {}), **kwargs}
             if self.in_training:
                 kwargs["use_cache"] = False  # a cache that nobody reads would have every key and value made
             context = Context.read(call)
@@ -200,7 +201,7 @@ class RoutedForward:
         """After the backward: keys and values that only a recompute would ask for."""
         self.now.reused = {}
 
-    def _read_ahead(self, backbone: Callable[..., Any], call: dict[str, Any]) -> PrepassCache | None:
+    def _read_ahead(self, backbone: Callable[..., BackboneOutput], call: Call) -> PrepassCache | None:
         """With ``features: prepass``, the first forward and the decision that it allows."""
         if self.config.features != "prepass":
             return None
@@ -224,7 +225,7 @@ class RoutedForward:
         kept = None if training else settled_route(context)
         self.now.route = kept if kept is not None else self.decide(hidden, context, training)
 
-    def _after(self, cache: Any, first: PrepassCache | None) -> None:
+    def _after(self, cache: Cache | None, first: PrepassCache | None) -> None:
         """What the next decoding step needs goes onto the cache; what only a backward needs goes."""
         route = self.now.route
         if cache is not None and route is not None:
@@ -251,13 +252,13 @@ class RoutedForward:
         route, units = self.now.route, self.config.gates_per_block
         return route.on_host.of_block(place * units, (place + 1) * units)
 
-    def _keys(self, place: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+    def _keys(self, place: int, call: Call, hidden: Tensor) -> Call:
         """A block's call with the keys and values that ``kv`` leaves it; attention's gate decides."""
         if self.config.kv == "drop":
             return self._dropped(place * self.config.gates_per_block, call, hidden)
         return {**call, "past_key_values": self._reuse(place, call.get("past_key_values"), hidden)}
 
-    def _dropped(self, gate: int, call: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+    def _dropped(self, gate: int, call: Call, hidden: Tensor) -> Call:
         assert self.now.route is not None and self.now.context is not None and self.anatomy is not None
         if self.now.opened is None:
             shape = hidden.shape[0], hidden.shape[1]
@@ -268,12 +269,11 @@ class RoutedForward:
             self.now.everyone = known.flatten(0, 1).all(0).tolist()
         if self.now.everyone[gate]:
             return call
-        model: Any = self.anatomy.model
-        boolean = attention_implementation(model.config) == "sdpa"
+        boolean = attention_implementation(self.anatomy.model.config) == "sdpa"
         mask = without_closed(call.get("attention_mask"), self.now.opened[..., gate], hidden, boolean=boolean)
         return {**call, "attention_mask": mask}
 
-    def _reuse(self, place: int, cache: Any, hidden: Tensor) -> Reuse:
+    def _reuse(self, place: int, cache: Cache | None, hidden: Tensor) -> Reuse:
         if place < 0:
             reuse = Reuse(cache, None, None)
         else:

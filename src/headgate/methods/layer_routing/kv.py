@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,13 +25,16 @@ from headgate.models.anatomy import Anatomy
 from headgate.models.block_parts import ATTENTION_KINDS
 from headgate.models.private import attention_implementation
 
+if TYPE_CHECKING:
+    from transformers import Cache
+
 OPENED = "headgate_routing_open"
 
 
 def check_kv(kv: str, anatomy: Anatomy) -> None:
     """Raises ModelError for a model that has no place for what ``kv`` leaves."""
-    model: Any = anatomy.model
-    attention = attention_implementation(model.config)
+    config = anatomy.model.config
+    attention = attention_implementation(config)
     if kv == "drop" and attention not in ATTENTION_KINDS:
         raise ModelError(
             f"kv: drop is an attention mask, which attn_implementation {attention!r} does not take: set "
@@ -41,7 +44,7 @@ def check_kv(kv: str, anatomy: Anatomy) -> None:
         kv == "reuse"
         and "past_key_values" not in inspect.signature(type(anatomy.blocks[0]).forward).parameters
     ):
-        kind = model.config.get_text_config().model_type
+        kind = config.get_text_config().model_type
         raise ModelError(f"no kv: reuse for architecture {kind!r}: use kv: drop or full")
 
 
@@ -55,7 +58,7 @@ class Opened:
         return Opened(self.gates[rows])
 
 
-def opened_so_far(weight: Tensor, shape: tuple[int, int], cache: Any, past: int) -> Tensor:
+def opened_so_far(weight: Tensor, shape: tuple[int, int], cache: Cache | None, past: int) -> Tensor:
     """``[B, past + T, G]`` bool.
 
     Raises ModelError for a cache whose earlier tokens were not routed with ``drop``, or with places still empty.
@@ -108,12 +111,16 @@ class Reuse:
     ``open_BT`` None: every token is open, nothing is replaced. Transformers' attention asks a cache for ``update`` only.
     """
 
-    def __init__(self, cache: Any, below: tuple[Tensor, Tensor] | None, open_BT: Tensor | None) -> None:
+    def __init__(
+        self, cache: Cache | None, below: tuple[Tensor, Tensor] | None, open_BT: Tensor | None
+    ) -> None:
         self.cache = getattr(cache, "self_attention_cache", cache)
         self.below, self.open_BT = below, open_BT
         self.own: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """``[B, N, T, D]`` of the block's own; returns what it attends to, cached tokens included.
 
         Equation: layer_routing (kv reuse): K_l(j) = g_j k_l(x_j) + (1 - g_j) K_{l-1}(j)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +193,7 @@ class LayerRouting(Method):
         """The phases of a run that trains its search; none otherwise."""
         return phases.stages_of(self.config, learning_rate, self.group_learning_rates(learning_rate))
 
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         self.choosing.begin(scheduled.stage, probe, self.router)
 
     def take_readings(self) -> Sequence[Reading]:
@@ -246,11 +246,11 @@ class LayerRouting(Method):
         return line
 
     # -- evaluation -------------------------------------------------------------------------------------
-    def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
+    def on_evaluation_start(self, skill: str | None, probe: Iterable[Batch] | None) -> None:
         """Where the budget is one that a threshold holds, it is set on validation data, as the router is now."""
         self.record.stop()  # the forwards that calibrate are no part of the validation
-        asked = self.config.calibration_target is not None and probe is not None
-        if asked and self.routing != "removed":
+        asked = self.config.calibration_target is not None and self.routing != "removed"
+        if asked and probe is not None:
             self.choosing.hear(probe, self._phase)
         self.record.start(skill)
 

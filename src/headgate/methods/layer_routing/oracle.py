@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from headgate.errors import DataError
 from headgate.methods.layer_routing.masks import masks_of
@@ -51,7 +50,7 @@ class TokenLosses:
     place: Tensor
 
 
-def token_losses(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> TokenLosses:
+def token_losses(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> TokenLosses:
     """Cross-entropy token by token, right-padded batches, a row a document. Raises DataError where there is none."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     rows = 0
@@ -92,7 +91,7 @@ def choice(loss_KN: Tensor, document_N: Tensor, place_N: Tensor, prefix: int = P
 
 
 def masked_losses(
-    method: LayerRouting, model: Any, batches: Sequence[Mapping[str, Tensor]]
+    method: LayerRouting, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]
 ) -> tuple[list[Tensor], list[TokenLosses]]:
     """Every mask of the method's depth on its own weights, and the losses under each."""
     closed = method.config.num_skipped(method.num_blocks)

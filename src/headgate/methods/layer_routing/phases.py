@@ -12,7 +12,6 @@ the last phase, where it falls by the run's own schedule.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from headgate.errors import ConfigError
 from headgate.methods.layer_routing.config import LayerRoutingConfig
@@ -69,7 +68,7 @@ def noise_in(config: LayerRoutingConfig, step: Step | None) -> float:
     return config.noise * (1 - step.stage_step / step.stage_steps) if phase == TRIAL else 0.0
 
 
-def check_stage(config: LayerRoutingConfig, stage: Stage, validation: Any) -> None:
+def check_stage(config: LayerRoutingConfig, stage: Stage, validation: object) -> None:
     """Raises ConfigError where a run with phases has neither its stages nor rows to choose on."""
     if not config.has_phases:
         return

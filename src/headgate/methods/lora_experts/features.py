@@ -13,7 +13,6 @@ there is. A cache carries the sum and number of what has been seen, so that deco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +82,7 @@ def text_evidence(router: BayesRouter, context: Context, vocabulary: int, *, pre
     return evidence
 
 
-def keep_on_cache(output: Any, context: Context) -> None:
+def keep_on_cache(output: object, context: Context) -> None:
     """Let the cache that a forward returned carry the running mean."""
     cache = getattr(output, "past_key_values", None)
     if cache is not None and context.memory is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,9 @@ from headgate.methods.lora_experts.routes import ARROW, ONE, REMOVED, check_rout
 from headgate.methods.lora_experts.routing import Phase, fixed_mixture, mix, mixture_of, phase_of
 from headgate.methods.prepass import PrepassCache, prepass
 from headgate.methods.step import IGNORE_INDEX, real_tokens
-from headgate.models.anatomy import Anatomy, Batch, model_inputs
+from headgate.models.anatomy import Anatomy, BackboneOutput, Batch, model_inputs
 from headgate.models.aside import look_aside
+from headgate.models.block_parts import Call
 from headgate.models.surgery import Handle, on_block_input, on_linear, override_attribute, override_forward
 from headgate.modules.arrow import ArrowRouter
 from headgate.modules.bayes_router import BayesRouter
@@ -158,11 +158,11 @@ class RoutedForward:
         return total / max(count, 1.0)
 
     # -- the backbone -----------------------------------------------------------------------------------
-    def around_backbone(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+    def around_backbone(self, original: Callable[..., BackboneOutput]) -> Callable[..., BackboneOutput]:
+        def forward(*args: object, **kwargs: object) -> BackboneOutput:
             if self.idle:
                 return original(*args, **kwargs)
-            call = {**({"input_ids": args[0]} if args else {}), **kwargs}
+            call: Call = {**({"input_ids": args[0]} if args else {}), **kwargs}
             self.running = None
             context = Context.read(call, MEMORY)
             weights = self._fixed()
@@ -199,7 +199,7 @@ class RoutedForward:
         known = None if self.in_training else self.experts.roster.serving(self.evaluated)
         return {self.experts.current if known is None else known: 1.0}
 
-    def _read_first(self, call: dict[str, Any], backbone: Callable[..., Any]) -> None:
+    def _read_first(self, call: Call, backbone: Callable[..., BackboneOutput]) -> None:
         """Features that exist before the first block."""
         assert self.running is not None
         router = self.experts.routers.closed_form
@@ -214,7 +214,7 @@ class RoutedForward:
         elif self.config.features == "prepass":
             self.read_features(self._read_ahead(call, backbone))
 
-    def _read_ahead(self, call: dict[str, Any], backbone: Callable[..., Any]) -> Tensor:
+    def _read_ahead(self, call: Call, backbone: Callable[..., BackboneOutput]) -> Tensor:
         """Final hidden states with every adapter off; decoding continues a cache of its own."""
         assert self.running is not None
         caches = not self.in_training and call.get("use_cache") is not False

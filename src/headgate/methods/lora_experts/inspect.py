@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
 from headgate.methods.lora_experts.experts import ExpertSet
-from headgate.methods.lora_experts.reporting import info_table
+from headgate.methods.lora_experts.reporting import ExpertRow, info_table
 from headgate.methods.lora_experts.trial import Outcome
 from headgate.ops.expert_merging import cosines
 
@@ -17,12 +17,20 @@ ENDS = {outcome.value for outcome in (Outcome.MERGED, Outcome.HANDED_OVER, Outco
 """Verdicts after which an expert is gone."""
 
 
-def likeness(experts: ExpertSet) -> dict[str, Any]:
+class Likeness(TypedDict):
     """``experts``: a row each. ``cosines`` ``[N][N]`` of their updates, all sites as one vector. ``joins``: what average
     linkage joins, the most alike first, with the mean cosine up to which ``merge_above`` would."""
+
+    experts: list[ExpertRow]
+    cosines: list[list[float]]
+    joins: list[dict[str, object]]
+
+
+def likeness(experts: ExpertSet) -> Likeness:
+    """How alike the experts are, each with each."""
     numbers = [info.number for info in experts.roster]
     likes = cosines([experts.factors(number) for number in numbers])
-    joins = []
+    joins: list[dict[str, object]] = []
     if len(numbers) > 1:
         groups = [[number] for number in numbers]
         for left, right, distance, _ in linkage(squareform((1 - likes).numpy(), checks=False), "average"):
@@ -35,7 +43,7 @@ def likeness(experts: ExpertSet) -> dict[str, Any]:
     }
 
 
-def timeline(decisions: Sequence[Mapping[str, Any]], experts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def timeline(decisions: Sequence[Mapping[str, Any]], experts: Sequence[ExpertRow]) -> dict[str, object]:
     """A stream as it went, from its decisions and the ``experts`` that are left (rows of ``info_table``).
 
     ``events``: every decision, verdict and merge, in order. ``lives``: by expert, from which step it was there, until when
@@ -43,11 +51,17 @@ def timeline(decisions: Sequence[Mapping[str, Any]], experts: Sequence[Mapping[s
     the expert that serves each skill at the end. The skills' losses are the matrix in ``result.json: continual``.
     """
     left = {row["expert"] for row in experts}
-    events: list[dict[str, Any]] = []
-    lives: dict[int, dict[str, Any]] = {}
+    events: list[dict[str, object]] = []
+    lives: dict[int, dict[str, object]] = {}
 
-    def life(number: int, step: int) -> dict[str, Any]:
-        fresh = {"expert": number, "from": step, "until": None, "heir": None, "here": number in left}
+    def life(number: int, step: int) -> dict[str, object]:
+        fresh: dict[str, object] = {
+            "expert": number,
+            "from": step,
+            "until": None,
+            "heir": None,
+            "here": number in left,
+        }
         return lives.setdefault(number, fresh)
 
     for one in decisions:
@@ -68,5 +82,5 @@ def timeline(decisions: Sequence[Mapping[str, Any]], experts: Sequence[Mapping[s
         events.append(
             {"step": step, "what": kind, "experts": [asked], **into, "reason": one["reason"], **told}
         )
-    served = {skill: row["expert"] for row in experts for skill in row["skills"]}
+    served: dict[str, int] = {skill: row["expert"] for row in experts for skill in row["skills"]}
     return {"events": events, "lives": [lives[number] for number in sorted(lives)], "served": served}

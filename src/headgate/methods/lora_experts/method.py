@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +143,7 @@ class LoraExperts(Method):
             self.watch.restore(structure["bursts"])
 
     # -- training ---------------------------------------------------------------------------------------
-    def on_stage_start(self, scheduled: ScheduledStage, probe: Any) -> None:
+    def on_stage_start(self, scheduled: ScheduledStage, probe: Iterable[Batch] | None) -> None:
         """A skill of a stream begins: its expert is found or made, and what older skills look like is protected."""
         self.stream.skill = scheduled.stage.options.get("skill")
         self.lifecycle.pending.clear()  # what the last evaluation of a skill asks for its expert comes too late
@@ -153,6 +152,7 @@ class LoraExperts(Method):
             self.experts.routers.protect(basis)
         if self.stream.skill is None:
             return
+        assert probe is not None  # a stream's rows
         self.trial.end(self.stream, scheduled.start)
         merged = merge_alike(self.experts, above) if (above := self.config.merge_above) else []
         segment = self.stream.begin(scheduled, probe, merged)
@@ -250,7 +250,7 @@ class LoraExperts(Method):
         """A burst takes the place of the next batches."""
         return None if self.watch is None else BurstBatches(self.watch, self.stream, batches)
 
-    def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
+    def on_evaluation_start(self, skill: str | None, probe: object) -> None:
         """The oracle is told whose rows come; nobody else reads it."""
         self.routed.evaluated = skill or ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -51,7 +51,24 @@ def telemetry(
     return figures
 
 
-def info_table(experts: ExpertSet) -> list[dict[str, Any]]:
+class ExpertRow(TypedDict):
+    """One expert, for results and ``inspect``. ``usage``, ``served_tokens``, ``loss``: None where nothing was measured."""
+
+    expert: int
+    rank: int
+    alpha: float
+    skills: list[str]
+    born: int
+    reason: str
+    age: int
+    maturity: float
+    usage: float | None
+    served_tokens: float | None
+    loss: float | None
+    frozen: bool
+
+
+def info_table(experts: ExpertSet) -> list[ExpertRow]:
     """One row per expert, for results and ``inspect``."""
     roster = experts.roster
     maturity = roster.maturity(experts.config.maturity_steps)

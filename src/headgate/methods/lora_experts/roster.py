@@ -18,7 +18,7 @@ from headgate.modules.structure import Structure
 NAN = float("nan")
 RATE = 0.05
 """Of the moving usage and loss."""
-BUFFERS: dict[str, Any] = {
+BUFFERS: dict[str, float] = {
     "age": 0,  # accepted optimizer steps since birth
     "usage": 0.0,  # moving share of the dispatches
     "served": 0.0,  # tokens dispatched to it since birth

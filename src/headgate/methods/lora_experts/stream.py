@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +25,13 @@ from headgate.methods.lora_experts.probe import (
 from headgate.methods.lora_experts.spawn import Decision, Evidence, build_policy
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX
+from headgate.models.anatomy import Batch
 from headgate.modules.bayes_router import BASE, NOTHING, BayesRouter
 from headgate.modules.skill_library import SkillLibrary
+from headgate.modules.structure import Structure
 from headgate.ops.novelty import token_mean
 
-Batches = Iterable[Mapping[str, Any]]
+Batches = Iterable[Batch]
 BY_NAME = ("always", "never", "oracle")
 """Policies that never look at data."""
 MOST_SAMPLES = 8
@@ -106,7 +108,7 @@ class SkillStream(nn.Module):
         skills = [] if label is None else [label]
         return experts.add(reason=decision.reason or kind, born=step, skills=skills, on_trial=not sure)
 
-    def note(self, decision: Decision, expert: int, stage: str, step: int, **more: Any) -> None:
+    def note(self, decision: Decision, expert: int, stage: str, step: int, **more: object) -> None:
         """Keep a decision with its evidence, for the run's result."""
         similarities = None if self.similarities is None else self.similarities.tolist()
         facts = {name: _plain(value) for name, value in decision._asdict().items()}
@@ -114,7 +116,7 @@ class SkillStream(nn.Module):
             {"stage": stage, "step": step, **facts, "expert": expert, "similarities": similarities, **more}
         )
 
-    def note_verdict(self, kind: str, expert: int, step: int, reason: str, **facts: Any) -> None:
+    def note_verdict(self, kind: str, expert: int, step: int, reason: str, **facts: object) -> None:
         """Keep what became of an expert on trial, beside the decision that put it there."""
         stage = self.decisions[-1]["stage"]
         plain = {name: _plain(value) for name, value in facts.items()}
@@ -238,7 +240,7 @@ class SkillStream(nn.Module):
                 self.library.give(number, heir)
 
     # -- saving -----------------------------------------------------------------------------------------
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> Structure:
         likeness = None if self.likeness is None else sorted(self.likeness.items())
         return {
             "library": self.library.structure(),
@@ -247,7 +249,7 @@ class SkillStream(nn.Module):
             "likeness": likeness and [list(item) for item in likeness],
         }
 
-    def restore(self, structure: Mapping[str, Any]) -> None:
+    def restore(self, structure: Structure) -> None:
         self.library.restore(structure["library"])
         self.skill, self.decisions = structure["skill"], list(structure["decisions"])
         likeness = structure["likeness"]
@@ -271,6 +273,6 @@ def _text(ids_DT: Tensor) -> Tensor:
     return text.masked_fill(text == IGNORE_INDEX, NOTHING)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """NaN is no JSON: None stands for what was not measured."""
     return None if isinstance(value, float) and value != value else value

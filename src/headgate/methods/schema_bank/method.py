@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from headgate.methods.schema_bank.tagger import Tagger
 from headgate.methods.schema_bank.tags import kept_share
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step
-from headgate.models.anatomy import Anatomy
+from headgate.models.anatomy import Anatomy, Batch
 from headgate.models.surgery import on_block_output
 from headgate.modules.structure import Structure
 from headgate.ops.gating import Gates
@@ -252,7 +252,7 @@ class SchemaBank(Method):
         return line
 
     # -- evaluation -------------------------------------------------------------------------------------
-    def on_evaluation_start(self, skill: str | None, probe: Any) -> None:
+    def on_evaluation_start(self, skill: str | None, probe: Iterable[Batch] | None) -> None:
         """The validation's loss with the bank and without it."""
         if probe is not None and self.anatomy is not None:
             self.removal.validate(self.anatomy, probe)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from headgate.methods.step import Step
 from headgate.methods.teacher import distilled
 from headgate.models.anatomy import Anatomy, model_inputs
 from headgate.models.aside import look_aside
-from headgate.models.sharding import whole
+from headgate.models.sharding import head_tensors
 from headgate.models.surgery import head_bypassed
 from headgate.modules.fused_head import chunked_head_loss
 from headgate.ops.randomness import generator
@@ -110,14 +109,14 @@ class Removal:
 
 
 def _summed_loss(anatomy: Anatomy, batch: Mapping[str, Tensor]) -> Tensor:
-    head: Any = anatomy.head
-    with look_aside(anatomy.model), head_bypassed(head) as captured:
+    with look_aside(anatomy.model), head_bypassed(anatomy.head) as captured:
         anatomy.model(**model_inputs(batch, labels=False), use_cache=False)
+        weight_VH, bias_V = head_tensors(anatomy)
         return chunked_head_loss(
             captured[-1],
-            whole(head.weight),
+            weight_VH,
             batch["labels"],
-            bias=getattr(head, "bias", None),
+            bias=bias_V,
             softcap=anatomy.softcap,
             reduction="sum",
         )
