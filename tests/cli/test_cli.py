@@ -112,9 +112,7 @@ def test_train_writes_a_whole_run_directory_and_runs_once(tmp_path: Path) -> Non
 
 def test_adapter_loads_in_plain_peft(tmp_path: Path) -> None:
     """PEFT alone, in a process that never imports Headgate, sees the weights that Headgate's own loader sees."""
-    assert (
-        headgate("train", recipe(tmp_path, model__name_or_path=str(_saved_model(tmp_path)))).returncode == 0
-    )
+    assert here("train", recipe(tmp_path, model__name_or_path=str(_saved_model(tmp_path)))).returncode == 0
     run = run_directory(tmp_path)
     script = (
         "import torch, peft, transformers, sys\n"
@@ -212,7 +210,7 @@ def test_bad_rows_name_file_and_line(tmp_path: Path) -> None:
     ):
         data = tmp_path / "data.jsonl"
         data.write_text(content)
-        done = headgate(
+        done = here(
             "train",
             recipe(tmp_path, data__train={"source": "gsm8k", "path": str(data)}, data__validation=None),
         )
