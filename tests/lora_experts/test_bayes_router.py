@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,32 @@ def test_a_stream_teaches_it_every_skill_once_and_the_base_before_them(tmp_path:
     (method,) = trainer.methods
     assert method.experts.routers.closed_form.owners == [BASE, "0", "1", "2"]
     assert (method.experts.routers.closed_form.counts_PE.sum(-1) > 0).all()
+
+
+def test_a_new_skill_is_counted_whole_each_document_once_and_no_further_than_the_cap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Packed documents and padded ones are counted as what they are; pairs over a document's end are none."""
+    _, anatomy = model_of()
+    method = LoraExperts(experts=2, router="bayes", base_prior=0.0)
+    method.attach(anatomy)
+    router = method.experts.routers.closed_form
+    assert isinstance(router, BayesRouter)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 5, 0, 0]])
+    packed = {"input_ids": ids[:1], "labels": ids[:1], "segment_ids": torch.tensor([[0, 0, 1, 1]])}
+    padded = {"input_ids": ids[1:], "labels": ids[1:], "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    method.stream.introduce(0, [packed, padded], new=True)
+    wanted = BayesRouter(0.0)
+    wanted.learn("0", joined([[5, 6], [7, 8], [9, 5]]), new=True)
+    assert all(torch.equal(one, other) for one, other in zip(router.buffers(), wanted.buffers(), strict=True))
+
+    monkeypatch.setattr("headgate.methods.lora_experts.stream.TEXT_TOKENS", 6)
+    read: list[int] = []
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for number in range(9):
+            read.append(number)
+            yield packed
+
+    method.stream.introduce(1, batches(), new=True)
+    assert read == [0, 1], "four tokens a batch: the second reaches six"
