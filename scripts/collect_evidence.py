@@ -47,6 +47,7 @@ QUESTIONS = [
     ("lora_experts", "... than EWC?", "lora_experts_retention_short", "lora_experts - ewc", "lora_experts/retention_short"),
     ("lora_experts", "... how far is it from oracle routing?", "lora_experts_retention_short", "lora_experts - oracle", "lora_experts/retention_short"),
     ("lora_experts", "... and from joint training?", "lora_experts_retention_short", "lora_experts - joint", "lora_experts/retention_short"),
+    ("lora_experts", "with `router: bayes` in place of `prototype`: how far is it from oracle routing?", "lora_experts_retention_bayes", "bayes", "lora_experts/retention_short"),
     ("lora_experts", "real stream of six texts: does it forget less than one LoRA?", "lora_experts_real_stream", "lora_experts", "lora_experts/real_stream"),
     ("lora_experts", "... than 10% replay?", "lora_experts_real_stream", "lora_experts - replay_10", "lora_experts/real_stream"),
     ("lora_experts", "... how far is it from oracle routing?", "lora_experts_real_stream", "lora_experts - oracle", "lora_experts/real_stream"),
