@@ -16,7 +16,7 @@ from torch import Tensor
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.probe import reference_text
-from headgate.modules.bayes_router import BASE, NOTHING, BayesRouter
+from headgate.modules.bayes_router import BASE, FIRST_CONTEXT, NOTHING, SHIFT, BayesRouter
 
 from .conftest import attached, batch_of, logits_of, model_of, stream_stages, trainer_of
 
@@ -246,3 +246,9 @@ def test_a_new_skill_is_counted_whole_each_document_once_and_no_further_than_the
 
     method.stream.introduce(1, batches(), new=True)
     assert read == [0, 1], "four tokens a batch: the second reaches six"
+    assert float(router.counts_PE[1][router.events_PE[1] < FIRST_CONTEXT * SHIFT].sum()) == 6, (
+        "and is cut there"
+    )
+    smaller = [{name: value[:, half : half + 2] for name, value in packed.items()} for half in (0, 2)] * 2
+    method.stream.introduce(0, smaller, new=True)
+    assert torch.equal(router.events_PE[2], router.events_PE[1]), "as ranks read it, in smaller batches"

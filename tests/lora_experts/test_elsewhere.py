@@ -17,11 +17,12 @@ from headgate.experiments.best_mixture import validation_rows
 from headgate.experiments.recipe_file import recipe_from
 from headgate.experiments.run import run
 from headgate.experiments.run_directory import RunDirectory
+from headgate.methods.compose import MethodStack
 from headgate.methods.lora_experts import LoraExperts
 from headgate.methods.lora_experts.export import concatenated, mixtures, usage_weights
 from headgate.models.load import load_model
 from headgate.modules.prototype_router import PrototypeRouter
-from headgate.training.checkpoint import seal
+from headgate.training.checkpoint import restore_methods, seal
 
 from .conftest import SMALL, batch_of, logits_of, louden, model_of, stream_stages, trainer_of
 
@@ -212,3 +213,21 @@ def test_a_damaged_state_is_an_error_and_never_the_base(saved: Path, tmp_path: P
     seal(tmp_path / "broken")  # somebody who meant it: then the state itself must fit
     with pytest.raises(CheckpointError, match="does not fit"):
         exporting.load(tmp_path / "broken", device="cpu")
+
+
+def test_what_another_version_wrote_is_said_to_be_that(saved: Path, tmp_path: Path) -> None:
+    """A structure without a key that is read today, loaded and resumed: no KeyError."""
+    import shutil
+
+    shutil.copytree(saved, tmp_path / "older")
+    description = json.loads((saved / "headgate.json").read_text())
+    del description["methods"]["lora_experts"]["trial"]
+    (tmp_path / "older" / "headgate.json").write_text(json.dumps(description))
+    seal(tmp_path / "older")
+    told = r"written by another version of Headgate \(its structure has no 'trial'\)"
+    with pytest.raises(CheckpointError, match=told):
+        exporting.load(tmp_path / "older", device="cpu")
+    method = LoraExperts()
+    method.attach(model_of()[1])
+    with pytest.raises(CheckpointError, match=told):
+        restore_methods(tmp_path / "older", MethodStack([method]))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from headgate.methods.protocols import StepCost
+from headgate.methods.costs import StepCost
 from headgate.training import counted, micro_batch
 from headgate.training.micro_batch import MicroBatch
 from headgate.training.mixin import MethodsMixin

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from headgate.config import StrictConfig, build_config
 from headgate.methods.continual import ContinualBaseline
 from headgate.methods.continual_config import AGEMConfig
-from headgate.methods.protocols import Reading
+from headgate.methods.costs import Reading
 from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step

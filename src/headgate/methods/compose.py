@@ -16,7 +16,8 @@ from headgate.methods import protocols
 from headgate.methods.base import Method
 from headgate.methods.compose_data import DataNeeds
 from headgate.methods.compose_evaluation import EvaluationVerbs
-from headgate.methods.protocols import StepCost, having
+from headgate.methods.costs import Reading, StepCost
+from headgate.methods.protocols import having
 from headgate.methods.stage import LORA_GROUP, ScheduledStage, Stage, whole_run
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, Batch
@@ -255,7 +256,7 @@ class MethodStack(nn.Module):
             share = share * cost.share
         return StepCost(share, sum(cost.forwards for cost in costs), sum(cost.heads for cost in costs))
 
-    def take_readings(self) -> list[protocols.Reading]:
+    def take_readings(self) -> list[Reading]:
         """What was read outside the steps since the last call."""
         return [r for method in having(self, protocols.ReadsBesides) for r in method.take_readings()]
 

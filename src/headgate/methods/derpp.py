@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from headgate.config import StrictConfig, build_config
 from headgate.methods.continual import ContinualBaseline
 from headgate.methods.continual_config import DERPPConfig
-from headgate.methods.protocols import Reading
+from headgate.methods.costs import Reading
 from headgate.methods.rehearsal import Rehearsal
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX, Step

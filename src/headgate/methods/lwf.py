@@ -23,7 +23,7 @@ from headgate.config import StrictConfig, build_config
 from headgate.errors import ConfigError
 from headgate.methods.continual import ContinualBaseline
 from headgate.methods.continual_config import LwFConfig
-from headgate.methods.protocols import StepCost
+from headgate.methods.costs import StepCost
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.methods.teacher import distilled

@@ -8,13 +8,13 @@ would otherwise pass unnoticed, so ``check_protocols`` refuses it by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from headgate.errors import ConfigError
+from headgate.methods.costs import Reading, StepCost
 from headgate.methods.stage import ScheduledStage, Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, Batch, Columns
@@ -165,39 +165,9 @@ class EndsStages(Protocol):
 # -- what a step costs ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """What one micro-batch ran besides, or instead of, one whole forward.
-
-    Attributes:
-        share: of the blocks' FLOPs on real tokens that the forward executed.
-        forwards: whole forwards without a graph besides its own (a teacher's, a prepass).
-        heads: passes through the language-model head alone besides its own.
-    """
-
-    share: float | Tensor = 1.0
-    forwards: float = 0.0
-    heads: float = 0.0
-
-
 class Costed(Protocol):
     def cost(self, step: Step) -> StepCost:
         """Asked after the decision, of a micro-batch whose forward ran at least in part."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Forwards on rows that are no step's. ``pairs``: sum over documents of length (length + 1) / 2.
-
-    ``heads``: passes through the language-model head. ``share``: of the blocks' FLOPs that ran. ``trained``: a backward to
-    the tensors that train followed.
-    """
-
-    tokens: float
-    pairs: float
-    heads: float = 1.0
-    share: float = 1.0
-    trained: bool = False
 
 
 class ReadsBesides(Protocol):

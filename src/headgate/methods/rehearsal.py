@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from headgate.errors import ConfigError
+from headgate.methods.costs import Reading
 from headgate.methods.documents import as_batch, document_lengths, documents_in
-from headgate.methods.protocols import Reading
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import IGNORE_INDEX
 from headgate.models.anatomy import Batch

@@ -8,6 +8,7 @@ Legend: N experts asked for, P skills.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from headgate.modules.fixed_precision import FixedPrecision
 from headgate.modules.structure import Structure
 
 
-class ClosedFormRouter(FixedPrecision):
+class ClosedFormRouter(FixedPrecision, ABC):
     """``owners``: the expert of every skill. Every buffer's first dimension is that of the skills.
 
     An expert may own several skills; one without any stands at the centre, z = 0.
@@ -28,13 +29,13 @@ class ClosedFormRouter(FixedPrecision):
         self.owners: list[str] = []
         self._allocate(0, None)
 
+    @abstractmethod
     def zeros(self, skills: int) -> dict[str, Tensor]:
         """Every buffer, by name, of skills of which nothing is known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learn(self, name: str, look: Tensor, /, *, new: bool = False) -> None:
         """Enter a look at an expert's latest skill, or at a new one; what a look is, each router says."""
-        raise NotImplementedError
 
     def changed(self) -> None:
         """Skills came or went: compute anew what follows from all of them."""

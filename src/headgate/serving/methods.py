@@ -5,6 +5,7 @@ Each is the module tree that its state was saved from, and the same code in the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -28,16 +29,16 @@ from headgate.modules.patch import Patch
 from headgate.modules.prototype_router import PrototypeRouter
 
 
-class Served(nn.Module):
+class Served(nn.Module, ABC):
     """A method inside an exported model, built from what ``config.json`` says of it."""
 
+    @abstractmethod
     def attach(self, anatomy: Anatomy) -> None:
         """Install into the base model, for good."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_routing(self, routing: str) -> None:
         """How it acts from now on. Raises ConfigError for a way that it does not have."""
-        raise NotImplementedError
 
 
 class ServedRouting(Served):

@@ -6,7 +6,8 @@ A folder without a manifest, or whose files do not match it, is never resumed fr
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +85,33 @@ def load_method_state(folder: Path, methods: MethodStack) -> None:
 def restore_methods(folder: Path, methods: MethodStack) -> Description:
     """Bring attached methods to the saved structure and state, for a resume. Returns the description."""
     description = read_description(folder)
-    methods.restore(description["methods"], str(folder))
+    with _structure_fits(str(folder)):
+        methods.restore(description["methods"], str(folder))
     load_method_state(folder, methods)
     return description
 
 
 def build_methods(description: Description) -> MethodStack:
     """Methods with the saved structure, not attached yet; what they draw at inference, they draw as in the run."""
-    methods = MethodStack(
-        [method_class(name).from_structure(s) for name, s in description["methods"].items()]
-    )
+    built = []
+    for name, structure in description["methods"].items():
+        with _structure_fits(f"the saved {name}"):
+            built.append(method_class(name).from_structure(structure))
+    methods = MethodStack(built)
     methods.set_seed(int(description.get("seed", 0)))
     return methods
+
+
+@contextmanager
+def _structure_fits(saved: str) -> Iterator[None]:
+    """What another version of a method wrote lacks what this one reads: said as that, and not as a missing key."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(
+            f"{saved} was written by another version of Headgate (its structure has no {error}): load it with that version, or "
+            "run its recipe again"
+        ) from error
 
 
 def seal(folder: Path) -> None:

@@ -25,7 +25,8 @@ from headgate.methods.backward_gate.tokens import TokenDraw
 from headgate.methods.backward_gate.truth import TRUTH, share_of_new, truth_maker
 from headgate.methods.backward_gate.views import LEFT_OUT, SELECTED, WEIGHT, PooledSequences, RememberedRows
 from headgate.methods.base import Method
-from headgate.methods.protocols import DataView, StepCost
+from headgate.methods.costs import StepCost
+from headgate.methods.protocols import DataView
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, Batch
 from headgate.modules.fused_head import HeadChunk

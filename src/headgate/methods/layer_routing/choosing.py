@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headgate.methods.costs import Reading
 from headgate.methods.layer_routing import calibration, phases
 from headgate.methods.layer_routing.budget import Budget
 from headgate.methods.layer_routing.config import LEARNED, MASK_LOGIT, LayerRoutingConfig
@@ -16,7 +17,6 @@ from headgate.methods.layer_routing.fallback import Fallback
 from headgate.methods.layer_routing.forward import RoutedForward
 from headgate.methods.layer_routing.masks import best_mask, drawn_mask, greedy_mask
 from headgate.methods.layer_routing.shares import Shares
-from headgate.methods.protocols import Reading
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step, real_tokens
 from headgate.models.anatomy import Batch

@@ -13,6 +13,7 @@ from headgate.config import build_config
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method
 from headgate.methods.context import Context
+from headgate.methods.costs import Reading, StepCost
 from headgate.methods.layer_routing import calibration, learned, phases
 from headgate.methods.layer_routing.budget import Budget
 from headgate.methods.layer_routing.choosing import Choosing
@@ -24,7 +25,6 @@ from headgate.methods.layer_routing.policies import decide, fixed_gates, route_l
 from headgate.methods.layer_routing.route import Route, Situation, fixed_route
 from headgate.methods.layer_routing.shares import Shares, open_rates
 from headgate.methods.layer_routing.teacher import Teacher
-from headgate.methods.protocols import Reading, StepCost
 from headgate.methods.stage import Stage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, Batch

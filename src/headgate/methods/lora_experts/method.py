@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headgate.config import build_config
 from headgate.errors import ModelError
 from headgate.methods.base import Method
+from headgate.methods.costs import Reading, StepCost
 from headgate.methods.lora_experts import export
 from headgate.methods.lora_experts.config import LoraExpertsConfig
 from headgate.methods.lora_experts.experts import ExpertSet, Sizes
@@ -23,7 +24,7 @@ from headgate.methods.lora_experts.targets import target_linears
 from headgate.methods.lora_experts.teaching import SKILL, auxiliary_losses, distilled_rows
 from headgate.methods.lora_experts.trial import Trial
 from headgate.methods.lora_experts.watch import BurstBatches, BurstWatch
-from headgate.methods.protocols import DataView, Reading, StepCost
+from headgate.methods.protocols import DataView
 from headgate.methods.stage import ScheduledStage
 from headgate.methods.step import Step
 from headgate.models.anatomy import Anatomy, Batch, linear_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from headgate.methods.protocols import Reading
+from headgate.methods.costs import Reading
 
 
 class Readings:

@@ -257,14 +257,18 @@ class SkillStream(nn.Module):
 
 
 def _text_of(batches: Batches) -> Tensor:
-    """A skill's training rows, each once, up to ``TEXT_TOKENS``: the more is counted, the sooner the skill is told apart."""
+    """A skill's training rows, each once: the more is counted, the sooner the skill is told apart.
+
+    The first ``TEXT_TOKENS`` of them to the token, so that ranks, which read smaller batches, count what one process does.
+    """
     texts, tokens = [], 0
     for batch in batches:
         texts.append(_text(documents_in(batch)[..., 0]))
         tokens += int((texts[-1] != NOTHING).sum())
         if tokens >= TEXT_TOKENS:
             break
-    return torch.cat(texts)
+    text = torch.cat(texts)
+    return text[(text != NOTHING).cumsum(0) <= TEXT_TOKENS]
 
 
 def _text(ids_DT: Tensor) -> Tensor:

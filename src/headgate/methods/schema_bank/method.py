@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headgate.config import build_config
 from headgate.errors import ConfigError, ModelError
 from headgate.methods.base import Method
-from headgate.methods.protocols import StepCost
+from headgate.methods.costs import StepCost
 from headgate.methods.schema_bank.config import BANK, ROUTER, Routing, SchemaBankConfig
 from headgate.methods.schema_bank.layer import SchemaLayer
 from headgate.methods.schema_bank.removal import Removal
