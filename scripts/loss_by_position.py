@@ -3,7 +3,7 @@
     python scripts/loss_by_position.py RUN
 
 Of every skill of a finished stream, on its validation rows: loss as the router mixes the experts, less the loss of the skill's own
-expert alone, by position in the document.
+expert alone, by position in the document, and over all of it.
 """
 
 from __future__ import annotations
@@ -52,10 +52,13 @@ def main() -> None:
     method = next((one for one in model.headgate_methods if isinstance(one, LoraExperts)), None)
     if method is None:
         raise SystemExit(f"{directory.path} has no experts: give a run of lora_experts")
-    table = Table("skill", *(f"{a}-{b}" if b < ENDS[-1] else f"{a}-" for a, b in itertools.pairwise(ENDS)))
-    for segment in load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap):
+    spans = [*itertools.pairwise(ENDS), (0, ENDS[-1])]
+    table = Table("skill", *(f"{a}-{b}" if b < ENDS[-1] else f"{a}-" for a, b in spans[:-1]), "all")
+    segments = load_stream(recipe.data.stream, recipe.training.max_steps, recipe.data.overlap)
+    for segment in {segment.skill: segment for segment in segments}.values():
         expert = method.experts.roster.serving(segment.skill)
         if expert is None:
+            table.add_row(segment.skill, "no expert serves it")
             continue
         rows = prepare(segment.validation, tokenizer, recipe.data, packing=False).dataset
         mixed = token_losses(model, rows)
@@ -63,7 +66,7 @@ def main() -> None:
         alone = token_losses(model, rows)
         method.set_routing("on")
         costs = [m - a for m, a in zip(mixed, alone, strict=True)]
-        means = [torch.cat([cost[a:b] for cost in costs]) for a, b in itertools.pairwise(ENDS)]
+        means = [torch.cat([cost[a:b] for cost in costs]) for a, b in spans]
         table.add_row(segment.skill, *(f"{float(part.mean()):+.3f}" if len(part) else "-" for part in means))
     Console().print(table)
 
