@@ -167,7 +167,7 @@ def main() -> int:
     reached = map_of(STATE / "map.json")
 
     wanted_tests = {test.split("::")[0] for m in drawn for test in tests_for(m, reached, arguments.budget)}
-    warm_up(trees[0], sorted(wanted_tests))
+    there = warm_up(trees[0], sorted(wanted_tests))
 
     log = STATE / "results.jsonl"
     known = {r["id"]: r for r in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
@@ -182,7 +182,9 @@ def main() -> int:
 
     def one(mutant: Mutant) -> None:
         tree = free.get()
-        tests = tests_for(mutant, reached, arguments.budget)
+        tests = [
+            test for test in tests_for(mutant, reached, arguments.budget) if test in there or "::" not in test
+        ]
         result = judge(mutant, tree, tests, 30 + 6 * arguments.budget)
         free.put(tree)
         known[mutant.id] = result

@@ -120,18 +120,34 @@ def _in_child(action: Callable[[], int], timeout: float, output: Path) -> int | 
     return None
 
 
-def warm_up(tree: Path, tests: Sequence[str] = ("tests",)) -> None:
-    """Import Headgate and all tests here, once: a forked child then needs half a second for a mutant, not ten."""
+class _Collected:
+    """A pytest plugin: the tests that there are."""
+
+    def __init__(self) -> None:
+        self.tests: set[str] = set()
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self.tests = {item.nodeid for item in session.items}
+
+
+def warm_up(tree: Path, tests: Sequence[str] = ("tests",)) -> set[str]:
+    """Import Headgate and all tests here, once: a forked child then needs half a second for a mutant, not ten.
+
+    Returns the tests: pytest fails over the name of one that is gone, which would pass for a mutant's death.
+    """
     _prepare(tree)
     import pytest
 
+    collected = _Collected()
+    files = [test for test in tests if Path(test).exists()]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        pytest.main(["-q", "-m", "", "--collect-only", "-p", "no:cacheprovider", *tests])
+        pytest.main(["-q", "-m", "", "--collect-only", "-p", "no:cacheprovider", *files], plugins=[collected])
     for item in gc.get_objects():
         if isinstance(item, FunctionType) and item.__code__.co_filename.startswith(f"{tree / PACKAGE}/"):
             path = item.__code__.co_filename.removeprefix(f"{tree / PACKAGE}/")
             FUNCTIONS[f"{path}:{item.__qualname__}"].append(item)
     gc.freeze()
+    return collected.tests
 
 
 def _codes(code: CodeType, within: str = "") -> Iterator[tuple[str, CodeType]]:
