@@ -15,7 +15,7 @@ from headgate.methods.stage import LORA_GROUP, Stage
 from headgate.methods.step import Step
 from headgate.models import private
 from headgate.models.anatomy import Batch
-from headgate.training import replicas
+from headgate.training import processes, replicas
 from headgate.training.config import ScheduleClock
 from headgate.training.curriculum import Curriculum
 from headgate.training.schedule import ClockedScheduler
@@ -194,6 +194,9 @@ class Stages:
 class Probe:
     """Iterates over collated batches of the current stage's data without moving the training order.
 
+    Every rank sees the same ones, as large as all ranks' together: what a method learns from so many batches, and which
+    rows it keeps, is then what one process with the same global batch does. No graph is kept of them.
+
     ``validation``: the batches that a validation of the whole run reads, anew every time it is asked for; None where there
     is no such one (no validation rows, or one set for each skill).
     """
@@ -216,7 +219,7 @@ class Probe:
         order = torch.randperm(
             len(dataset), generator=torch.Generator().manual_seed(trainer.args.seed)
         ).tolist()
-        size = trainer.args.per_device_train_batch_size
+        size = trainer.args.per_device_train_batch_size * processes.world_size()
         for start in range(0, len(order), size):
             rows = [dataset[i] for i in order[start : start + size]]
             yield private.inputs_on_device(trainer, trainer.data_collator(rows))
