@@ -76,7 +76,7 @@ def instrument(tree: Path) -> None:
                 1 if ast.get_docstring(function) is not None and len(function.body) > 1 else 0
             ]
             number = min([first.lineno, *(d.lineno for d in getattr(first, "decorator_list", []))])
-            if number == function.lineno or first.col_offset == 0:  # a body on the line of its def
+            if lines[first.lineno - 1][: first.col_offset].strip():  # a body on the last line of its def
                 continue
             place = f"{path.relative_to(tree / PACKAGE)}:{name}"
             lines.insert(number - 1, f"{' ' * first.col_offset}{REPORT}({place!r})\n")
@@ -186,7 +186,10 @@ def swapped(path: str, function: str, original: str, mutated: str) -> bool:
 
 
 def record(tree: Path, tests: Sequence[str], file: Path) -> None:
-    """Run ``tests`` in ``tree``, which is instrumented for it; what was known of other tests stays."""
+    """Run ``tests`` in ``tree``, which is instrumented for it; what was known of other tests stays.
+
+    Exits where pytest could not run them: mutants would be held against an older map.
+    """
     instrument(tree)
 
     def recorded() -> int:
@@ -197,8 +200,10 @@ def record(tree: Path, tests: Sequence[str], file: Path) -> None:
         return int(pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Recorder(file)]))
 
     print(f"mapping {' '.join(tests)} ...", flush=True)
-    _in_child(recorded, 3 * 3600, tree / ".output")
+    code = _in_child(recorded, 3 * 3600, tree / ".output")
     print((tree / ".output").read_text()[-2000:], flush=True)
+    if code not in (0, 1):  # 1: some fell, and are left out
+        sys.exit(f"the tests could not be mapped (pytest: {code}); all it said is in {tree / '.output'}")
 
 
 def map_of(file: Path) -> dict[str, Any]:
